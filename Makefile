@@ -1,0 +1,55 @@
+# Every target makes the environment it needs; nothing has to be prepared but Python 3.11+.
+#   make demo        install, then the quickstart recipe: at most 20 minutes on 2 CPU cores
+#   make test        every test but those that need a GPU; make test-fast: the quick ones
+#   make check       ruff and pyright; make format: mend what ruff can
+#   make bench       CLI latency and engine throughput into benchmarks/
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help env env-run demo test test-fast test-gpu check format docs bench constraints clean
+
+help:
+	@sed -n '2,/^VENV/s/^#  *//p' Makefile
+
+env:
+	@.ci/env $(VENV) dev
+
+env-run:
+	@.ci/env $(VENV) run
+
+demo: env-run
+	$(BIN)/posttrain run recipes/quickstart.yaml
+
+test: env
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-fast: env
+	$(BIN)/python -m pytest -m "not slow and not browser and not gpu"
+
+test-gpu: env
+	$(BIN)/python -m pytest -m gpu
+
+check: env
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: env
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: env
+	$(BIN)/posttrain bench cli --out benchmarks
+	$(BIN)/posttrain bench engine --out benchmarks
+
+# Freeze what is installed as the set that the next environments get. No triton: its version belongs
+# to the torch build. No setuptools: it is named by what needs it, per Python version.
+constraints: env
+	@{ sed -n '/^#/p' constraints.txt; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(triton|setuptools|torchvision|torchaudio|torchcodec)==' \
+	  | sed 's/^torch==\([0-9.]*\).*/torch==\1/'; } > constraints.tmp && mv constraints.tmp constraints.txt
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
