@@ -1,0 +1,35 @@
+"""Tables in and out: Parquet, JSONL, JSON; written whole or not at all, deterministic bytes."""
+
+from posttrain.tables.files import (
+    MetricsLog,
+    file_sha256,
+    read_json,
+    read_metrics,
+    write_bytes,
+    write_json,
+)
+from posttrain.tables.rows import json_field, read_table, write_table
+from posttrain.tables.typed import (
+    read_groups,
+    read_records,
+    record_schema,
+    write_groups,
+    write_records,
+)
+
+__all__ = [
+    "MetricsLog",
+    "file_sha256",
+    "json_field",
+    "read_groups",
+    "read_json",
+    "read_metrics",
+    "read_records",
+    "read_table",
+    "record_schema",
+    "write_bytes",
+    "write_groups",
+    "write_json",
+    "write_records",
+    "write_table",
+]

@@ -1,0 +1,128 @@
+"""Tables of plain rows in Parquet and JSONL, equal content giving equal bytes."""
+
+# pyarrow ships no types
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain.tables.files import Row, exact_json, finite, write_bytes
+
+# A column so marked holds JSON text: the only exact form for values of mixed or open shape.
+_JSON_MARK = {b"posttrain": b"json"}
+_ROW_GROUP = 65_536
+
+
+def json_field(name: str) -> pa.Field:
+    """A schema field whose values are any JSON values, kept as JSON text in the file."""
+    return pa.field(name, pa.string(), metadata=_JSON_MARK)
+
+
+def _is_json(field: pa.Field) -> bool:
+    return bool(field.metadata) and field.metadata.get(b"posttrain") == b"json"
+
+
+def write_table(
+    path: Path, rows: Sequence[Mapping[str, Any]], *, schema: pa.Schema | None = None
+) -> None:
+    """Write rows as Parquet or JSONL, by the suffix of `path`, in one step.
+
+    Without a schema Parquet columns are typed by their values, mixed or nested ones being kept as
+    JSON text. A key that a row lacks reads back as None from Parquet; in JSONL, non-finite numbers
+    become null. Raises ValueError, naming the column, for what cannot be stored exactly (a lone
+    surrogate in a text column, say), and EnvironmentFault for a full disk.
+    """
+    if Path(path).suffix == ".jsonl":
+        write_bytes(path, "".join(exact_json(finite(row)) + "\n" for row in rows).encode())
+        return
+    if Path(path).suffix != ".parquet":
+        raise ValueError(f"{path}: a table's name ends in .parquet or .jsonl")
+    wanted: pa.Schema = _infer_schema(rows) if schema is None else schema
+    if extra := {name for row in rows for name in row} - set(wanted.names):
+        raise ValueError(f"{path}: columns {sorted(extra)} are not among {wanted.names}")
+    columns: list[pa.Array] = []
+    for field in wanted:
+        values = [row.get(field.name) for row in rows]
+        try:
+            if _is_json(field):
+                values = [None if value is None else exact_json(value) for value in values]
+            columns.append(pa.array(values, type=field.type))
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"{path}: column {field.name!r} cannot be stored: {error}") from error
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_arrays(columns, schema=wanted),
+        sink,
+        compression="zstd",
+        compression_level=3,
+        version="2.6",
+        row_group_size=_ROW_GROUP,
+        write_page_checksum=True,
+    )
+    write_bytes(path, memoryview(sink.getvalue()))
+
+
+def read_table(path: Path) -> list[Row]:
+    """The rows of a Parquet or JSONL file, as `write_table` took them."""
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    with path.open("rb") as file:
+        try:
+            # pq.read_table would make a column out of a folder named like `seed=1`.
+            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+    columns: list[list[Any]] = []
+    for field in table.schema:
+        values = table.column(field.name).to_pylist(maps_as_pydicts="strict")
+        columns.append(
+            [None if v is None else json.loads(v) for v in values] if _is_json(field) else values
+        )
+    if not columns:
+        return [{} for _ in range(table.num_rows)]
+    return [dict(zip(table.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _infer_schema(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.schema([infer_field(name, [row.get(name) for row in rows]) for name in names])
+
+
+def infer_field(name: str, values: Sequence[Any]) -> pa.Field:
+    if plain := _plain_type(values):
+        return pa.field(name, plain)
+    lists = [value for value in values if value is not None]
+    if all(isinstance(value, list) for value in lists):
+        items: list[Any] = [item for value in lists for item in cast("list[Any]", value)]
+        if plain := _plain_type(items):
+            return pa.field(name, pa.list_(plain))
+    return json_field(name)
+
+
+def _plain_type(values: Sequence[Any]) -> pa.DataType | None:
+    present = [value for value in values if value is not None]
+    if not present:
+        return None
+    if all(isinstance(value, bool) for value in present):
+        return pa.bool_()
+    if any(isinstance(value, bool) for value in present):
+        return None
+    if all(isinstance(value, int) for value in present):
+        return pa.int64() if all(-(2**63) <= value < 2**63 for value in present) else None
+    if all(
+        isinstance(value, float) or (isinstance(value, int) and abs(value) <= 2**53)
+        for value in present
+    ):
+        return pa.float64()
+    return pa.string() if all(isinstance(value, str) for value in present) else None
