@@ -16,8 +16,10 @@ from posttrain.records import Prompt, RolloutGroup
 Floats = npt.NDArray[np.float64]
 GroupsByCapability = Mapping[str, Sequence[RolloutGroup]]
 
-# Resamples are drawn in blocks of at most this many cells, so that memory does not grow with the data.
+# Resamples are drawn in blocks of at most this many cells, so that memory does not grow with the
+# data.
 _BLOCK_CELLS = 2_000_000
+_NUM_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +46,8 @@ _NOTHING = Interval(mean=math.nan, low=math.nan, high=math.nan)
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """The unbiased chance that at least one of k samples passes; NaN where num_samples < k.
 
-    1 - C(n-c, k) / C(n, k), as a product that does not overflow (Chen et al. 2021, arXiv 2107.03374).
+    1 - C(n-c, k) / C(n, k), as a product that does not overflow (Chen et al. 2021, arXiv
+    2107.03374).
 
     >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 4)
     (0.25, 1.0)
@@ -63,7 +66,9 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def pass_rates(groups: Iterable[RolloutGroup]) -> dict[str, float]:
-    """Pass rate c/n per prompt over its decided rollouts; a prompt without a decided one is left out."""
+    """Pass rate c/n per prompt over its decided rollouts; a prompt without a decided one is left
+    out.
+    """
     return {
         prompt_id: passed / decided
         for prompt_id, (passed, decided) in _counts(groups).items()
@@ -76,12 +81,12 @@ def pass_rate_interval(
     *,
     confidence: float = 0.95,
     seed: int = 0,
-    num_resamples: int = 10_000,
+    num_resamples: int = _NUM_RESAMPLES,
 ) -> Interval:
     """Mean pass rate over prompts, with a percentile bootstrap over prompts.
 
-    Undecided rollouts are missing, not failed. Where every prompt has rate 0 (or 1) resampling shows no
-    spread; the open end is then the exact binomial bound over prompts, (alpha/2)^(1/P).
+    Undecided rollouts are missing, not failed. Where every prompt has rate 0 (or 1) resampling
+    shows no spread; the open end is then the exact binomial bound over prompts, (alpha/2)^(1/P).
     """
     rates_P = np.array(list(pass_rates(groups).values()), dtype=np.float64)
     if not len(rates_P):
@@ -99,13 +104,10 @@ def pass_rate_interval(
 
 
 def macro_pass_at_1(
-    groups_by_capability: GroupsByCapability,
-    *,
-    confidence: float = 0.95,
-    seed: int = 0,
-    num_resamples: int = 10_000,
+    groups_by_capability: GroupsByCapability, *, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Mean over capabilities of their mean pass rate, bootstrapped over prompts inside each capability.
+    """Mean over capabilities of their mean pass rate, bootstrapped over prompts inside each
+    capability.
 
     NaN where a capability has no decided rollout: its average does not exist.
     """
@@ -113,7 +115,7 @@ def macro_pass_at_1(
         np.array(list(pass_rates(groups).values()), dtype=np.float64)
         for _, groups in sorted(groups_by_capability.items())
     ]
-    return _macro_interval(rates_C, confidence, seed, num_resamples)
+    return _macro_interval(rates_C, confidence, seed)
 
 
 def paired_difference(
@@ -122,16 +124,17 @@ def paired_difference(
     *,
     confidence: float = 0.95,
     seed: int = 0,
-    num_resamples: int = 10_000,
 ) -> Interval:
-    """Macro-average pass rate after minus before, with a paired bootstrap over the prompts both share.
+    """Macro-average pass rate after minus before, with a paired bootstrap over the prompts both
+    share.
 
-    A prompt that either side could not decide is left out. Raises ValueError where the two sides were not
-    measured on the same prompts.
+    A prompt that either side could not decide is left out. Raises ValueError where the two sides
+    were not measured on the same prompts.
     """
     if set(before) != set(after):
         raise ValueError(
-            f"capabilities differ: {sorted(before)} before, {sorted(after)} after; compare the same suite"
+            f"capabilities differ: {sorted(before)} before, {sorted(after)} after; "
+            "compare the same suite"
         )
     differences_C: list[Floats] = []
     for capability in sorted(before):
@@ -139,15 +142,15 @@ def paired_difference(
         ids_after = {g.prompt_id for g in after[capability]}
         if ids_before != ids_after:
             raise ValueError(
-                f"{capability}: {len(ids_before ^ ids_after)} prompts were measured on one side only; "
-                "compare the same suite"
+                f"{capability}: {len(ids_before ^ ids_after)} prompts were measured "
+                "on one side only; compare the same suite"
             )
         rates_before, rates_after = pass_rates(before[capability]), pass_rates(after[capability])
         shared = sorted(set(rates_before) & set(rates_after))
         differences_C.append(
             np.array([rates_after[i] - rates_before[i] for i in shared], dtype=np.float64)
         )
-    return _macro_interval(differences_C, confidence, seed, num_resamples)
+    return _macro_interval(differences_C, confidence, seed)
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
@@ -182,7 +185,8 @@ def spearman_interval(
         for block in _blocks(num_resamples, len(x_N))
     ]
     resampled = np.concatenate(rows)
-    return _percentiles(mean, resampled[~np.isnan(resampled)], confidence)
+    defined = resampled[~np.isnan(resampled)]
+    return _percentiles(mean, defined, confidence) if len(defined) else _NOTHING
 
 
 def best_constant_answer(
@@ -194,8 +198,8 @@ def best_constant_answer(
 ) -> float:
     """Share of the prompts that one and the same answer would pass, for the best such answer.
 
-    Candidates are the references and the answers seen in `groups`, the commonest `max_candidates` of each.
-    NaN without prompts.
+    Candidates are the references and the answers seen in `groups`, the commonest `max_candidates`
+    of each. NaN without prompts.
     """
     if not prompts:
         return math.nan
@@ -226,8 +230,9 @@ def stage_table(
 ) -> list[dict[str, Any]]:
     """Rows of the final table for one stage: a row per capability, then their macro average.
 
-    Keys: stage, capability, num_prompts, pass_at_1, low, high, pass_at_<k>..., constant, tokens, seconds.
-    None (never NaN, which JSON lacks) where a value does not exist; seconds stand in the last row only.
+    Keys: stage, capability, num_prompts, pass_at_1, low, high, pass_at_<k>..., constant, tokens,
+    seconds. None (never NaN, which JSON lacks) where a value does not exist; seconds stand in the
+    last row only.
     """
     constant = constant or {}
     rows: list[dict[str, Any]] = []
@@ -237,7 +242,9 @@ def stage_table(
         row["constant"] = _number(constant.get(capability, math.nan))
         rows.append({**row, "seconds": None})
     everything = [group for groups in groups_by_capability.values() for group in groups]
-    last = _row(stage, "macro average", everything, macro_pass_at_1(groups_by_capability, seed=seed))
+    last = _row(
+        stage, "macro average", everything, macro_pass_at_1(groups_by_capability, seed=seed)
+    )
     for key in [*(f"pass_at_{k}" for k in pass_at), "constant"]:
         values = [row[key] for row in rows]
         last[key] = None if None in values or not values else sum(values) / len(values)
@@ -245,7 +252,9 @@ def stage_table(
 
 
 def mean_pass_at_k(groups: Iterable[RolloutGroup], k: int) -> float:
-    """Mean unbiased pass@k over the prompts with at least k decided rollouts; NaN where there are none."""
+    """Mean unbiased pass@k over the prompts with at least k decided rollouts; NaN where there are
+    none.
+    """
     values = [
         pass_at_k(decided, passed, k)
         for passed, decided in _counts(groups).values()
@@ -291,23 +300,22 @@ def _resampled_means(values_N: Floats, rng: np.random.Generator, num_resamples: 
     """(num_resamples,) means of resamples with replacement."""
     n = len(values_N)
     return np.concatenate(
-        [values_N[rng.integers(0, n, (block, n))].mean(axis=1) for block in _blocks(num_resamples, n)]
+        [
+            values_N[rng.integers(0, n, (block, n))].mean(axis=1)
+            for block in _blocks(num_resamples, n)
+        ]
     )
 
 
-def _macro_interval(
-    values_C: Sequence[Floats], confidence: float, seed: int, num_resamples: int
-) -> Interval:
+def _macro_interval(values_C: Sequence[Floats], confidence: float, seed: int) -> Interval:
     if not values_C or any(len(values_N) == 0 for values_N in values_C):
         return _NOTHING
     rng = np.random.default_rng(seed)
-    resampled = np.mean([_resampled_means(v, rng, num_resamples) for v in values_C], axis=0)
+    resampled = np.mean([_resampled_means(v, rng, _NUM_RESAMPLES) for v in values_C], axis=0)
     return _percentiles(float(np.mean([v.mean() for v in values_C])), resampled, confidence)
 
 
 def _percentiles(mean: float, resampled: Floats, confidence: float) -> Interval:
-    if not len(resampled):
-        return Interval(mean=mean, low=math.nan, high=math.nan)
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(resampled, [tail, 1.0 - tail])
     return Interval(mean=mean, low=float(low), high=float(high))
@@ -332,7 +340,9 @@ def _average_ranks(dense_B_N: npt.NDArray[np.int64]) -> Floats:
     num_rows = len(dense_B_N)
     num_distinct = int(dense_B_N.max()) + 1
     flat = (dense_B_N + np.arange(num_rows)[:, None] * num_distinct).ravel()
-    counts_B_D = np.bincount(flat, minlength=num_rows * num_distinct).reshape(num_rows, num_distinct)
+    counts_B_D = np.bincount(flat, minlength=num_rows * num_distinct).reshape(
+        num_rows, num_distinct
+    )
     below_B_D = np.cumsum(counts_B_D, axis=1) - counts_B_D
     rank_B_D = below_B_D + (counts_B_D + 1) / 2.0
     return np.take_along_axis(rank_B_D, dense_B_N, axis=1)

@@ -22,8 +22,8 @@ def build_curriculum(
 ) -> Curriculum:
     """The curriculum that `spec` asks for over `prompts`.
 
-    `prior` maps a prompt_id to its expected pass rate; prompts it does not name start from `spec`'s.
-    Raises RecipeError where the quotas do not fit the prompts' capabilities.
+    `prior` maps a prompt_id to its expected pass rate; prompts it does not name start from
+    `spec`'s. Raises RecipeError where the quotas do not fit the prompts' capabilities.
     """
     if isinstance(spec, UniformCurriculum):
         return Uniform(spec, prompts, seed=seed)

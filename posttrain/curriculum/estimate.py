@@ -10,17 +10,18 @@ import numpy.typing as npt
 
 from posttrain.records import Prompt, RolloutGroup
 
-# The newest groups of a stratum that count, about: enough to smooth chance, few enough to follow the policy.
+# The newest groups of a stratum that count, about: enough to smooth chance, few enough to follow
+# the policy.
 _STRATUM_MEMORY_GROUPS = 32
 
 
 class PassRates:
     """A discounted Beta estimate per prompt, on top of a running mean per capability x level.
 
-    With S passes and F fails, older groups of the prompt discounted at each new one, the estimate is
-    (w p + S) / (w + S + F): the mean of a Beta(w p, w (1 - p)) prior's posterior. p is the prompt's own
-    prior where there is one, else what its stratum shows, so that a level that is out of reach (or solved)
-    is known from a few groups and not from a visit to each of its prompts.
+    With S passes and F fails, older groups of the prompt discounted at each new one, the estimate
+    is (w p + S) / (w + S + F): the mean of a Beta(w p, w (1 - p)) prior's posterior. p is the
+    prompt's own prior where there is one, else what its stratum shows, so that a level that is out
+    of reach (or solved) is known from a few groups and not from a visit to each of its prompts.
     """
 
     def __init__(

@@ -49,11 +49,11 @@ class Pool:
     def draw(
         self, num_prompts: int, preferred_P: Mask, *, exclude: Set[str], capability: str | None
     ) -> list[str]:
-        """Up to `num_prompts` distinct ids, those of `preferred_P` first but for the explored share."""
+        """Up to `num_prompts` distinct ids, `preferred_P` first but for the explored share."""
         if num_prompts < 0:
             raise ValueError(f"num_prompts must be 0 or more, not {num_prompts}")
         free_P = np.ones(len(self.prompt_ids), dtype=np.bool_)
-        free_P[[self._index[prompt_id] for prompt_id in exclude if prompt_id in self._index]] = False
+        free_P[[self._index[i] for i in exclude if i in self._index]] = False
         if capability is None:
             chosen = self._draw_by_quota(num_prompts, preferred_P, free_P)
         elif capability in self.members:
@@ -70,7 +70,8 @@ class Pool:
         chosen: list[int] = []
         for capability, part in self._quotas.divide(num_prompts).items():
             chosen += self._draw_one(capability, part, preferred_P, free_P)
-        # A capability that ran dry leaves its places to those with most prompts left; it is not owed later.
+        # A capability that ran dry leaves its places to those with most prompts left; it is not
+        # owed later.
         while len(chosen) < num_prompts:
             left = {c: int(free_P[members].sum()) for c, members in self.members.items()}
             richest = max(left, key=lambda c: left[c])
@@ -109,7 +110,8 @@ class Pool:
             "pool": content_hash(self.prompt_ids),
             "clock": self._clock,
             "last": {
-                self.prompt_ids[i]: int(self._last_P[i]) for i in np.flatnonzero(self._last_P).tolist()
+                self.prompt_ids[i]: int(self._last_P[i])
+                for i in np.flatnonzero(self._last_P).tolist()
             },
             "num_drawn": dict(self._num_drawn),
             "num_explored": dict(self._num_explored),

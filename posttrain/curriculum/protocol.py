@@ -16,8 +16,8 @@ class Curriculum(Protocol):
     ) -> list[str]:
         """Distinct prompt_ids in random order; fewer than asked only where the pool is smaller.
 
-        Without `capability` every capability gets its quota of the batch; with it, all come from that one
-        (a refill). `exclude` names prompts that must not come.
+        Without `capability` every capability gets its quota of the batch; with it, all come from
+        that one (a refill). `exclude` names prompts that must not come.
         """
         ...
 

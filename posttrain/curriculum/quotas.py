@@ -10,7 +10,7 @@ from posttrain.errors import RecipeError
 
 
 class Quotas:
-    """A running largest-remainder division: what rounding took from a capability comes back later."""
+    """A running largest-remainder division: what rounding took comes back later."""
 
     def __init__(self, shares: Mapping[str, Fraction]) -> None:
         assert sum(shares.values()) == 1
@@ -21,8 +21,8 @@ class Quotas:
     def divide(self, num_prompts: int) -> dict[str, int]:
         """Whole numbers per capability that sum to `num_prompts`.
 
-        Each capability's total stays within one of its exact share of all that was ever divided, except
-        where that would take back what it already got.
+        Each capability's total stays within one of its exact share of all that was ever divided,
+        except where that would take back what it already got.
         """
         self._total += num_prompts
         owed = {c: share * self._total - self._given[c] for c, share in self._shares.items()}
@@ -53,7 +53,9 @@ class Quotas:
 def shares_of(
     quotas: Mapping[str, float] | None, capabilities: Sequence[str]
 ) -> dict[str, Fraction]:
-    """Exact shares that sum to 1, over the capabilities with a share above zero; equal without `quotas`."""
+    """Exact shares that sum to 1, over the capabilities with a share above zero; equal without
+    `quotas`.
+    """
     present = sorted(set(capabilities))
     if not present:
         raise RecipeError("rl.data has no prompts", hint="check rl.data's size and filters")
@@ -80,6 +82,7 @@ def shares_of(
 def _weight(capability: str, value: float) -> Fraction:
     if not 0 <= value < float("inf"):
         raise RecipeError(
-            f"curriculum quotas.{capability}: {value} is no share", hint="give a number of 0 or more"
+            f"curriculum quotas.{capability}: {value} is no share",
+            hint="give a number of 0 or more",
         )
     return Fraction(repr(value))

@@ -54,6 +54,8 @@ class Uniform:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See Curriculum.load_state_dict."""
         if state["kind"] != "uniform":
-            raise ValueError(f"the saved curriculum is of kind {state['kind']}, this one is uniform")
+            raise ValueError(
+                f"the saved curriculum is of kind {state['kind']}, this one is uniform"
+            )
         self._pool.load_state_dict(state["pool"])
         self._rates.load_state_dict(state["rates"])
