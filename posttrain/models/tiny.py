@@ -18,7 +18,8 @@ BEGIN, PAD, HEADER, HEADER_END, END_OF_TURN = (
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|header_start|>' + message['role'] + '<|header_end|>\n\n' + message['content'] + '<|eot|>' }}"
+    "{{ '<|header_start|>' + message['role'] + '<|header_end|>\n\n' }}"
+    "{{ message['content'] + '<|eot|>' }}"
     "{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|header_start|>assistant<|header_end|>\n\n' }}{% endif %}"
 )
@@ -35,11 +36,11 @@ VOCAB_SIZE = 300
 
 
 def write_tiny_llama4(path: Path, *, seed: int = 0) -> Path:
-    """Write a random four-layer Llama 4 text model with tokenizer and chat template to `path` and return it.
+    """Write a random Llama 4 text model with tokenizer and chat template to `path`; return `path`.
 
-    It has what makes Llama 4 special: a routed and a shared expert in every second layer, chunked attention (128
-    tokens), a layer without rotary positions and query-key norms. Heads are 32 wide, the least that vLLM's CPU
-    attention takes. The same seed writes the same weights.
+    It has what makes Llama 4 special: routed and shared experts in every second of its four layers,
+    chunked attention (128 tokens), a layer without rotary positions, query-key norms. Heads are 32
+    wide, the least that vLLM's CPU attention takes. The same seed writes the same weights.
     """
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = _train_tokenizer()
