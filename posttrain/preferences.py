@@ -1,0 +1,198 @@
+"""Preference pairs from what RL left behind: same prompt, one pass and one fail."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from posttrain.recipe.schema import Pairs
+from posttrain.records import PreferencePair, Prompt, Rollout, RolloutGroup
+
+# A text repeats itself when its last stretch is one unit, at most this long, this many times over.
+_MAX_UNIT_CHARS = 200
+_MIN_REPEATS = 4
+_MIN_REPEATED_CHARS = 24
+
+# What verifiers say of an answer that they could not read.
+_UNREADABLE = re.compile(r"unpars|cannot parse|could not parse|no answer found|format", re.I)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """A rollout with where it came from."""
+
+    rollout: Rollout
+    step: int
+    policy_version: int
+    index: int
+
+
+def mine_pairs(
+    groups: Iterable[RolloutGroup], prompts: Mapping[str, Prompt], spec: Pairs, *, seed: int
+) -> list[PreferencePair]:
+    """Pairs of one prompt's passing and failing completions, newest first, at most `max_pairs`.
+
+    Chosen ones passed and ended by themselves; undecided ones are never used. The longer of the two
+    has at most `max_length_ratio` times the other's tokens (an empty one counts as one token). A
+    prompt's pairs have different rejected texts; within a step they take turns among the corner
+    cases, the rarest first. `seed` breaks ties. Raises ValueError where a prompt is unknown.
+    """
+    groups = list(groups)
+    if spec.last_steps is not None and groups:
+        newest = max(group.step for group in groups)
+        groups = [group for group in groups if group.step > newest - spec.last_steps]
+    by_prompt: dict[str, list[RolloutGroup]] = {}
+    for group in groups:
+        if group.prompt_id not in prompts:
+            raise ValueError(f"prompt {group.prompt_id} of step {group.step} is not in the data")
+        by_prompt.setdefault(group.prompt_id, []).append(group)
+
+    candidates: list[tuple[int, float, PreferencePair]] = []
+    for prompt_id, of_prompt in sorted(by_prompt.items()):
+        # One generator per prompt: what is mined from it does not depend on the other prompts.
+        rng = random.Random(f"{seed} {prompt_id}")
+        for pair in _pairs_of(prompts[prompt_id], of_prompt, spec, rng):
+            age = -max(pair.origin["chosen_step"], pair.origin["rejected_step"])
+            candidates.append((age, rng.random(), pair))
+    candidates.sort(key=lambda candidate: candidate[:2])
+    return [pair for _, _, pair in candidates[: spec.max_pairs]]
+
+
+def pair_summary(pairs: Sequence[PreferencePair]) -> dict[str, int]:
+    """Number of pairs per corner case, the commonest first."""
+    return dict(Counter(pair.corner_case for pair in pairs).most_common())
+
+
+def corner_case(rollout: Rollout, prompt: Prompt) -> str:
+    """What a failed completion did wrong: the first that holds of the following.
+
+    empty: no text but spaces; truncation: cut off by the length limit (repetition where it was cut
+    off while repeating itself, since that is the cause); repetition: see `repeats_itself`; format:
+    the verifier could not read it, or its last line holds the reference among other text; else
+    wrong_answer.
+    """
+    text = rollout.text.strip()
+    if not text:
+        return "empty"
+    if repeats_itself(text):
+        return "repetition"
+    if rollout.finish_reason == "length":
+        return "truncation"
+    if _UNREADABLE.search(rollout.outcome.why) or _stands_within(prompt.reference, text):
+        return "format"
+    return "wrong_answer"
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether the text ends in one unit of up to 200 characters, 4 or more times in a row.
+
+    Runs of spaces and line ends count as one space, and a text cut off inside a unit still counts.
+    The stretch must have 24 characters or more and hold a letter or a digit: a ruler of dashes is
+    no repetition, nor is 0.3333.
+
+    >>> repeats_itself("so the answer is 4. " * 4), repeats_itself("the answer is 4, so it is 4.")
+    (True, False)
+    """
+    tail = " ".join(text.split())[-_MAX_UNIT_CHARS * _MIN_REPEATS :]
+    for unit_chars in range(1, _MAX_UNIT_CHARS + 1):
+        # Less one: the space after the last unit is gone.
+        needed = max(_MIN_REPEATED_CHARS, unit_chars * _MIN_REPEATS - 1)
+        if needed > len(tail):
+            break
+        stretch = tail[-needed:]
+        # A stretch has period p where it equals itself shifted by p.
+        if stretch[unit_chars:] == stretch[:-unit_chars] and any(c.isalnum() for c in stretch):
+            return True
+    return False
+
+
+def _pairs_of(
+    prompt: Prompt, groups: Sequence[RolloutGroup], spec: Pairs, rng: random.Random
+) -> Iterator[PreferencePair]:
+    """At most `max_pairs_per_prompt` pairs of one prompt's completions."""
+    chosen: list[_Seen] = []
+    rejected: list[tuple[str, _Seen]] = []
+    for group in groups:
+        for index, rollout in enumerate(group.rollouts):
+            seen = _Seen(
+                rollout=rollout,
+                step=group.step,
+                policy_version=group.policy_version,
+                index=index,
+            )
+            if rollout.outcome.passed is True:
+                if rollout.finish_reason == "stop" and rollout.text.strip():
+                    chosen.append(seen)
+            elif rollout.outcome.passed is False:
+                case = corner_case(rollout, prompt)
+                if case in spec.corner_cases:
+                    rejected.append((case, seen))
+    rng.shuffle(chosen)
+    rng.shuffle(rejected)
+    chosen.sort(key=lambda seen: -seen.step)
+
+    used_texts: set[str] = set()
+    num_pairs = 0
+    for case, bad in _newest_in_turn(rejected):
+        if num_pairs == spec.max_pairs_per_prompt:
+            return
+        if bad.rollout.text in used_texts:
+            continue
+        good = next((g for g in chosen if _fits(g, bad, spec.max_length_ratio)), None)
+        if good is None:
+            continue
+        # A completion that was used goes to the end: others come first, but few passes suffice.
+        chosen.remove(good)
+        chosen.append(good)
+        used_texts.add(bad.rollout.text)
+        num_pairs += 1
+        yield _pair(prompt, good, bad, case)
+
+
+def _newest_in_turn(rejected: Sequence[tuple[str, _Seen]]) -> list[tuple[str, _Seen]]:
+    """Newest step first; within a step one of each corner case, the rarest first, and again."""
+    rarity = Counter(case for case, _ in rejected)
+    turns: Counter[tuple[int, str]] = Counter()
+    order: list[tuple[int, int, int, str]] = []
+    for case, seen in rejected:
+        order.append((-seen.step, turns[seen.step, case], rarity[case], case))
+        turns[seen.step, case] += 1
+    ranked = sorted(zip(order, rejected, strict=True), key=lambda entry: entry[0])
+    return [entry for _, entry in ranked]
+
+
+def _fits(good: _Seen, bad: _Seen, max_length_ratio: float) -> bool:
+    lengths = [max(1, len(one.rollout.completion_ids)) for one in (good, bad)]
+    different = good.rollout.text != bad.rollout.text
+    return different and max(lengths) <= max_length_ratio * min(lengths)
+
+
+def _pair(prompt: Prompt, good: _Seen, bad: _Seen, case: str) -> PreferencePair:
+    return PreferencePair(
+        prompt_id=prompt.prompt_id,
+        prompt=prompt.messages,
+        chosen=good.rollout.text,
+        rejected=bad.rollout.text,
+        corner_case=case,
+        origin={
+            "chosen_step": good.step,
+            "chosen_policy_version": good.policy_version,
+            "chosen_index": good.index,
+            "rejected_step": bad.step,
+            "rejected_policy_version": bad.policy_version,
+            "rejected_index": bad.index,
+            "rejected_why": bad.rollout.outcome.why,
+        },
+    )
+
+
+def _stands_within(reference: str, text: str) -> bool:
+    """Whether the last line of `text` has the reference as words of its own, and more beside it."""
+    reference, text = reference.strip().casefold(), text.strip().casefold()
+    if not reference or reference == text:
+        return False
+    last_line = text.splitlines()[-1]
+    return re.search(rf"(?<![\w.]){re.escape(reference)}(?!\w|\.\d)", last_line) is not None
