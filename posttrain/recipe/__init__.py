@@ -1,0 +1,21 @@
+"""The recipe: its schema, and loading one with every error at once."""
+
+from posttrain.recipe.files import find, shipped_dir, shipped_files
+from posttrain.recipe.load import LoadedRecipe, load_curriculum, load_judge, load_recipe
+from posttrain.recipe.problems import Problem, RecipeProblems
+from posttrain.recipe.schema import CurriculumSpec, JudgeSpec, Recipe
+
+__all__ = [
+    "CurriculumSpec",
+    "JudgeSpec",
+    "LoadedRecipe",
+    "Problem",
+    "Recipe",
+    "RecipeProblems",
+    "find",
+    "load_curriculum",
+    "load_judge",
+    "load_recipe",
+    "shipped_dir",
+    "shipped_files",
+]

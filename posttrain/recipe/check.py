@@ -1,0 +1,310 @@
+"""Plain values against the schema: every fault at once, each with the nearest valid key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar, Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from posttrain.recipe.problems import Fault, Path, dotted, nearest, show
+
+SYNONYMS = {
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "evaluation_strategy": "eval_strategy",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "max_new_tokens": "max_completion_length",
+    "group_size": "num_generations",
+    "k": "num_generations",
+    "n": "num_generations",
+    "kl_coef": "beta",
+    "r": "rank",
+    "lora_r": "rank",
+    "lora_rank": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "model_name_or_path": "base",
+    "torch_dtype": "dtype",
+    "tensor_parallel_size": "num_processes",
+    "reward": "verifier",
+    "dataset": "data",
+    "datasets": "data",
+    "evaluation": "eval",
+}
+"""What other tools call it -> what it is called here or in TRL."""
+
+TYPE_ERRORS = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a section (key: value lines)",
+    "model_type": "a section (key: value lines)",
+    "model_attributes_type": "a section (key: value lines)",
+}
+
+M = TypeVar("M", bound=BaseModel)
+
+Places = Mapping[str, Sequence[Path]]
+"""Key -> the sections it is valid in."""
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(
+    model: type[M], data: Mapping[str, Any], places: Places
+) -> tuple[M | None, list[Fault]]:
+    """Validate without conversions ("5" is no number); the model is None where there are faults."""
+    try:
+        return model.model_validate(dict(data), strict=True), []
+    except ValidationError as error:
+        found = list(_merge_unions(error.errors(include_url=False), data))
+        return None, [_fault(model, data, path, details, places) for path, details in found]
+
+
+def children(annotation: Any) -> list[type[BaseModel]]:
+    """Every section class inside an annotation, through unions, lists and mappings."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in children(part)]
+
+
+def keys_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The YAML keys of a section -> their annotations."""
+    return {info.alias or name: info.annotation for name, info in model.model_fields.items()}
+
+
+def key_places(
+    model: type[BaseModel], extra: Mapping[Path, Sequence[str]]
+) -> dict[str, list[Path]]:
+    """Every key below `model`, and those of open sections in `extra`, with the sections they stand in."""
+    places: dict[str, list[Path]] = {}
+
+    def walk(section: type[BaseModel], path: Path) -> None:
+        for key, annotation in keys_of(section).items():
+            places.setdefault(key, []).append(path)
+            for child in children(annotation):
+                walk(child, (*path, key))
+
+    walk(model, ())
+    for path, keys in extra.items():
+        for key in keys:
+            places.setdefault(key, []).append(path)
+    return places
+
+
+def unknown_key(path: Path, valid: Sequence[str], places: Places) -> Fault:
+    """The fault of a key that its section does not have: a near key here, or where it belongs."""
+    *parents, key = path
+    word = str(key)
+    meant = SYNONYMS.get(word, word)
+    section = tuple(part for part in parents if isinstance(part, str))
+    near = meant if meant in valid else nearest(word, valid, 0.75)
+    if near is None and meant in places:
+        homes = sorted(
+            dict.fromkeys(places[meant]), key=lambda home: home[: len(section)] != section
+        )
+        inside = [home for home in homes if home[: len(section)] == section]
+        names = [
+            dotted(home) or "the top of the file"
+            for home in (inside if section and inside else homes)
+        ]
+        what = "it belongs" if meant == word else f"{meant!r} belongs"
+        return Fault(path=path, message=f"unknown key here; {what} in {_either(names[:3])}")
+    if near is None:
+        near = nearest(word, valid)
+    known = ", ".join(sorted(valid))
+    listed = f"; known here: {known}" if near is None and len(valid) <= 16 else ""
+    return Fault(path=path, message=f"unknown key{listed}", suggestion=near)
+
+
+def expected_instead(expected: str, value: Any) -> str:
+    """`expected`, what stands there instead and, for the well-known traps, what to write."""
+    if value is None:
+        return f"is empty (null): expected {expected}"
+    return f"expected {expected}, found {show(value)}{_advice(expected, value)}"
+
+
+def _advice(expected: str, value: Any) -> str:
+    if isinstance(value, bool | int | float) and expected == "text":
+        return ": put it in quotes"
+    if not isinstance(value, str):
+        whole = isinstance(value, float) and math.isfinite(value) and value == int(value)
+        return f": write {int(value)}" if whole and expected == "a whole number" else ""
+    plain = value.strip().lower()
+    if plain in ("none", "nil", "null"):
+        return ": write null for no value"
+    if expected == "true or false":
+        if plain in ("yes", "on", "y", "true", "1"):
+            return ": write true" + (", without quotes" if plain == "true" else "")
+        if plain in ("no", "off", "n", "false", "0"):
+            return ": write false" + (", without quotes" if plain == "false" else "")
+    if "number" in expected:
+        return _number_advice(plain)
+    if expected in ("a list",):
+        return f": write [{value}]"
+    return ""
+
+
+def _number_advice(text: str) -> str:
+    if _is_number(text):
+        return ": drop the quotes"
+    if _is_number(text.replace(",", "")):
+        return f": write {text.replace(',', '')}"
+    if text.endswith("%") and _is_number(text[:-1]):
+        return f": write {float(text[:-1]) / 100:g}"
+    parts = text.split(":")
+    if len(parts) > 1 and all(part.isdecimal() for part in parts):
+        total = 0
+        for part in parts:
+            total = total * 60 + int(part)
+        return f": base-60 numbers are gone from YAML, write {total}"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _either(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
+
+
+def _merge_unions(errors: list[ErrorDetails], data: Any) -> Iterator[tuple[Path, ErrorDetails]]:
+    """Drop pydantic's union labels from the paths, and the branches of a union that were not meant."""
+    unions: dict[Path, dict[str, list[tuple[Path, ErrorDetails]]]] = {}
+    for details in errors:
+        path, union = _real_path(details, data)
+        if union is None:
+            yield path, details
+        else:
+            at, label = union
+            unions.setdefault(at, {}).setdefault(label, []).append((path, details))
+    for at, branches in unions.items():
+        yield from _meant_branch(at, branches)
+
+
+def _meant_branch(
+    at: Path, branches: Mapping[str, list[tuple[Path, ErrorDetails]]]
+) -> Iterator[tuple[Path, ErrorDetails]]:
+    def shallow(found: list[tuple[Path, ErrorDetails]]) -> bool:
+        return all(path == at and d["type"] in (*TYPE_ERRORS, "literal_error") for path, d in found)
+
+    deep = [found for found in branches.values() if not shallow(found)]
+    if deep:
+        yield from deep[0]
+        return
+    details = [d for found in branches.values() for _, d in found]
+    wanted = dict.fromkeys(_expectation(d) for d in details)
+    yield at, {**details[0], "type": "union", "ctx": {"expected": " or ".join(wanted)}}
+
+
+def _real_path(details: ErrorDetails, data: Any) -> tuple[Path, tuple[Path, str] | None]:
+    path: list[str | int] = []
+    union: tuple[Path, str] | None = None
+    here = data
+    loc = details["loc"]
+    for position, part in enumerate(loc):
+        last = position == len(loc) - 1
+        if isinstance(here, dict) and part in here:
+            here = here[part]  # pyright: ignore[reportUnknownVariableType]
+        elif isinstance(here, list) and isinstance(part, int):
+            here = here[part]  # pyright: ignore[reportUnknownVariableType]
+        elif last and details["type"] == "missing":
+            pass
+        else:
+            # Not in the data: a label pydantic adds for a union's branch, or '[key]'.
+            if part != "[key]" and union is None:
+                union = (tuple(path), str(part))
+            continue
+        path.append(part)
+    return tuple(path), union
+
+
+def _expectation(details: ErrorDetails) -> str:
+    if details["type"] == "literal_error":
+        return str(details.get("ctx", {})["expected"])
+    return TYPE_ERRORS[details["type"]]
+
+
+def _fault(
+    model: type[BaseModel], data: Any, path: Path, details: ErrorDetails, places: Places
+) -> Fault:
+    kind = details["type"]
+    context = details.get("ctx", {})
+    value = details["input"]
+    if kind == "extra_forbidden":
+        sections = _sections_at(model, path[:-1])
+        valid = [key for section in sections for key in keys_of(section)]
+        return unknown_key(path, list(dict.fromkeys(valid)), places)
+    if kind == "missing":
+        return Fault(path=path, message="is required and not given")
+    if kind == "union":
+        return Fault(path=path, message=expected_instead(context["expected"], value))
+    if kind in TYPE_ERRORS:
+        return Fault(path=path, message=expected_instead(TYPE_ERRORS[kind], value))
+    if kind == "literal_error":
+        choices = [
+            part.strip("'") for part in str(context["expected"]).replace(" or ", ", ").split(", ")
+        ]
+        word = str(path[-1]) if details["loc"][-1] == "[key]" else value
+        near = nearest(word, choices) if isinstance(word, str) else None
+        return Fault(
+            path=path,
+            message=f"expected {context['expected']}, found {show(word)}",
+            suggestion=near,
+        )
+    if kind == "posttrain":
+        return Fault(path=(*path, *context["at"]), message=details["msg"])
+    if kind == "value_error":
+        return Fault(path=path, message=details["msg"].removeprefix("Value error, "))
+    said = details["msg"].removeprefix("Input should be ").replace("List should have", "needs")
+    return Fault(path=path, message=_limit(kind, context, value) or f"{said}, found {show(value)}")
+
+
+def _limit(kind: str, context: Mapping[str, Any], value: Any) -> str | None:
+    match kind:
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:g}, is {show(value)}"
+        case "greater_than":
+            return f"must be above {context['gt']:g}, is {show(value)}"
+        case "less_than_equal":
+            return f"must be at most {context['le']:g}, is {show(value)}"
+        case "less_than":
+            return f"must be below {context['lt']:g}, is {show(value)}"
+        case "too_short":
+            return f"needs at least {context['min_length']}, has {context['actual_length']}"
+        case "string_too_short":
+            return "is empty: give it a value"
+        case _:
+            return None
+
+
+def _sections_at(model: type[BaseModel], path: Path) -> list[type[BaseModel]]:
+    here: list[type[BaseModel]] = [model]
+    for part in path:
+        if isinstance(part, int):
+            continue
+        here = [
+            child
+            for section in here
+            if part in keys_of(section)
+            for child in children(keys_of(section)[part])
+        ]
+    return here

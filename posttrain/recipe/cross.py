@@ -1,0 +1,224 @@
+"""What no single section can know: how the sections of a recipe fit together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from posttrain.recipe.problems import Fault, nearest
+from posttrain.recipe.schema import CurriculumSpec, DataSource, Recipe
+from posttrain.recipe.trainer import trainer_fields
+
+
+def cross_faults(recipe: Recipe, unsound: frozenset[str]) -> list[Fault]:
+    """Every clash between sections; a rule that needs an `unsound` section is left out."""
+    rules: list[tuple[set[str], Callable[[Recipe], Iterator[Fault]]]] = [
+        ({"engine"}, _engine),
+        ({"sft", "rl", "dpo"}, _stages),
+        ({"sft", "rl", "dpo", "eval"}, _eval),
+        ({"engine", "eval", "sft", "rl"}, _lengths),
+        ({"rl", "launch"}, _generation_batch),
+    ]
+    return [fault for needs, rule in rules if not needs & unsound for fault in rule(recipe)]
+
+
+def quota_faults(recipe: Recipe, curriculum: CurriculumSpec) -> Iterator[Fault]:
+    """Quotas that name a capability which rl.data does not have; paths are within the curriculum file."""
+    if not curriculum.quotas or recipe.rl is None:
+        return
+    known = {name for source in recipe.rl.data for name in capabilities(source)}
+    for name in curriculum.quotas:
+        if name not in known:
+            have = ", ".join(sorted(known))
+            yield Fault(path=("quotas", name), message=f"rl.data has no such capability, only {have}",
+                        suggestion=nearest(name, known))  # fmt: skip
+    if not any(curriculum.quotas.values()):
+        yield Fault(
+            path=("quotas",), message="every share is 0: give at least one capability a share"
+        )
+
+
+def capabilities(source: DataSource) -> list[str]:
+    """The tags that a source's rows will carry."""
+    if source.capability is not None:
+        return [source.capability]
+    return list(source.reasoning_gym or ())
+
+
+def notes(recipe: Recipe) -> Iterator[Fault]:
+    """What is set and has no effect in this recipe."""
+    sft = recipe.sft
+    if sft is not None and sft.judge is None:
+        for key in ("prune", "pilot", "judge_engine"):
+            if key in sft.model_fields_set and getattr(sft, key) is not None:
+                yield Fault(path=("sft", key), message="has no effect without sft.judge")
+    if (
+        sft is not None
+        and sft.judge_engine is None
+        and sft.judge is not None
+        and sft.pilot.num_samples == 0
+    ):
+        yield Fault(
+            path=("sft", "pilot", "num_samples"),
+            message="0: nothing will say whether the judge is any good",
+        )
+
+
+def _engine(recipe: Recipe) -> Iterator[Fault]:
+    if recipe.engine.kind == "openai":
+        yield Fault(
+            path=("engine", "kind"),
+            message="openai serves judging only: put it under sft.judge_engine",
+        )
+
+
+def _stages(recipe: Recipe) -> Iterator[Fault]:
+    if recipe.sft is None and recipe.rl is None:
+        yield Fault(path=(), message="nothing to do: give at least one of the sections sft and rl")
+    if recipe.dpo is not None and recipe.rl is None:
+        yield Fault(
+            path=("dpo",),
+            message="mines its pairs from RL rollouts: add an rl section or leave dpo out",
+        )
+
+
+def _eval(recipe: Recipe) -> Iterator[Fault]:
+    spec = recipe.eval
+    if recipe.rl is None and "heldout" in spec.suites and recipe.sft is not None:
+        message = "'heldout' is taken from rl.data, and there is no rl section: name a suite with its own data, or []"
+        yield Fault(path=("eval", "suites"), message=message)
+    names = ["heldout" if suite == "heldout" else suite.name for suite in spec.suites]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Fault(path=("eval", "suites", index), message=f"a second suite called {name!r}")
+    if "after" in spec.model_fields_set:
+        for index, stage in enumerate(spec.after):
+            if stage != "base" and getattr(recipe, stage) is None:
+                yield Fault(path=("eval", "after", index), message=f"there is no {stage} section")
+            if stage in spec.after[:index]:
+                yield Fault(path=("eval", "after", index), message=f"{stage} is named twice")
+
+
+def _lengths(recipe: Recipe) -> Iterator[Fault]:
+    room = recipe.engine.max_model_len
+    asked: list[tuple[tuple[str, ...], Any]] = [(("eval", "max_tokens"), recipe.eval.max_tokens)]
+    if recipe.sft is not None and recipe.sft.judge is not None and recipe.sft.pilot.num_samples:
+        asked.append((("sft", "pilot", "max_tokens"), recipe.sft.pilot.max_tokens))
+    if recipe.rl is not None:
+        asked.append(
+            (("rl", "trainer", "max_completion_length"), _setting(recipe, "max_completion_length"))
+        )
+    for path, tokens in asked:
+        if isinstance(tokens, int) and tokens >= room:
+            message = f"{tokens} tokens leave no room for a prompt in engine.max_model_len ({room})"
+            yield Fault(path=path, message=message)
+
+
+def _setting(recipe: Recipe, key: str) -> Any:
+    """What GRPOConfig will see for `key`: the recipe's value, else TRL's default."""
+    assert recipe.rl is not None
+    return recipe.rl.trainer.get(key, trainer_fields("rl")[key].default)
+
+
+def _generation_batch(recipe: Recipe) -> Iterator[Fault]:
+    """GRPO's arithmetic, as in GRPOConfig.__post_init__ and GRPOTrainer._prepare_inputs."""
+    if recipe.rl is None:
+        return
+
+    def at(key: str) -> tuple[str, ...]:
+        return ("rl", "trainer", key)
+
+    counts = (
+        "num_generations",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "num_iterations",
+    )
+    values = {key: _setting(recipe, key) for key in counts}
+    low = {key: 2 if key == "num_generations" else 1 for key in counts}
+    for key in ("generation_batch_size", "steps_per_generation"):
+        if (value := recipe.rl.trainer.get(key)) is not None:
+            values[key], low[key] = value, 1
+    bad = [key for key, value in values.items() if not isinstance(value, int) or value < low[key]]
+    for key in bad:
+        why = ": one answer has nothing to be compared with" if key == "num_generations" else ""
+        yield Fault(path=at(key), message=f"must be at least {low[key]}, is {values[key]}{why}")
+    if bad:
+        return
+    if "generation_batch_size" in values and "steps_per_generation" in values:
+        yield Fault(
+            path=at("steps_per_generation"), message="give it or generation_batch_size, not both"
+        )
+        return
+    yield from _batch_shape(recipe, values)
+
+
+def _batch_shape(recipe: Recipe, values: Mapping[str, int]) -> Iterator[Fault]:
+    assert recipe.rl is not None
+    group = values["num_generations"]
+    device, processes = values["per_device_train_batch_size"], recipe.launch.num_processes
+    accumulation = values["gradient_accumulation_steps"]
+    given = [key for key in values if key in recipe.rl.trainer]
+    place = "num_generations" if "num_generations" in given or not given else given[0]
+    if "generation_batch_size" in values:
+        batch = values["generation_batch_size"]
+        place = "generation_batch_size"
+        sum_text = f"generation_batch_size {batch}"
+        if batch % (device * processes):
+            near = _nearest_multiples(batch, math.lcm(device * processes, group))
+            message = f"{batch} does not divide into steps of {device} x {processes} (per_device_train_batch_size x launch.num_processes): {near} would"  # noqa: E501
+            yield Fault(path=("rl", "trainer", place), message=message)
+            return
+        per_generation = batch // (device * processes)
+    else:
+        key = (
+            "steps_per_generation"
+            if "steps_per_generation" in values
+            else "gradient_accumulation_steps"
+        )
+        per_generation = values.get("steps_per_generation", accumulation)
+        batch = device * per_generation * processes
+        sum_text = (
+            f"{device} x {per_generation} x {processes} = {batch} "
+            f"(per_device_train_batch_size x {key} x launch.num_processes)"
+        )
+    if batch % group:
+        fits = ", ".join(str(number) for number in _nearest_divisors(batch, group))
+        size = _nearest_multiples(batch, group)
+        advice = (
+            f"num_generations {fits} would divide it"
+            if fits
+            else "more is needed for two answers a prompt"
+        )
+        message = f"the generation batch {sum_text} is not whole groups of {group}: {advice}; or make the batch {size}"
+        yield Fault(path=("rl", "trainer", place), message=message)
+        return
+    yield from _save_boundary(recipe, per_generation * values["num_iterations"], accumulation)
+
+
+def _save_boundary(recipe: Recipe, micro_steps: int, accumulation: int) -> Iterator[Fault]:
+    """A checkpoint between two generations would lose the rollouts that are still to be trained on."""
+    assert recipe.rl is not None
+    save = recipe.rl.trainer.get("save_steps")
+    if save is None:
+        return
+    path = ("rl", "trainer", "save_steps")
+    if save < 1 or save != int(save):
+        yield Fault(path=path, message=f"must be a whole number of steps here, is {save:g}")
+        return
+    every = micro_steps // math.gcd(micro_steps, accumulation)
+    if int(save) % every:
+        near = _nearest_multiples(int(save), every)
+        message = f"{save:g} falls between two generations, which begin every {every} steps: {near} would not"
+        yield Fault(path=path, message=message)
+
+
+def _nearest_multiples(number: int, of: int) -> str:
+    below, above = number // of * of, -(-number // of) * of
+    return " or ".join(str(n) for n in dict.fromkeys((below, above)) if n > 0)
+
+
+def _nearest_divisors(number: int, near: int) -> list[int]:
+    divisors = [d for d in range(2, number + 1) if number % d == 0]
+    return sorted(sorted(divisors, key=lambda d: abs(d - near))[:3])

@@ -1,0 +1,95 @@
+"""Where the files that a recipe names are found: beside the recipe, then among the shipped ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from posttrain.recipe.problems import nearest
+
+Kind = Literal["recipes", "judges", "curricula", "data"]
+
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+PATH_PREFIXES = ("./", "../", "/", "~")
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def shipped_root() -> Path:
+    """The folder with the recipes/, judges/ and curricula/ that come with posttrain."""
+    packaged = PACKAGE / "_shipped"
+    return packaged if packaged.is_dir() else PACKAGE.parent
+
+
+def shipped_dir(kind: Kind) -> Path:
+    """The shipped folder of one kind; data files stand beside the recipes."""
+    return shipped_root() / ("recipes" if kind == "data" else kind)
+
+
+def shipped_files(kind: Kind) -> list[Path]:
+    """The shipped YAML files of one kind, sorted."""
+    return sorted(shipped_dir(kind).glob("*.yaml"))
+
+
+def find(name: str, kind: Kind, *, folder: Path, from_cwd: bool = False) -> Path:
+    """The file called `name`: beside `folder`, then among the shipped ones of its kind.
+
+    `from_cwd` looks in the working directory before both: for names typed on a command line.
+    Raises FileNotFoundError, its text fit for an error message; `filename2` is the nearest name that exists.
+    """
+    wanted = Path(name).expanduser()
+    for place in _places(kind, folder, from_cwd):
+        candidate = place / wanted
+        try:
+            if candidate.exists():
+                return candidate.resolve()
+        except (OSError, ValueError):  # a name too long or with a NUL byte is no file
+            break
+    raise FileNotFoundError(
+        0, _missing(wanted, kind, folder), name, None, _near(wanted, kind, folder)
+    )
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a name means a place on disk rather than a name on the hub."""
+    return name.startswith(PATH_PREFIXES) or name in (".", "..")
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a data `path` means a file rather than a `datasets` name."""
+    return looks_like_path(name) or name.endswith(DATA_SUFFIXES)
+
+
+def _places(kind: Kind, folder: Path, from_cwd: bool) -> Iterator[Path]:
+    if from_cwd:
+        yield Path.cwd()
+    yield folder
+    yield shipped_root()
+    yield shipped_dir(kind)
+
+
+def _missing(wanted: Path, kind: Kind, folder: Path) -> str:
+    if wanted.is_absolute():
+        return "no such file"
+    said = f"no such file in {folder}"
+    if kind != "data":
+        names = ", ".join(path.name for path in shipped_files(kind))
+        said += f"; shipped {kind}: {names}"
+    if Path.cwd() != folder and wanted.exists():
+        said += f"; there is one in the working directory, but paths start at the recipe: write {wanted.resolve()}"
+    return said
+
+
+def _near(wanted: Path, kind: Kind, folder: Path) -> str | None:
+    beside = (folder / wanted).parent
+    try:
+        here = (
+            [str(wanted.parent / path.name) for path in beside.iterdir()] if beside.is_dir() else []
+        )
+    except OSError:
+        here = []
+    shipped = [] if kind == "data" else [f"{kind}/{path.name}" for path in shipped_files(kind)]
+    return nearest(str(wanted), [*here, *shipped]) or nearest(
+        wanted.name, [Path(name).name for name in shipped]
+    )
