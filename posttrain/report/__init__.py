@@ -1,0 +1,5 @@
+"""What happened, for people: the report of a run and the model card of its policy."""
+
+from posttrain.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,224 @@
+"""What a section of the page is made of, and how numbers read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from markupsafe import Markup
+
+NBSP = "\u00a0"
+MINUS = "\u2212"
+Tone = Literal["", "up", "down", "flat"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prose:
+    """A paragraph."""
+
+    text: str
+    kind: Literal["prose"] = "prose"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Note:
+    """One quiet line: what is missing, and why."""
+
+    text: str
+    kind: Literal["note"] = "note"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A table cell: a value, a small line under it, and whether it is good news."""
+
+    text: str
+    sub: str = ""
+    tone: Tone = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A table row; `head` is its first, naming cell."""
+
+    head: str
+    cells: Sequence[Cell]
+    strong: bool = False
+    swatch: str = ""
+    """A colour name drawn before the head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table with a naming first column."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Row]
+    foot: Sequence[Row] = ()
+    caption: str = ""
+    numeric: bool = True
+    kind: Literal["table"] = "table"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One chart of a figure."""
+
+    title: str
+    svg: Markup
+    sub: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """Charts that are read side by side."""
+
+    title: str
+    panels: Sequence[Panel]
+    legend: Sequence[tuple[str, str]] = ()
+    """(colour name, meaning)."""
+    caption: str = ""
+    more: Sequence[Panel] = ()
+    """Panels behind a fold, where there are too many to look at."""
+    wide: bool = False
+    kind: Literal["figure"] = "figure"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passage:
+    """A named stretch of text that a model or a data set wrote, shown inert."""
+
+    name: str
+    text: str
+    tone: Literal["", "passed", "failed", "undecided"] = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One thing to read: facts about it, then its passages."""
+
+    title: str
+    facts: Sequence[str]
+    passages: Sequence[Passage]
+    badge: Literal["", "passed", "failed", "undecided"] = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Examples:
+    """A fold of things to read."""
+
+    title: str
+    items: Sequence[Example]
+    open: bool = False
+    kind: Literal["examples"] = "examples"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A fold of preformatted text, uncut."""
+
+    title: str
+    text: str
+    kind: Literal["source"] = "source"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """Names and values."""
+
+    title: str
+    items: Sequence[tuple[str, str]]
+    kind: Literal["facts"] = "facts"
+
+
+Block = Prose | Note | Table | Figure | Examples | Source | Facts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """A part of the page with a place in its contents."""
+
+    slug: str
+    title: str
+    blocks: Sequence[Block]
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share for reading; a dash where there is none.
+
+    >>> percent(0.4123), percent(float("nan"))
+    ('41.2\\xa0%', '\\u2013')
+    """
+    if value is None or not math.isfinite(value):
+        return "\u2013"
+    return f"{100 * value:.{digits}f}{NBSP}%"
+
+
+def points(value: float) -> str:
+    """A signed difference in percentage points.
+
+    >>> points(0.0731), points(-0.02)
+    ('+7.3', '\\u22122.0')
+    """
+    if not math.isfinite(value):
+        return "\u2013"
+    text = f"{100 * value:+.1f}"
+    return text.replace("-", MINUS) if text not in ("-0.0", "+0.0") else "0.0"
+
+
+def number(value: float | int | None, digits: int = 3) -> str:
+    """A number with as many digits as it deserves.
+
+    >>> number(12345), number(0.00012), number(1.5), number(None)
+    ('12,345', '0.00012', '1.5', '\\u2013')
+    """
+    if value is None or not math.isfinite(value):
+        return "\u2013"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}".replace("-", MINUS)
+    return f"{value:,.{digits}g}".replace("-", MINUS) if abs(value) < 1000 else f"{value:,.0f}".replace("-", MINUS)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for reading.
+
+    >>> duration(4.25), duration(192), duration(7512)
+    ('4.2\\xa0s', '3\\xa0min 12\\xa0s', '2\\xa0h 05\\xa0min')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "\u2013"
+    if seconds < 59.5:
+        return f"{seconds:.1f}{NBSP}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{NBSP}min {rest:02d}{NBSP}s"
+    return f"{minutes // 60}{NBSP}h {minutes % 60:02d}{NBSP}min"
+
+
+def size(num_bytes: float | None) -> str:
+    """Bytes for reading.
+
+    >>> size(1_500_000_000), size(2048)
+    ('1.40\\xa0GiB', '2.00\\xa0KiB')
+    """
+    if num_bytes is None or not math.isfinite(num_bytes):
+        return "\u2013"
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.3g}{NBSP}{unit}" if unit == "B" else f"{value:#.3g}{NBSP}{unit}"
+        value /= 1024
+    return f"{value:#.3g}{NBSP}TiB"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun.
+
+    >>> plural(1, "prompt"), plural(1200, "prompt")
+    ('1 prompt', '1,200 prompts')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,234 @@
+"""The page's charts: values in, SVG out; every mark carries its value as a tooltip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from posttrain.errors import EnvironmentFault
+from posttrain.report.blocks import number, percent
+from posttrain.report.svg import COLOURS, render
+
+if TYPE_CHECKING:
+    import altair as alt
+else:
+    try:
+        import altair as alt
+    except ImportError as error:
+        raise EnvironmentFault(
+            "the report draws its charts with altair, which is not installed",
+            hint="pip install 'posttrain[report]'",
+        ) from error
+
+Points = Sequence[tuple[float, float]]
+PANEL = (250, 132)
+MAX_POINTS = 160
+MAX_DOTS = 600
+
+
+def thin(points: Points, limit: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """At most `limit` points: neighbours are averaged, nothing is picked or smoothed away."""
+    if len(points) <= limit:
+        return list(points)
+    thinned: list[tuple[float, float]] = []
+    for i in range(limit):
+        part = points[i * len(points) // limit : (i + 1) * len(points) // limit]
+        thinned.append((sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)))
+    return thinned
+
+
+def stage_dots(rows: Sequence[Mapping[str, Any]], constant: float | None, *, top: float, label: str) -> Markup:
+    """pass@1 with its interval after each stage: rows of point, mean, low, high; `constant` as a dashed line."""
+    order = [str(row["point"]) for row in rows]
+    values = [
+        {**row, "tip": f"{row['point']}: {percent(row['mean'])} [{percent(row['low'])}, {percent(row['high'])}]"}
+        for row in rows
+    ]
+    colour = alt.Color(
+        "point:N", scale=alt.Scale(domain=order, range=[COLOURS[p] for p in order]), legend=None
+    )
+    x = alt.X("point:N", sort=order, title=None, axis=alt.Axis(labelAngle=0, ticks=False, domain=True))
+    y_scale = alt.Scale(domain=[0, top], nice=False)
+    y = alt.Y("mean:Q", scale=y_scale, title=None, axis=alt.Axis(format=".0%", tickCount=4))
+    base = alt.Chart(alt.InlineData(values=values))
+    layers: list[alt.Chart] = [
+        base.mark_line(color=COLOURS["rule"], strokeWidth=1.5, aria=False).encode(x=x, y=y),
+        base.mark_rule(strokeWidth=5, opacity=0.28, strokeCap="round", aria=False).encode(
+            x=x, y=alt.Y("low:Q", scale=y_scale), y2="high:Q", color=colour
+        ),
+        base.mark_circle(size=70, opacity=1).encode(x=x, y=y, color=colour, description="tip:N"),
+    ]
+    if constant is not None:
+        flat = alt.Chart(alt.InlineData(values=[{"at": constant, "tip": f"best constant answer: {percent(constant)}"}]))
+        layers.append(
+            flat.mark_rule(color=COLOURS["muted"], strokeDash=[3, 3], strokeWidth=1).encode(
+                y=alt.Y("at:Q", scale=y_scale), description="tip:N"
+            )
+        )
+    return _svg(alt.layer(*layers), PANEL, label)
+
+
+def curves(
+    lines: Mapping[str, tuple[str, Points]],
+    *,
+    label: str,
+    share: bool = False,
+    top: float | None = None,
+    x_title: str | None = "step",
+    zero: bool = False,
+    limit_line: float | None = None,
+    shape: tuple[int, int] = PANEL,
+) -> Markup:
+    """Lines over steps: name -> (colour name, points)."""
+    show = percent if share else number
+    values = [
+        {"x": x, "y": y, "name": name, "tip": f"{name}, step {number(x)}: {show(y)}"}
+        for name, (_, points) in lines.items()
+        for x, y in thin(points)
+    ]
+    names = list(lines)
+    colour = alt.Color(
+        "name:N", scale=alt.Scale(domain=names, range=[COLOURS[c] for c, _ in lines.values()]), legend=None
+    )
+    y_scale = alt.Scale(domain=[0, top]) if top is not None else alt.Scale(zero=zero, nice=True)
+    axis = alt.Axis(tickCount=4, format=".0%") if share else alt.Axis(tickCount=4)
+    x_scale = alt.Scale(nice=False, padding=4)
+    x = alt.X("x:Q", title=x_title, scale=x_scale, axis=alt.Axis(tickCount=5, format=",d", tickMinStep=1))
+    base = alt.Chart(alt.InlineData(values=values)).encode(
+        x=x, y=alt.Y("y:Q", title=None, scale=y_scale, axis=axis), color=colour
+    )
+    layers: list[alt.Chart] = [
+        base.mark_line(strokeWidth=1.8, aria=False, strokeJoin="round"),
+        base.mark_circle(size=14 if len(values) > 30 else 30, opacity=1).encode(description="tip:N"),
+    ]
+    if limit_line is not None:
+        flat = alt.Chart(alt.InlineData(values=[{"at": limit_line, "tip": f"tolerance {number(limit_line)}"}]))
+        layers.append(
+            flat.mark_rule(color=COLOURS["failed"], strokeDash=[3, 3]).encode(
+                y=alt.Y("at:Q", scale=y_scale), description="tip:N"
+            )
+        )
+    return _svg(alt.layer(*layers), shape, label)
+
+
+def score_histogram(
+    kept: Sequence[float], dropped: Sequence[float], cut: float | None, *, label: str, num_bins: int = 25
+) -> Markup:
+    """How many samples had which judge score in [0, 1]; dropped ones pale, the cut dashed."""
+    values: list[dict[str, Any]] = []
+    for name, scores in (("dropped", dropped), ("kept", kept)):
+        counts = [0] * num_bins
+        for score in scores:
+            counts[min(int(score * num_bins), num_bins - 1)] += 1
+        for i, count in enumerate(counts):
+            if count:
+                low, high = i / num_bins, (i + 1) / num_bins
+                tip = f"score {low:.2f} to {high:.2f}: {count:,} {name}"
+                values.append({"low": low, "high": high, "count": count, "name": name, "tip": tip})
+    colour = alt.Color(
+        "name:N",
+        scale=alt.Scale(domain=["dropped", "kept"], range=[COLOURS["dropped"], COLOURS["accent"]]),
+        legend=None,
+    )
+    x_scale = alt.Scale(domain=[0, 1])
+    bars = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_bar(binSpacing=1)
+        .encode(
+            x=alt.X("low:Q", bin="binned", title="judge score (harder to the right)", scale=x_scale),
+            x2="high:Q",
+            y=alt.Y("count:Q", title=None, stack="zero", axis=alt.Axis(tickCount=4, format=",d", tickMinStep=1)),
+            color=colour,
+            description="tip:N",
+        )
+    )
+    if cut is None:
+        return _svg(bars, PANEL, label)
+    line = alt.Chart(alt.InlineData(values=[{"at": cut, "tip": f"cut at {cut:.3f}"}]))
+    rule = line.mark_rule(color=COLOURS["ink"], strokeDash=[4, 3], strokeWidth=1.3).encode(
+        x=alt.X("at:Q", scale=x_scale), description="tip:N"
+    )
+    return _svg(alt.layer(bars, rule), PANEL, label)
+
+
+def scatter(points: Sequence[tuple[float, float, str]], *, x_title: str, y_title: str, label: str) -> Markup:
+    """Shares against shares: (x, y, tooltip); past MAX_DOTS every n-th point is drawn."""
+    every = max(1, -(-len(points) // MAX_DOTS))
+    values = [{"x": x, "y": y, "tip": tip} for x, y, tip in points[::every]]
+    chart = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_circle(size=26, opacity=0.45, color=COLOURS["accent"])
+        .encode(
+            x=alt.X("x:Q", title=x_title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=5)),
+            y=alt.Y(
+                "y:Q", title=y_title, scale=alt.Scale(domain=[-0.03, 1.03], nice=False),
+                axis=alt.Axis(format=".0%", values=[0, 0.25, 0.5, 0.75, 1]),
+            ),
+            description="tip:N",
+        )
+    )
+    return _svg(chart, PANEL, label)
+
+
+def stacked_steps(
+    counts: Sequence[Mapping[str, float]], parts: Sequence[tuple[str, str, str]], *, label: str, max_bars: int = 40
+) -> Markup:
+    """Counts per step, stacked: rows with `step` and a number per part; parts are (key, colour name, meaning)."""
+    width = max(1, -(-len(counts) // max_bars))
+    values: list[dict[str, Any]] = []
+    for start in range(0, len(counts), width):
+        block = counts[start : start + width]
+        first, last = number(block[0]["step"]), number(block[-1]["step"])
+        when = f"step {first}" if first == last else f"steps {first} to {last}"
+        for rank, (key, _, meaning) in enumerate(parts):
+            count = sum(float(row.get(key) or 0.0) for row in block)
+            if count:
+                tip = f"{when}: {number(count)} {meaning}"
+                values.append({"x": start // width, "count": count, "name": key, "rank": rank, "tip": tip})
+    num_bars = -(-len(counts) // width)
+    ticks = sorted({0, num_bars // 2, num_bars - 1})
+    names = {tick: number(counts[tick * width]["step"]) for tick in ticks}
+    text = " : ".join(f"datum.value == {tick} ? '{name}'" for tick, name in names.items()) + " : ''"
+    chart = (
+        alt.Chart(alt.InlineData(values=values))
+        .mark_bar()
+        .encode(
+            x=alt.X(
+                "x:O",
+                title="step",
+                scale=alt.Scale(domain=list(range(num_bars)), paddingInner=0.12, paddingOuter=0),
+                axis=alt.Axis(labelExpr=text, labelAngle=0, ticks=False, labelOverlap=False),
+            ),
+            y=alt.Y("count:Q", title=None, axis=alt.Axis(tickCount=4, format=",d", tickMinStep=1)),
+            color=alt.Color(
+                "name:N",
+                scale=alt.Scale(domain=[k for k, _, _ in parts], range=[COLOURS[c] for _, c, _ in parts]),
+                legend=None,
+            ),
+            order=alt.Order("rank:Q"),
+            description="tip:N",
+        )
+    )
+    return _svg(chart, PANEL, label)
+
+
+def bars(rows: Sequence[tuple[str, float, str]], *, colours: Sequence[str], label: str) -> Markup:
+    """Horizontal bars, in order: (name, value, text beside the bar)."""
+    values = [{"name": n, "value": v, "text": t, "tip": f"{n}: {t}"} for n, v, t in rows]
+    order = [n for n, _, _ in rows]
+    most = max((v for _, v, _ in rows), default=1.0) or 1.0
+    base = alt.Chart(alt.InlineData(values=values)).encode(
+        y=alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelColor=COLOURS["ink"])),
+        x=alt.X("value:Q", title=None, axis=None, scale=alt.Scale(domain=[0, most * 1.2], nice=False)),
+    )
+    colour = alt.Color("name:N", scale=alt.Scale(domain=order, range=[COLOURS[c] for c in colours]), legend=None)
+    drawn = base.mark_bar(height=11, cornerRadiusEnd=2).encode(color=colour, description="tip:N")
+    text = base.mark_text(align="left", dx=5, color=COLOURS["muted"], aria=False).encode(text="text:N")
+    return _svg(alt.layer(drawn, text), (540, 21 * len(rows)), label)
+
+
+def _svg(chart: Any, shape: tuple[int, int], label: str) -> Markup:
+    width, height = shape
+    return render(chart.properties(width=width, height=height).to_dict(), label=label)

@@ -1,0 +1,135 @@
+"""Where the numbers come from: recipe, stage keys, files, versions, seeds, time and memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.report.blocks import (
+    Block,
+    Cell,
+    Facts,
+    Figure,
+    Note,
+    Panel,
+    Row,
+    Section,
+    Source,
+    Table,
+    duration,
+    number,
+    size,
+)
+from posttrain.report.charts import bars
+from posttrain.report.read import Run
+from posttrain.report.training import sft_parity
+
+GRADIENT_STAGES = ("sft", "rl", "dpo")
+
+
+def timing_section(run: Run) -> Section:
+    """Seconds and peak memory of each stage."""
+    finished = list(run.stages.values())
+    blocks: list[Block] = []
+    if not finished:
+        blocks.append(Note(text="No stage has finished."))
+        return Section(slug="timing", title="Time and memory", blocks=blocks)
+    seconds = [float(s.manifest.get("seconds") or 0.0) for s in finished]
+    rows = [(s.name, t, duration(t)) for s, t in zip(finished, seconds, strict=True)]
+    colours = [s.name if s.name in GRADIENT_STAGES else "base" for s in finished]
+    said = "; ".join(f"{name} {text}" for name, _, text in rows)
+    svg = bars(rows, colours=colours, label=f"Time per stage: {said}")
+    blocks.append(Figure(title=f"{duration(sum(seconds))} in all", panels=[Panel(title="", svg=svg)], wide=True))
+    table = Table(
+        title="Stage by stage",
+        header=["stage", "time", "peak memory", "rows and counts"],
+        rows=[
+            Row(
+                head=s.name,
+                cells=[
+                    Cell(text=duration(t)),
+                    Cell(text=size(s.manifest.get("peak_rss_bytes"))),
+                    Cell(text=_counts(s.manifest.get("counts") or {}), numeric=False),
+                ],
+            )
+            for s, t in zip(finished, seconds, strict=True)
+        ],
+        foot=[Row(head="all", cells=[Cell(text=duration(sum(seconds))), Cell(text=_most(run)), Cell(text="")])],
+        caption="Peak memory is the resident set of the stage's own processes.",
+    )
+    blocks.append(table)
+    return Section(slug="timing", title="Time and memory", blocks=blocks)
+
+
+def section(run: Run) -> Section:
+    """Recipe, stages with keys and files, and the environment."""
+    blocks: list[Block] = []
+    model = run.file("model", "model.json")
+    if model is not None:
+        blocks.append(Source(title="Base model: model.json", text=model.read_text(encoding="utf-8")))
+    blocks.append(
+        Facts(title="Stage keys", items=[(s.name, str(s.manifest.get("key", ""))) for s in run.stages.values()])
+    )
+    if run.recipe_text is None:
+        blocks.append(Note(text="recipe.yaml is missing."))
+    else:
+        blocks.append(Source(title="Recipe, as written", text=run.recipe_text))
+    for title, value in (
+        ("Recipe, as resolved (recipe.resolved.json)", run.recipe),
+        ("Environment (environment.json)", run.environment),
+        ("Parity after SFT (parity.json)", sft_parity(run)),
+    ):
+        name = title.rpartition("(")[2].rstrip(")")
+        blocks.append(Source(title=title, text=pretty(value)) if value else Note(text=f"{name} is missing."))
+    for stage in run.stages.values():
+        title = f"{stage.number}-{stage.name}: MANIFEST.json"
+        blocks.append(Source(title=title, text=pretty(stage.manifest)))
+    return Section(slug="lineage", title="Lineage", blocks=blocks)
+
+
+def versions(run: Run) -> list[tuple[str, str]]:
+    """Package versions that environment.json names, flat."""
+    found = run.environment.get("packages") or run.environment.get("versions") or {}
+    return [(str(k), str(v)) for k, v in found.items()] if isinstance(found, Mapping) else []
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """The line under the page's title: what this run was."""
+    items = [("base model", base_model(run.recipe)), ("seed", number(run.recipe.get("seed", 0)))]
+    environment = run.environment
+    for key in ("commit", "git_commit", "posttrain_commit"):
+        if environment.get(key):
+            items.append(("commit", str(environment[key])[:12]))
+            break
+    packages = dict(versions(run))
+    items += [(k, packages[k]) for k in ("posttrain", "torch", "trl", "vllm") if packages.get(k)]
+    return items
+
+
+def base_model(recipe: Mapping[str, Any]) -> str:
+    """The base model in words, as the recipe names it."""
+    base = (recipe.get("model") or {}).get("base")
+    if isinstance(base, Mapping):
+        made = base.get("upcycle") or {}
+        source = made.get("from") or made.get("from_") or "unknown"
+        return f"{source}, upcycled to {made.get('experts', '?')} experts in every {_nth(made.get('every', '?'))} layer"
+    return str(base) if base else "unknown"
+
+
+def pretty(value: Any) -> str:
+    """JSON for reading."""
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False)
+
+
+def _nth(every: Any) -> str:
+    return {1: "", 2: "second", 3: "third", 4: "fourth"}.get(every, f"{every}th") if isinstance(every, int) else str(every)
+
+
+def _counts(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k.replace('_', ' ')} {number(v)}" for k, v in counts.items() if isinstance(v, (int, float)))
+
+
+def _most(run: Run) -> str:
+    values = [s.manifest.get("peak_rss_bytes") for s in run.stages.values()]
+    return size(max((float(v) for v in values if v is not None), default=None))

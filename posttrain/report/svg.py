@@ -1,0 +1,105 @@
+"""Vega-Lite specification -> a small inline SVG that follows the page's colours and needs no script."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+from posttrain.errors import EnvironmentFault
+from posttrain.report.inert import plain
+
+COLOURS: Mapping[str, str] = {
+    "ink": "#22262b",
+    "muted": "#6a7078",
+    "rule": "#e3e1da",
+    "accent": "#2f5fb3",
+    "base": "#868b92",
+    "sft": "#2f6fb8",
+    "rl": "#d9622b",
+    "dpo": "#2a8f68",
+    "solved": "#a9c8b4",
+    "failed": "#d9a5a0",
+    "undecided": "#b9a3cf",
+    "filler": "#e8c58f",
+    "dropped": "#c3c6ca",
+}
+"""Name -> the light colour charts are drawn with; the page swaps each for the CSS variable of that name."""
+
+FONT_SIZE = 11
+_VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
+_ELEMENTS = frozenset({"svg", "g", "path", "line", "rect", "text", "tspan", "circle"})
+_ATTRIBUTES = frozenset(
+    "d transform x y x1 x2 y1 y2 cx cy r dx dy width height fill stroke stroke-width stroke-dasharray stroke-linecap "
+    "stroke-linejoin opacity fill-opacity stroke-opacity text-anchor font-size font-weight viewBox display".split()
+)
+_EMPTY_PATHS = frozenset({"", "M0,0h0v0h0Z"})
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
+
+CONFIG: Mapping[str, Any] = {
+    "background": None,
+    "font": "sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": COLOURS["muted"],
+        "titleColor": COLOURS["muted"],
+        "labelFontSize": FONT_SIZE,
+        "titleFontSize": FONT_SIZE,
+        "titleFontWeight": "normal",
+        "domainColor": COLOURS["rule"],
+        "tickColor": COLOURS["rule"],
+        "gridColor": COLOURS["rule"],
+        "tickSize": 4,
+        "labelPadding": 4,
+        "titlePadding": 8,
+    },
+    "axisX": {"grid": False, "labelFlush": False},
+    "axisY": {"domain": False, "ticks": False},
+    "text": {"color": COLOURS["ink"], "fontSize": FONT_SIZE},
+}
+
+
+def render(spec: Mapping[str, Any], *, label: str) -> Markup:
+    """Draw `spec` (Vega-Lite); `label` is what a screen reader says, `description` channels become tooltips."""
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise EnvironmentFault(
+            "the report draws its charts with vl-convert-python, which is not installed",
+            hint="pip install 'posttrain[report]'",
+        ) from error
+    drawn = vl_convert.vegalite_to_svg({**spec, "config": {**CONFIG, **spec.get("config", {})}})
+    return clean(drawn, label=label)
+
+
+def clean(drawn: str, *, label: str) -> Markup:
+    """Keep only known elements and attributes, swap colours for variables, turn mark descriptions into titles."""
+    root = _copy(ElementTree.fromstring(drawn))
+    assert root is not None and root.tag == "svg"
+    root.set("role", "img")
+    root.set("aria-label", plain(label))
+    root.set("class", "chart")
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _copy(source: ElementTree.Element) -> ElementTree.Element | None:
+    tag = source.tag.rpartition("}")[2]
+    if tag not in _ELEMENTS or (tag == "path" and source.get("d", "") in _EMPTY_PATHS):
+        return None
+    kept = ElementTree.Element(tag)
+    for name, value in source.attrib.items():
+        if name in _ATTRIBUTES:
+            kept.set(name, _VARIABLES.get(value, _LONG_NUMBER.sub(lambda m: f"{float(m[0]):.1f}", value)))
+    if tag == "text":
+        kept.text = source.text
+    if source.get("role") == "graphics-symbol" and (source.get("aria-roledescription") or "axis") != "axis":
+        title = ElementTree.SubElement(kept, "title")
+        title.text = source.get("aria-label", "")
+    children = [copied for child in source if (copied := _copy(child)) is not None]
+    if tag == "g" and not children:
+        return None
+    kept.extend(children)
+    return kept
