@@ -1,0 +1,73 @@
+"""Verifier `reasoning_gym`: the score of the family that made the question.
+
+Both making and scoring run in a worker process: some families `eval` what they score, some hang
+on hostile answers, and some make other questions under another string hash seed, which the worker
+fixes. Some scorers are lax: game_of_life_halting takes any text that is not "True" for "False".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.records import Outcome, Prompt
+from posttrain.rewards.answers import expected_got, final_answer, tidy
+from posttrain.rewards.workers import WorkerFailure, ask
+
+WALL_LIMIT = 5.0
+"""Seconds for one score."""
+_GENERATION_LIMIT = 300.0
+_PASS = 1.0 - 1e-9
+
+
+def verify_reasoning_gym(prompt: Prompt, text: str) -> Outcome:
+    """Pass when the family gives the full score to the text, or to the final answer in it."""
+    request = {
+        "do": "score",
+        "family": prompt.meta["family"],
+        "config": prompt.meta.get("config", {}),
+        "entry": prompt.meta["entry"],
+        "answers": list(dict.fromkeys([text.strip(), tidy(final_answer(text))])),
+    }
+    try:
+        found = ask("reasoning_gym", request, seconds=WALL_LIMIT)
+    except WorkerFailure as failure:
+        return Outcome(passed=None, score=0.0, why=failure.why)
+    score = min(1.0, max(0.0, float(found)))
+    passed = score >= _PASS
+    if passed:
+        why = "equal" if text.strip() == prompt.reference else "accepted by the family"
+    elif prompt.reference:
+        why = expected_got(prompt.reference, text)
+    else:
+        why = f"rejected by the family, score {score:.2f}"
+    return Outcome(passed=passed, score=score, why=why, parts={"family_score": score})
+
+
+def fits_reasoning_gym(prompt: Prompt) -> str | None:
+    """The prompt must carry the family and the entry it was made from."""
+    missing = [key for key in ("family", "entry") if key not in prompt.meta]
+    return f"meta lacks {', '.join(missing)}" if missing else None
+
+
+def family_keys() -> dict[str, list[str]]:
+    """Every family's name and its configuration keys, without seed and size."""
+    return ask("reasoning_gym", {"do": "families"}, seconds=_GENERATION_LIMIT)
+
+
+def make_entries(
+    family: str, config: Mapping[str, Any], *, seed: int, size: int
+) -> list[dict[str, Any]]:
+    """`size` questions, each `{question, answer, entry}`, the same for the same arguments.
+
+    `answer` is None where the family gives none; `entry` is what `verify_reasoning_gym` needs, as
+    JSON values; a question that could not be made is `{error}`. Raises ValueError with the family's
+    own words when it refuses its configuration.
+    """
+    request = {"do": "make", "family": family, "config": dict(config), "seed": seed, "size": size}
+    json.dumps(request, allow_nan=False)
+    try:
+        return ask("reasoning_gym", request, seconds=_GENERATION_LIMIT)
+    except WorkerFailure as failure:
+        raise ValueError(failure.why) from failure

@@ -1,0 +1,225 @@
+"""What runs inside a worker process: one JSON request a line in, one JSON answer a line out.
+
+Started by path, so it imports nothing of posttrain. argv[1] says which package it serves.
+"""
+
+# The packages served here ship no types.
+# pyright: basic
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_MEMORY_LIMIT = 6 << 30
+# Families that `eval` the answer they score: the answer may be a literal, nothing more.
+_LITERAL_FAMILIES = frozenset(
+    {"string_insertion", "spiral_matrix", "number_sorting", "binary_matrix", "n_queens"}
+)
+# Families that give the answer to sympy.parse_expr, which evaluates any Python: formulas only.
+_FORMULA_FAMILIES = frozenset(
+    {
+        "countdown",
+        "puzzle24",
+        "simple_integration",
+        "intermediate_integration",
+        "polynomial_multiplication",
+    }
+)
+_FORMULA = re.compile(r"[\w\s+\-*/^().,=]*")
+_WORDS = frozenset(
+    ["sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "sinh", "cosh", "tanh"]
+    + ["exp", "log", "ln", "sqrt", "pi", "Abs", "Integral"]
+)
+
+
+# ---- math
+
+
+def parsed(text: str) -> list[Any]:
+    """What math-verify reads in a text; a bare formula is read as one even without dollar signs."""
+    import math_verify
+
+    wrapped = "$" in text or "\\boxed" in text or "\\[" in text or "\\(" in text
+    has_words = re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}", text) is not None
+    if not wrapped and not has_words and len(text) <= 300:
+        found = math_verify.parse(f"${text}$", parsing_timeout=None)
+        if found:
+            return found
+    return math_verify.parse(text, parsing_timeout=None)
+
+
+def answer_math(request: dict[str, Any]) -> Any:
+    """`parse`: can the text be read; `equal`: both readings and whether they agree."""
+    import math_verify
+
+    if request["do"] == "parse":
+        return bool(parsed(request["text"]))
+    reference, answer = parsed(request["reference"]), parsed(request["text"])
+    equal = bool(reference and answer) and math_verify.verify(
+        reference, answer, timeout_seconds=None
+    )
+    return {
+        "reference": str(reference[-1]) if reference else "",
+        "answer": str(answer[-1]) if answer else "",
+        "equal": bool(equal),
+    }
+
+
+# ---- reasoning_gym
+
+
+def encode(value: Any) -> Any:
+    """JSON values from which `decode` makes an equal value: tuples and odd keys are marked."""
+    if isinstance(value, tuple):
+        return {"$tuple": [encode(item) for item in value]}
+    if isinstance(value, list):
+        return [encode(item) for item in value]
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: encode(item) for key, item in value.items()}
+        return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
+    if hasattr(value, "item") and type(value).__module__ == "numpy":
+        return value.item()
+    return value
+
+
+def decode(value: Any) -> Any:
+    """The value that `encode` was given."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if isinstance(value, dict):
+        if "$tuple" in value:
+            return tuple(decode(item) for item in value["$tuple"])
+        if "$dict" in value:
+            return {decode(key): decode(item) for key, item in value["$dict"]}
+        return {key: decode(item) for key, item in value.items()}
+    return value
+
+
+@functools.lru_cache(maxsize=64)
+def family_dataset(family: str, config: str, seed: int, size: int) -> Any:
+    """The family's data set; lists become tuples where its configuration holds tuples."""
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(DATASETS[family][1])}
+    values = {
+        key: tuple(value) if isinstance(value, list) and "uple" in kinds.get(key, "") else value
+        for key, value in json.loads(config).items()
+    }
+    dataset = reasoning_gym.create_dataset(family, seed=seed, size=size, **values)
+    if family in _LITERAL_FAMILIES:
+        vars(sys.modules[type(dataset).__module__])["eval"] = ast.literal_eval
+    return dataset
+
+
+def is_formula(answer: str) -> bool:
+    """Whether a text holds only digits, operators, single letters and known functions."""
+    names = re.findall(r"[^\W\d]\w*", answer)
+    return (
+        _FORMULA.fullmatch(answer) is not None
+        and re.search(r"\.\s*[^\W\d]", answer) is None
+        and all(len(name) == 1 or name in _WORDS for name in names)
+    )
+
+
+def answer_reasoning_gym(request: dict[str, Any]) -> Any:
+    """`families`, `make` and `score`, as posttrain.rewards.reasoning_gym asks for them."""
+    if request["do"] == "families":
+        from reasoning_gym.factory import DATASETS
+
+        return {
+            name: [f.name for f in dataclasses.fields(config) if f.name not in ("seed", "size")]
+            for name, (_, config) in DATASETS.items()
+            if name != "composite"
+        }
+    family, config = request["family"], json.dumps(request["config"], sort_keys=True)
+    if request["do"] == "make":
+        dataset = family_dataset(family, config, request["seed"], request["size"])
+        return [made_entry(dataset, index) for index in range(request["size"])]
+    dataset = family_dataset(family, config, 0, 1)
+    answers = request["answers"]
+    if family in _FORMULA_FAMILIES:
+        answers = [answer for answer in answers if is_formula(answer)]
+    return max((score(dataset, answer, request["entry"]) for answer in answers), default=0.0)
+
+
+def made_entry(dataset: Any, index: int) -> dict[str, Any]:
+    """One question, or the error with which the family failed to make it."""
+    try:
+        entry = dataset[index]
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    answer = entry["answer"]
+    answer = answer if answer is None or isinstance(answer, str) else str(answer)
+    return {"question": entry["question"], "answer": answer, "entry": encode(entry)}
+
+
+def score(dataset: Any, answer: str, entry: Any) -> float:
+    """The family's score; 0 for an answer that its scorer chokes on while it can read its own."""
+    try:
+        return float(dataset.score_answer(answer, decode(entry)))
+    except (Exception, SystemExit):
+        own = decode(entry)
+        if isinstance(own["answer"], str) and dataset.score_answer(own["answer"], own) >= 1.0:
+            return 0.0
+        raise
+
+
+# ---- the loop
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    kind = sys.argv[1]
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.disable(logging.CRITICAL)
+    answer: Callable[[dict[str, Any]], Any]
+    try:
+        if kind == "math":
+            answer = answer_math
+            parsed("1")
+        else:
+            import reasoning_gym  # noqa: F401
+
+            answer = answer_reasoning_gym
+    except Exception as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=out, flush=True)
+        return
+    for what, most in (
+        (resource.RLIMIT_AS, _MEMORY_LIMIT),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        # Some systems refuse a limit; the wall limit still holds.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
+    print(json.dumps({"ready": kind}), file=out, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        # Should the parent be gone, a hanging request still ends, with the process.
+        signal.alarm(int(request["seconds"]) + 2)
+        try:
+            reply = {"value": answer(request)}
+        except (Exception, SystemExit) as error:
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        signal.alarm(0)
+        print(json.dumps(reply), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
