@@ -1,4 +1,4 @@
-"""Progress for people: rich bars on a terminal, one line a minute elsewhere, a small file for `posttrain status`."""
+"""Progress for people: bars on a terminal, a line a minute elsewhere, a file for `status`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -48,7 +48,11 @@ class Bar:
         """Write the state where `posttrain status` looks for it, at most once a second."""
         target = os.environ.get(PROGRESS_FILE_VARIABLE)
         now = time.monotonic()
-        if not target or not _is_main_process() or (now - self._written < SECONDS_BETWEEN_FILES and not force):
+        if (
+            not target
+            or not _is_main_process()
+            or (now - self._written < SECONDS_BETWEEN_FILES and not force)
+        ):
             return
         self._written = now
         row = {
@@ -75,11 +79,13 @@ class Bar:
 
 
 @contextmanager
-def progress(label: str, total: int | None = None, *, stream: TextIO | None = None) -> Iterator[Bar]:
+def progress(
+    label: str, total: int | None = None, *, stream: TextIO | None = None
+) -> Generator[Bar, None, None]:
     """Show how far `label` is; `bar.advance(k, name=value)` inside.
 
-    On a terminal a rich bar; elsewhere a first line, one line a minute and a last line. Only rank 0 of
-    several processes shows anything. `stream` defaults to standard error.
+    On a terminal a rich bar; elsewhere a first line, one line a minute and a last line. Only rank 0
+    of several processes shows anything. `stream` defaults to standard error.
     """
     out = stream or sys.stderr
     if not _is_main_process():
@@ -105,7 +111,7 @@ def note(text: str, *, stream: TextIO | None = None) -> None:
 
 
 @contextmanager
-def _plain_lines(label: str, total: int | None, out: TextIO) -> Iterator[Bar]:
+def _plain_lines(label: str, total: int | None, out: TextIO) -> Generator[Bar, None, None]:
     last_line = time.monotonic()
 
     def show(bar: Bar) -> None:
@@ -127,7 +133,7 @@ def _plain_lines(label: str, total: int | None, out: TextIO) -> Iterator[Bar]:
 
 
 @contextmanager
-def _rich_bar(label: str, total: int | None, out: TextIO) -> Iterator[Bar]:
+def _rich_bar(label: str, total: int | None, out: TextIO) -> Generator[Bar, None, None]:
     display = _live[-1] if _live else _new_display(out)
     task: TaskID = display.add_task(label, total=total, fields="")
 
@@ -154,7 +160,14 @@ def _rich_bar(label: str, total: int | None, out: TextIO) -> Iterator[Bar]:
 
 def _new_display(out: TextIO) -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}", markup=False),

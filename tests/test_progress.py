@@ -15,7 +15,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_elsewhere_there_is_a_first_and_a_last_line_and_one_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elsewhere_there_is_a_first_and_a_last_line_and_one_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     out = io.StringIO()
@@ -33,9 +35,14 @@ def test_elsewhere_there_is_a_first_and_a_last_line_and_one_a_minute(monkeypatch
 
 def test_an_error_inside_says_stopped_and_passes_through() -> None:
     out = io.StringIO()
-    with pytest.raises(KeyError), progress("sft", total=2, stream=out) as bar:
-        bar.advance()
-        raise KeyError("x")
+
+    def work() -> None:
+        with progress("sft", total=2, stream=out) as bar:
+            bar.advance()
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        work()
     assert out.getvalue().splitlines()[-1].startswith("sft: 1/2")
     assert out.getvalue().rstrip().endswith("(stopped)")
 
@@ -55,7 +62,9 @@ def test_on_a_terminal_text_is_never_markup(monkeypatch: pytest.MonkeyPatch) -> 
     assert not module._live
 
 
-def test_only_the_first_rank_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_first_rank_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RANK", "1")
     with progress("sft", total=1) as bar:
         bar.advance()
@@ -63,7 +72,9 @@ def test_only_the_first_rank_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_status_file_holds_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_status_file_holds_the_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "progress.json"
     monkeypatch.setenv(module.PROGRESS_FILE_VARIABLE, str(target))
     with progress("dpo", total=7, stream=io.StringIO()) as bar:
@@ -73,7 +84,9 @@ def test_the_status_file_holds_the_last_state(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_progress_file_that_cannot_be_written_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_file_that_cannot_be_written_does_not_stop_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv(module.PROGRESS_FILE_VARIABLE, "/nonexistent/folder/progress.json")
     with progress("dpo", total=1, stream=io.StringIO()) as bar:
         bar.advance()

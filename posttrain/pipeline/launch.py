@@ -1,0 +1,203 @@
+"""Each stage in its own process, so that its memory is really given back.
+
+A training stage goes through `accelerate launch` on CUDA. Without CUDA, accelerate starts one
+process whatever it is asked for, so several go through torchrun, and one is started directly:
+a launcher in front of it would only import torch once more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from posttrain import errors
+from posttrain.errors import EnvironmentFault, Interrupted, PosttrainError
+from posttrain.pipeline.context import StageContext
+from posttrain.pipeline.environment import has_cuda, num_cpus
+from posttrain.pipeline.stages import Stage
+from posttrain.progress import PROGRESS_FILE_VARIABLE, note
+from posttrain.tables import read_json, write_json
+
+RESULT = "result.json"
+ERROR = "error.json"
+CALL = "call.json"
+PROGRESS = "progress.json"
+PARENT_VARIABLE = "POSTTRAIN_RUN_PID"
+
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CONFIGURE_LOGGING": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+"""Set for stage processes where the user has not set them."""
+
+
+class StageCrash(PosttrainError):
+    """A stage ended by a bug; its traceback is in a file."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageResult:
+    """What a finished stage says of itself."""
+
+    counts: Mapping[str, float | int]
+    peak_rss_bytes: int | None = None
+
+
+Launcher = Callable[[Stage, StageContext], StageResult]
+
+
+def launch_line(stage: Stage, run_dir: Path, num_processes: int) -> list[str]:
+    """The command that runs one stage."""
+    ours = ["-m", "posttrain.pipeline.stage", str(run_dir), stage.name]
+    if stage.is_training and has_cuda():
+        asked = ["-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
+        if num_processes > 1:
+            asked.append("--multi_gpu")
+        return [sys.executable, *asked, *ours]
+    if stage.is_training and num_processes > 1:
+        count = f"--nproc_per_node={num_processes}"
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", count, *ours]
+    return [sys.executable, *ours]
+
+
+def shown_launch_line(stage: Stage, run_dir: Path, num_processes: int) -> str:
+    """The launch line for people to read and copy."""
+    return shlex.join(["python", *launch_line(stage, run_dir, num_processes)[1:]])
+
+
+def run_in_process(stage: Stage, context: StageContext) -> StageResult:
+    """Run a stage in this very process: for tests, and for stages that need no memory."""
+    with _set_environment({PROGRESS_FILE_VARIABLE: str(context.work_dir / PROGRESS)}):
+        return StageResult(counts=stage.function(context))
+
+
+def run_in_child(stage: Stage, context: StageContext) -> StageResult:
+    """Run a stage in a process of its own and wait for it.
+
+    The first SIGINT or SIGTERM is passed on and the stage ends where its work is kept; the second
+    ends everything at once. Raises what the stage raised; Interrupted; EnvironmentFault where the
+    system killed it; StageCrash with the place of the traceback for a bug.
+    """
+    work = context.work_dir
+    for name in (RESULT, ERROR):
+        (work / name).unlink(missing_ok=True)
+    write_json(
+        work / CALL,
+        {
+            "function": f"{stage.function.__module__}:{stage.function.__qualname__}",
+            "key": context.key,
+            "seed": context.seed,
+            "inputs": {name: str(path) for name, path in context.inputs.items()},
+            "work_dir": str(work),
+            "out_dir": str(context.out_dir),
+        },
+    )
+    num_processes = context.recipe.launch.num_processes
+    command = launch_line(stage, context.run_dir, num_processes)
+    child = subprocess.Popen(
+        command, env=_child_environment(stage, work, num_processes), process_group=0
+    )
+    with _passing_on(child) as received:
+        code = child.wait()
+    if (work / RESULT).exists() and not received:
+        result = read_json(work / RESULT)
+        return StageResult(counts=result["counts"], peak_rss_bytes=result["peak_rss_bytes"])
+    if received:
+        raise Interrupted(f"stopped during {stage.name}; finished work is kept")
+    raise _failure(stage, work, code)
+
+
+def _child_environment(stage: Stage, work: Path, num_processes: int) -> dict[str, str]:
+    environment = {
+        **QUIET,
+        **os.environ,
+        PROGRESS_FILE_VARIABLE: str(work / PROGRESS),
+        PARENT_VARIABLE: str(os.getpid()),
+    }
+    if stage.is_training and num_processes > 1 and not has_cuda():
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cpus() // num_processes)))
+    return environment
+
+
+def _failure(stage: Stage, work: Path, code: int) -> PosttrainError:
+    with suppress(OSError, ValueError, KeyError):
+        error = read_json(work / ERROR)
+        kind = getattr(errors, error["type"], StageCrash)
+        return kind(error["message"], hint=error["hint"])
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        return EnvironmentFault(
+            f"the system killed the {stage.name} stage, most likely for want of memory",
+            hint="give it less to hold (a smaller batch, engine.kv_cache_gib, max_num_seqs) and "
+            "run the same command again: finished work is kept",
+        )
+    return StageCrash(
+        f"the {stage.name} stage ended with code {code} and said nothing",
+        hint="run the same command again; if it happens twice, it is a bug of posttrain",
+    )
+
+
+@contextmanager
+def _passing_on(child: subprocess.Popen[bytes]) -> Generator[list[int], None, None]:
+    """Send the first signal on to the child's whole group; end everything at the second."""
+    received: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGINT if len(received) == 1 else signal.SIGKILL)
+        if len(received) > 1:
+            os.write(2, b"\nleft at once; run the same command again to resume\n")
+            os._exit(Interrupted.exit_code)
+        note("stopping; finished work is kept (once more: leave at once)")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        with suppress(ProcessLookupError):  # what the stage left running, engine workers say
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _set_environment(values: Mapping[str, str]) -> Generator[None, None, None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def read_progress(work: Path) -> Mapping[str, Any] | None:
+    """The newest state that a running stage published."""
+    try:
+        value = json.loads((work / PROGRESS).read_text())
+    except (OSError, ValueError):
+        return None
+    return {**value, "age_seconds": round(time.time() - value["time"], 1)}

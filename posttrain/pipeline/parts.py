@@ -1,0 +1,145 @@
+"""Which values of a recipe decide what a stage writes; the rest may change without a re-run.
+
+Left out on purpose, because they decide how fast or how safely a stage runs and not what it writes,
+so that a run that met a limit resumes with another setting instead of starting over:
+
+- engine: max_num_seqs, gpu_memory_utilization, kv_cache_gib, concurrency, api_key_env, and
+  parity_tolerance (it only stops a run);
+- trainer blocks: save_*, logging_*, log_*, report_to, disable_tqdm, dataloader_*, ddp_timeout,
+  push_to_hub, hub_*, gradient_checkpointing*;
+- the recipe's name and comments.
+
+launch.num_processes does count for the training stages: it multiplies the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from posttrain.recipe import LoadedRecipe
+
+Part = dict[str, Any]
+
+ENGINE_KEYS_THAT_DO_NOT_MATTER = frozenset(
+    {
+        "max_num_seqs",
+        "gpu_memory_utilization",
+        "kv_cache_gib",
+        "concurrency",
+        "api_key_env",
+        "parity_tolerance",
+    }
+)
+TRAINER_PREFIXES_THAT_DO_NOT_MATTER = (
+    "save_",
+    "logging_",
+    "log_",
+    "report_to",
+    "disable_tqdm",
+    "dataloader_",
+    "ddp_timeout",
+    "push_to_hub",
+    "hub_",
+    "gradient_checkpointing",
+)
+
+
+def model(loaded: LoadedRecipe) -> Part:
+    written = loaded.written["model"]
+    return {"model": {"base": written["base"], "revision": written["revision"]}}
+
+
+def model_files(loaded: LoadedRecipe) -> Mapping[str, Path]:
+    """The folder of a local base model."""
+    return {key: path for key, path in loaded.files.items() if key.startswith("model.")}
+
+
+def data(loaded: LoadedRecipe) -> Part:
+    written = loaded.written
+    part: Part = {"max_bad_rows": written["max_bad_rows"]}
+    for section in ("sft", "rl"):
+        if written[section] is not None:
+            part[section] = {"data": written[section]["data"]}
+    part["eval"] = {"suites": written["eval"]["suites"]}
+    if "heldout" in written["eval"]["suites"]:
+        part["eval"]["heldout_size"] = written["eval"]["heldout_size"]
+    return part
+
+
+def data_files(loaded: LoadedRecipe) -> Mapping[str, Path]:
+    """The data files, which the recipe names by path."""
+    return {key: path for key, path in loaded.files.items() if ".data." in key}
+
+
+def evaluation(loaded: LoadedRecipe) -> Part:
+    names = ("num_generations", "temperature", "max_tokens", "pass_at")
+    return {
+        "eval": {name: loaded.written["eval"][name] for name in names},
+        "engine": _engine(loaded.written["engine"]),
+        "model": {"dtype": loaded.written["model"]["dtype"]},
+    }
+
+
+def judge(loaded: LoadedRecipe) -> Part:
+    sft_section = loaded.written["sft"]
+    return {
+        "sft": {"judge": _values(loaded.judge), "pilot": sft_section["pilot"]},
+        "engine": _engine(loaded.written["engine"]),
+        "judge_engine": _engine(sft_section["judge_engine"]),
+        "model": {"dtype": loaded.written["model"]["dtype"]},
+    }
+
+
+def prune(loaded: LoadedRecipe) -> Part:
+    return {"sft": {"prune": loaded.written["sft"]["prune"]}}
+
+
+def sft(loaded: LoadedRecipe) -> Part:
+    return {"sft": {"trainer": _trainer(loaded, "sft")}, **_training(loaded)}
+
+
+def rl(loaded: LoadedRecipe) -> Part:
+    return {
+        "rl": {"curriculum": _values(loaded.curriculum), "trainer": _trainer(loaded, "rl")},
+        "engine": _engine(loaded.written["engine"]),
+        **_training(loaded),
+    }
+
+
+def pairs(loaded: LoadedRecipe) -> Part:
+    return {"dpo": {"pairs": loaded.written["dpo"]["pairs"]}}
+
+
+def dpo(loaded: LoadedRecipe) -> Part:
+    return {"dpo": {"trainer": _trainer(loaded, "dpo")}, **_training(loaded)}
+
+
+def _training(loaded: LoadedRecipe) -> Part:
+    written = loaded.written
+    return {
+        "model": {"dtype": written["model"]["dtype"], "lora": written["model"]["lora"]},
+        "launch": {"num_processes": written["launch"]["num_processes"]},
+    }
+
+
+def _engine(spec: Mapping[str, Any] | None) -> Part | None:
+    if spec is None:
+        return None
+    return {k: v for k, v in spec.items() if k not in ENGINE_KEYS_THAT_DO_NOT_MATTER}
+
+
+def _trainer(loaded: LoadedRecipe, section: str) -> Part:
+    block: Mapping[str, Any] = loaded.written[section]["trainer"]
+    return {
+        key: value
+        for key, value in block.items()
+        if not key.startswith(TRAINER_PREFIXES_THAT_DO_NOT_MATTER)
+    }
+
+
+def _values(spec: BaseModel | None) -> Part | None:
+    return None if spec is None else spec.model_dump(mode="json", by_alias=True)

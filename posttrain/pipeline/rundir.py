@@ -1,0 +1,230 @@
+"""The run directory: who may work in it, whose it is, and where things lie."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import EnvironmentFault, Locked, RecipeError
+from posttrain.pipeline.environment import describe_environment
+from posttrain.pipeline.stages import Stage
+from posttrain.recipe import LoadedRecipe
+from posttrain.tables import read_json, write_bytes, write_json
+
+LOCK = "lock"
+IDENTITY = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunDir:
+    """`runs/<name>/`, by name."""
+
+    path: Path
+
+    @property
+    def stages(self) -> Path:
+        """Finished stages."""
+        return self.path / "stages"
+
+    @property
+    def work(self) -> Path:
+        """What unfinished stages need to go on."""
+        return self.path / "work"
+
+    @property
+    def hashes(self) -> Path:
+        """The remembered file hashes."""
+        return self.work / "hashes.json"
+
+    @property
+    def job(self) -> Path:
+        """The loaded recipe as stage processes read it."""
+        return self.work / "job.json"
+
+    def stage(self, stage: Stage) -> Path:
+        """Where a finished stage lies."""
+        return self.stages / f"{stage.number}-{stage.name}"
+
+    def temporary(self, stage: Stage) -> Path:
+        """Where this process builds a stage."""
+        return self.stages / f".tmp-{stage.number}-{stage.name}-{os.getpid()}"
+
+
+@contextmanager
+def hold(run_dir: RunDir) -> Generator[None, None, None]:
+    """Be the only one who works in the run directory; a holder that dies frees it at once.
+
+    Raises Locked, naming the holder.
+    """
+    try:
+        run_dir.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(run_dir.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write the run directory {run_dir.path}: {error.strerror}",
+            hint="give another folder: --run-dir FOLDER",
+        ) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _locked(run_dir) from None
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(holder).encode(), 0)
+        yield
+        os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def holder_of(run_dir: RunDir) -> Mapping[str, Any] | None:
+    """Who works in the run directory now: pid, host, started; None where nobody does."""
+    path = run_dir.path / LOCK
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _read_holder(path)
+        return None
+
+
+def check_identity(loaded: LoadedRecipe, run_dir: RunDir) -> None:
+    """Raise RecipeError where the directory belongs to another recipe, or is none of ours."""
+    hint = "give this recipe its own folder: --run-dir FOLDER"
+    mine = _identity(loaded)
+    path = run_dir.path / IDENTITY
+    if path.exists():
+        with suppress(ValueError):
+            theirs = read_json(path)
+            differing = [key for key in mine if theirs.get(key) != mine[key]]
+            if differing:
+                facts = ", ".join(f"{k} {json.dumps(theirs.get(k))}" for k in differing)
+                own = ", ".join(f"{k} {json.dumps(mine[k])}" for k in differing)
+                raise RecipeError(
+                    f"{run_dir.path} holds the run of another recipe: {facts}; "
+                    f"this recipe has {own}",
+                    hint=hint,
+                )
+            return
+    ours = {LOCK, IDENTITY, "work", "stages"}
+    if run_dir.path.is_dir() and (other := {p.name for p in run_dir.path.iterdir()} - ours):
+        raise RecipeError(
+            f"{run_dir.path} is no run directory, and it is not empty: it has {sorted(other)[0]}",
+            hint=hint,
+        )
+    if run_dir.path.exists() and not run_dir.path.is_dir():
+        raise RecipeError(f"{run_dir.path} is a file, not a run directory", hint=hint)
+
+
+def describe(loaded: LoadedRecipe, run_dir: RunDir) -> None:
+    """Write whose run this is, what was asked, what it meant and what it runs on."""
+    run_dir.stages.mkdir(parents=True, exist_ok=True)
+    run_dir.work.mkdir(exist_ok=True)
+    write_json(run_dir.path / IDENTITY, _identity(loaded))
+    write_bytes(run_dir.path / "recipe.yaml", loaded.path.read_bytes())
+    write_json(run_dir.path / "recipe.resolved.json", loaded.resolved)
+    write_json(run_dir.path / "environment.json", describe_environment())
+    write_json(
+        run_dir.job,
+        {
+            "recipe": loaded.resolved,
+            "recipe_path": str(loaded.path),
+            "judge": loaded.judge and loaded.judge.model_dump(mode="json", by_alias=True),
+            "curriculum": loaded.curriculum
+            and loaded.curriculum.model_dump(mode="json", by_alias=True),
+        },
+    )
+
+
+def begin_work(run_dir: RunDir, stage: Stage, key: str) -> str:
+    """Make `work/<stage>` that of `key`; says where unfinished work is found or put aside.
+
+    Work of another key must not be resumed from; it is kept beside, until the stage is finished,
+    in case the recipe is changed back.
+    """
+    folder = run_dir.work / stage.name
+    said = ""
+    if folder.exists() and (other := work_key(run_dir, stage)) != key:
+        if other is None:
+            shutil.rmtree(folder)
+        else:
+            _replace(folder, _aside(run_dir, stage, other))
+            said = "unfinished work with other settings was put aside"
+    if not folder.exists() and (aside := _aside(run_dir, stage, key)).exists():
+        aside.rename(folder)
+    if folder.exists():
+        return "going on from unfinished work"
+    folder.mkdir(parents=True)
+    write_bytes(folder / "KEY", key.encode())
+    return said
+
+
+def work_key(run_dir: RunDir, stage: Stage) -> str | None:
+    """The key that a stage's unfinished work belongs to; None where there is none."""
+    path = run_dir.work / stage.name / "KEY"
+    return path.read_text() if path.exists() else None
+
+
+def end_work(run_dir: RunDir, stage: Stage) -> None:
+    """Delete what a finished stage no longer needs."""
+    shutil.rmtree(run_dir.work / stage.name, ignore_errors=True)
+    for aside in run_dir.work.glob(f".{stage.name}-*"):
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def set_aside(run_dir: RunDir, folder: Path, where: str) -> Path:
+    """Move a folder to `<run>/<where>/`, under a name that is free."""
+    target = run_dir.path / where / folder.name
+    for number in range(2, 1000):
+        if not target.exists():
+            break
+        target = run_dir.path / where / f"{folder.name}.{number}"
+    target.parent.mkdir(exist_ok=True)
+    folder.rename(target)
+    return target
+
+
+def _aside(run_dir: RunDir, stage: Stage, key: str) -> Path:
+    return run_dir.work / f".{stage.name}-{key[:12]}"
+
+
+def _replace(folder: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+
+
+def _identity(loaded: LoadedRecipe) -> dict[str, Any]:
+    return {"name": loaded.written["name"], "model.base": loaded.written["model"]["base"]}
+
+
+def _locked(run_dir: RunDir) -> Locked:
+    holder = _read_holder(run_dir.path / LOCK)
+    if holder is None:
+        who = "another process"
+    else:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["started"]))
+        who = f"process {holder['pid']} on {holder['host']}, since {since},"
+    return Locked(
+        f"{who} works in {run_dir.path}",
+        hint=f"wait for it, or watch it: posttrain status {run_dir.path}",
+    )
+
+
+def _read_holder(path: Path) -> Mapping[str, Any] | None:
+    try:
+        value = json.loads(path.read_text())
+        return value if {"pid", "host", "started"} <= set(value) else None
+    except (OSError, ValueError, TypeError):
+        return None

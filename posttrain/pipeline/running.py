@@ -1,0 +1,182 @@
+"""Run a recipe's stages in order; running again is how one resumes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.errors import PosttrainError, RecipeError
+from posttrain.faults import fault_point
+from posttrain.pipeline import manifest, rundir
+from posttrain.pipeline.context import StageContext
+from posttrain.pipeline.failure import bug_message, explain, write_crash
+from posttrain.pipeline.keys import FileHashes
+from posttrain.pipeline.launch import Launcher, StageCrash, run_in_child
+from posttrain.pipeline.planning import PlannedStage, plan
+from posttrain.pipeline.preflight import check_environment
+from posttrain.pipeline.rundir import RunDir
+from posttrain.pipeline.stages import STAGES, Stage
+from posttrain.progress import note
+from posttrain.recipe import LoadedRecipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """What a run did."""
+
+    run_dir: Path
+    ran: tuple[str, ...]
+    cached: tuple[str, ...]
+    seconds: float
+
+
+def run(
+    loaded: LoadedRecipe,
+    run_dir: Path,
+    *,
+    table: Sequence[Stage] = STAGES,
+    launcher: Launcher = run_in_child,
+    until: str | None = None,
+) -> Finished:
+    """Run what is not finished, up to and with the stage `until`.
+
+    Raises Locked, RecipeError for a directory of another recipe, and what a stage raised.
+    """
+    started = time.monotonic()
+    run_dir = run_dir.resolve()
+    place = RunDir(path=run_dir)
+    _check_until(until, loaded, table)
+    rundir.check_identity(loaded, place)
+    with rundir.hold(place):
+        try:
+            return _run(loaded, place, table, launcher, until, started)
+        except PosttrainError:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            known = explain(error, run_dir)
+            if known is None:
+                message, hint = bug_message("the run", error, write_crash(run_dir, "run", error))
+                known = StageCrash(message, hint=hint)
+            raise known from error
+
+
+def _run(
+    loaded: LoadedRecipe,
+    place: RunDir,
+    table: Sequence[Stage],
+    launcher: Launcher,
+    until: str | None,
+    started: float,
+) -> Finished:
+    rundir.describe(loaded, place)
+    hashes = FileHashes(place.hashes)
+    for said in manifest.recover(place.stages, hashes):
+        note(said)
+    planned = plan(loaded, place, table, hashes)
+    _put_strangers_aside(place, planned)
+    if not all(p.is_cached for p in planned):
+        check_environment(loaded, place.path)
+    ran: list[str] = []
+    cached: list[str] = []
+    for position, item in enumerate(planned, start=1):
+        name = item.stage.name
+        if item.is_cached:
+            rundir.end_work(place, item.stage)
+            cached.append(name)
+        else:
+            note(f"[{position}/{len(planned)}] {name}: {item.why}")
+            _run_stage(loaded, place, item, planned, launcher, hashes)
+            ran.append(name)
+        if name == until:
+            break
+    hashes.save()
+    return Finished(
+        run_dir=place.path,
+        ran=tuple(ran),
+        cached=tuple(cached),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _run_stage(
+    loaded: LoadedRecipe,
+    place: RunDir,
+    item: PlannedStage,
+    planned: Sequence[PlannedStage],
+    launcher: Launcher,
+    hashes: FileHashes,
+) -> None:
+    stage = item.stage
+    if item.is_broken:
+        moved = rundir.set_aside(place, place.stage(stage), "quarantine")
+        note(f"the broken directory is kept as {moved}")
+    if said := rundir.begin_work(place, stage, item.key):
+        note(said)
+    out = place.temporary(stage)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    there = {p.stage.name: p.stage for p in planned}
+    context = StageContext(
+        stage=stage.name,
+        key=item.key,
+        recipe=loaded.recipe,
+        recipe_path=loaded.path,
+        judge=loaded.judge,
+        curriculum=loaded.curriculum,
+        run_dir=place.path,
+        seed=item.seed,
+        inputs={name: place.stage(there[name]) for name in stage.reads if name in there},
+        work_dir=place.work / stage.name,
+        out_dir=out,
+    )
+    began, clock = time.time(), time.monotonic()
+    try:
+        result = launcher(stage, context)
+        seconds = round(time.monotonic() - clock, 3)
+        manifest.seal(
+            out,
+            hashes=hashes,
+            stage=stage.name,
+            key=item.key,
+            key_parts=dict(item.key_parts),
+            seed=item.seed,
+            started=began,
+            seconds=seconds,
+            peak_rss_bytes=result.peak_rss_bytes,
+            counts=dict(result.counts),
+        )
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    fault_point(f"{stage.name}.before_rename")
+    manifest.put_in_place(out, place.stage(stage))
+    fault_point(f"{stage.name}.after_rename")
+    rundir.end_work(place, stage)
+    hashes.save()
+    counted = ", ".join(f"{_shown(v)} {k.replace('_', ' ')}" for k, v in result.counts.items())
+    note(f"{stage.name}: {seconds:.1f} s" + (f", {counted}" if counted else ""))
+
+
+def _put_strangers_aside(place: RunDir, planned: Sequence[PlannedStage]) -> None:
+    """Stages that the recipe no longer has must not stand in its report."""
+    ours = {place.stage(p.stage).name for p in planned}
+    for folder in sorted(place.stages.iterdir()):
+        if folder.name not in ours and not folder.name.startswith("."):
+            moved = rundir.set_aside(place, folder, "aside")
+            note(f"{folder.name} is not part of this recipe: moved to {moved}")
+
+
+def _check_until(until: str | None, loaded: LoadedRecipe, table: Sequence[Stage]) -> None:
+    names = [stage.name for stage in table if stage.is_wanted(loaded.recipe)]
+    if until is not None and until not in names:
+        raise RecipeError(
+            f"--until {until}: this recipe has no such stage",
+            hint=f"one of {', '.join(names)}",
+        )
+
+
+def _shown(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,153 @@
+"""One stage's process: `python -m posttrain.pipeline.stage RUN_DIR STAGE`, started by a run."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+from pydantic import TypeAdapter
+
+from posttrain.errors import Interrupted, Locked
+from posttrain.pipeline.context import Counts, StageContext
+from posttrain.pipeline.failure import bug_message, explain, write_crash
+from posttrain.pipeline.launch import CALL, ERROR, PARENT_VARIABLE, RESULT
+from posttrain.recipe import CurriculumSpec, JudgeSpec
+from posttrain.recipe.schema import Recipe
+from posttrain.tables import read_json, write_json
+
+STAGE_LOCK = "stage.lock"
+SECONDS_TO_WAIT_FOR_AN_ORPHAN = 30.0
+
+
+def main(arguments: list[str]) -> int:
+    """Run one stage as its call.json says; the exit code is that of the error, if any."""
+    run_dir, stage = Path(arguments[0]), arguments[1]
+    work = run_dir / "work" / stage
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    _end_with(os.environ.get(PARENT_VARIABLE))
+    try:
+        with _only_one(run_dir):
+            function, context = _read_call(run_dir, stage)
+            counts: Counts = function(context)
+            if _is_main_process():
+                write_json(
+                    work / RESULT, {"counts": dict(counts), "peak_rss_bytes": _peak_rss_bytes()}
+                )
+        return 0
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        return _report(error, run_dir, stage, work)
+
+
+def _read_call(run_dir: Path, stage: str) -> tuple[Any, StageContext]:
+    job = read_json(run_dir / "work" / "job.json")
+    call = read_json(run_dir / "work" / stage / CALL)
+    module, _, name = call["function"].partition(":")
+    judge, curriculum = job["judge"], job["curriculum"]
+    context = StageContext(
+        stage=stage,
+        key=call["key"],
+        recipe=Recipe.model_validate(job["recipe"]),
+        recipe_path=Path(job["recipe_path"]),
+        judge=TypeAdapter[JudgeSpec](JudgeSpec).validate_python(judge) if judge else None,
+        curriculum=TypeAdapter[CurriculumSpec](CurriculumSpec).validate_python(curriculum)
+        if curriculum
+        else None,
+        run_dir=run_dir,
+        seed=call["seed"],
+        inputs={name: Path(path) for name, path in call["inputs"].items()},
+        work_dir=Path(call["work_dir"]),
+        out_dir=Path(call["out_dir"]),
+    )
+    return getattr(importlib.import_module(module), name), context
+
+
+def _report(error: BaseException, run_dir: Path, stage: str, work: Path) -> int:
+    """Leave error.json for the run to read; of several processes the first one counts."""
+    known = explain(error, run_dir)
+    if known is not None:
+        kind, message, hint, code = type(known).__name__, known.message, known.hint, known.exit_code
+        if isinstance(known, Interrupted):
+            kind = "Interrupted"
+    else:
+        crash = write_crash(run_dir, stage, error)
+        message, hint = bug_message(f"the {stage} stage", error, crash)
+        kind, code = "StageCrash", 1
+    value = {"type": kind, "message": message, "hint": hint}
+    with suppress(OSError), (work / ERROR).open("x") as file:
+        json.dump(value, file)
+    return code
+
+
+@contextmanager
+def _only_one(run_dir: Path) -> Generator[None, None, None]:
+    """Wait until a stage process that outlived its run is gone: it writes to the same folders."""
+    if not _is_main_process():
+        yield
+        return
+    deadline = time.monotonic() + SECONDS_TO_WAIT_FOR_AN_ORPHAN
+    with (run_dir / STAGE_LOCK).open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Locked(
+                        f"a stage process of an earlier run still works in {run_dir}",
+                        hint="end it (ps aux | grep pipeline.stage), then run the same command again",
+                    ) from None
+                time.sleep(0.1)
+        yield
+
+
+def _end_with(parent: str | None) -> None:
+    """End this process when the run that started it is gone, however it went."""
+    if parent is None:
+        return
+
+    def watch() -> NoReturn:
+        try:
+            run = psutil.Process(int(parent))
+            while run.is_running() and run.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.5)
+        except psutil.NoSuchProcess:
+            pass
+        os._exit(Interrupted.exit_code)
+
+    threading.Thread(target=watch, name="follow-the-run", daemon=True).start()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    # Once is enough: a second signal must not break the way out.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _peak_rss_bytes() -> int:
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

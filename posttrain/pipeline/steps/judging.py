@@ -1,0 +1,119 @@
+"""Judge the samples, measure a pilot, drop the easy ones."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+
+from posttrain.pipeline.context import Counts, StageContext
+from posttrain.pipeline.steps import reading
+from posttrain.records import Prompt, Sample, Verdict, content_hash
+from posttrain.tables import (
+    read_groups,
+    read_json,
+    read_records,
+    write_groups,
+    write_json,
+    write_records,
+)
+
+
+def judge(context: StageContext) -> Counts:
+    """A verdict per sample; on a pilot, how often the model really fails.
+
+    Verdicts live in a ledger beside the stages, by sample and judge, so that neither a killed run
+    nor a longer data set pays for one twice.
+    """
+    from posttrain.engines import make_engine
+    from posttrain.judge import judge_identity, judge_samples, run_pilot
+    from posttrain.models import load_tokenizer
+    from posttrain.rewards import close_workers
+
+    recipe = context.recipe
+    assert recipe.sft is not None
+    assert context.judge is not None
+    samples = reading.samples(context)
+    policy = reading.policy_before(context)
+    tokenizer = load_tokenizer(policy.base)
+    judge_engine = recipe.sft.judge_engine or recipe.engine
+    model = read_json(context.inputs["model"] / "model.json")
+    revision = content_hash(
+        [judge_engine.kind, judge_engine.base_url, judge_engine.model, judge_engine.max_model_len],
+        [model["config_sha256"], model["revision"], model["path"], recipe.model.dtype],
+    )
+    started = time.monotonic()
+    ledger = context.run_dir / "work" / "ledgers" / "judge.sqlite"
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with closing(
+        make_engine(judge_engine, policy, dtype=recipe.model.dtype, seed=context.seed)
+    ) as engine:
+        verdicts = judge_samples(
+            samples,
+            context.judge,
+            engine,
+            tokenizer,
+            judge_id=judge_identity(context.judge, revision),
+            ledger=ledger,
+        )
+        write_records(context.out_dir / "verdicts.parquet", verdicts, Verdict)
+        shared = recipe.sft.judge_engine is None
+        groups = (
+            run_pilot(samples, engine, tokenizer, recipe.sft.pilot, seed=context.seed)
+            if shared
+            else None
+        )
+    if groups is None:
+        with closing(
+            make_engine(recipe.engine, policy, dtype=recipe.model.dtype, seed=context.seed)
+        ) as engine:
+            groups = run_pilot(samples, engine, tokenizer, recipe.sft.pilot, seed=context.seed)
+    close_workers()
+    piloted = {group.prompt_id for group in groups}
+    by_id = {s.sample_id: _as_prompt(s) for s in samples if s.sample_id in piloted}
+    write_groups(context.out_dir / "pilot.parquet", groups, by_id)
+    num_scored = sum(verdict.score is not None for verdict in verdicts)
+    counts = {
+        "judged": len(verdicts),
+        "scored": num_scored,
+        "unscored": len(samples) - num_scored,
+        "pilot": len(groups),
+    }
+    seconds = time.monotonic() - started
+    tokens = sum(len(r.completion_ids) for group in groups for r in group.rollouts)
+    write_json(
+        context.out_dir / "summary.json", {**counts, "seconds": seconds, "pilot_tokens": tokens}
+    )
+    return counts
+
+
+def prune(context: StageContext) -> Counts:
+    """Split the samples into kept, dropped and unscored, and say how good the judge is."""
+    from posttrain import prune as rule
+    from posttrain.judge import judge_summary
+    from posttrain.progress import note
+
+    assert context.recipe.sft is not None
+    samples = reading.samples(context)
+    folder = context.inputs["judge"]
+    verdicts = read_records(folder / "verdicts.parquet", Verdict)
+    result = rule.prune(samples, verdicts, context.recipe.sft.prune)
+    for name in ("kept", "dropped", "unscored"):
+        write_records(context.out_dir / f"{name}.parquet", getattr(result, name), rule.Row)
+    summary = judge_summary(samples, verdicts, read_groups(folder / "pilot.parquet"), result)
+    write_json(context.out_dir / "summary.json", summary)
+    for value in summary.values():
+        if isinstance(value, str) and " " in value:
+            note(value)
+    return {
+        "kept": len(result.kept),
+        "dropped": len(result.dropped),
+        "unscored": len(result.unscored),
+    }
+
+
+def _as_prompt(sample: Sample) -> Prompt:
+    from posttrain.data import prompt_of
+
+    prompt = prompt_of(sample)
+    assert prompt is not None, "the pilot takes only samples with a verifier"
+    return prompt

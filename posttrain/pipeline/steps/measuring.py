@@ -1,0 +1,98 @@
+"""Evaluation of one policy on every held-out suite."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+from posttrain.pipeline.context import Counts, StageContext
+from posttrain.pipeline.steps import reading
+from posttrain.records import Prompt, RolloutGroup
+from posttrain.tables import write_groups, write_json
+
+
+def evaluate_policy(context: StageContext) -> Counts:
+    """Sample, verify and summarise; the seed is the same for every policy."""
+    from posttrain.engines import make_engine
+    from posttrain.evaluate import evaluate
+    from posttrain.models import load_tokenizer
+    from posttrain.rewards import close_workers
+
+    recipe = context.recipe
+    policy = reading.policy_before(context)
+    tokenizer = load_tokenizer(policy.base)
+    started = time.monotonic()
+    summaries: dict[str, Any] = {}
+    num_prompts = num_tokens = 0
+    engine = make_engine(recipe.engine, policy, dtype=recipe.model.dtype, seed=context.seed)
+    with closing(engine):
+        for name, prompts in reading.suites(context).items():
+            label = context.stage if name == "heldout" else f"{context.stage} {name}"
+            began = time.monotonic()
+            groups = evaluate(
+                prompts,
+                engine=engine,
+                tokenizer=tokenizer,
+                spec=recipe.eval,
+                seed=context.seed,
+                label=label,
+            )
+            by_id = {prompt.prompt_id: prompt for prompt in prompts}
+            write_groups(context.out_dir / f"outcomes-{name}.parquet", groups, by_id)
+            summary = summarise(prompts, groups, pass_at=recipe.eval.pass_at)
+            summaries[name] = {**summary, "seconds": time.monotonic() - began}
+            num_prompts += len(prompts)
+            num_tokens += summary["tokens"]
+    close_workers()
+    write_json(
+        context.out_dir / "summary.json",
+        {"suites": summaries, "tokens": num_tokens, "seconds": time.monotonic() - started},
+    )
+    return {"prompts": num_prompts, "tokens": num_tokens}
+
+
+def summarise(
+    prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], *, pass_at: Sequence[int]
+) -> dict[str, Any]:
+    """pass@1 with its interval, pass@k and the best constant answer per capability; the average."""
+    from posttrain import metrics
+    from posttrain.rewards import verify
+
+    def passes(prompt: Prompt, text: str) -> bool:
+        return verify(prompt, text).passed is True
+
+    by_capability: dict[str, list[RolloutGroup]] = {}
+    for prompt, group in zip(prompts, groups, strict=True):
+        by_capability.setdefault(prompt.capability, []).append(group)
+    capabilities: dict[str, Any] = {}
+    for name, own in sorted(by_capability.items()):
+        interval = metrics.pass_rate_interval(own)
+        asked = [prompt for prompt in prompts if prompt.capability == name]
+        constant = metrics.best_constant_answer(asked, passes, groups=own)
+        capabilities[name] = {
+            "pass@1": _plain(interval),
+            "pass@k": {str(k): _number(metrics.mean_pass_at_k(own, k)) for k in pass_at},
+            "constant": _number(constant),
+            "num_prompts": len(own),
+            "tokens": _num_tokens(own),
+        }
+    return {
+        "capabilities": capabilities,
+        "macro": _plain(metrics.macro_pass_at_1(by_capability)),
+        "tokens": _num_tokens(groups),
+    }
+
+
+def _plain(interval: Any) -> dict[str, float | None]:
+    return {name: _number(getattr(interval, name)) for name in ("mean", "low", "high")}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _num_tokens(groups: Sequence[RolloutGroup]) -> int:
+    return sum(len(r.completion_ids) for group in groups for r in group.rollouts)
