@@ -65,8 +65,8 @@ def test_final_answer(text: str, answer: str) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [("1,250", "1250"), ("+3", "3"), ("-0.50", "-0.5"), (".5", "0.5"), ("$7$", "7"), ("12.", "12"),
-     ("1,25", None), ("1e5", None), ("", None), ("-", None), ("3 4", None), ("٣", None), ("²", None),
-     ("9" * 300, None)],
+     ("1,25", None), ("1e5", None), ("", None), ("-", None), ("3 4", None),
+     ("٣", None), ("²", None), ("9" * 300, None)],
 )  # fmt: skip
 def test_as_number(text: str, value: str | None) -> None:
     got = as_number(text)
@@ -154,12 +154,10 @@ def test_a_hanging_comparison_is_killed_and_the_next_one_works(
     monkeypatch.setattr(math_verifier, "WALL_LIMIT", 1.0)
     verify(make("math", "x"), "x")  # so that the start is not in the time
     started = time.perf_counter()
-    outcome = verify(
-        make("math", "\\frac{1}{2}"), "\\boxed{9^{9^{9^{9^{9}}}} + 9^{9^{9^9}} \\mod 7}"
-    )
-    if outcome.passed is None:
-        assert outcome.why == "timeout after 1 s" or "crashed" in outcome.why
+    outcome = verify(make("math", "7"), "\\boxed{9^{9^{9^9}}}")
+    assert (outcome.passed, outcome.why) == (None, "timeout after 1 s")
     assert time.perf_counter() - started < 5
+    monkeypatch.undo()
     assert verify(make("math", "\\frac{1}{2}"), "0.5").passed is True
 
 
@@ -356,7 +354,8 @@ def test_a_family_refuses_its_configuration_in_its_own_words() -> None:
 def test_importing_rewards_is_light() -> None:
     program = (
         "import sys; import posttrain.rewards; "
-        "print([m for m in ('torch', 'sympy', 'math_verify', 'reasoning_gym', 'numpy') if m in sys.modules])"
+        "heavy = ('torch', 'sympy', 'math_verify', 'reasoning_gym', 'numpy'); "
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -131,10 +131,10 @@ _workers_lock = threading.Lock()
 
 
 def ask(kind: Kind, request: Mapping[str, Any], *, seconds: float) -> Any:
-    """The worker's answer to a JSON request; it is started when there is none, killed when it hangs.
+    """The worker's answer to a JSON request; it is started on demand and killed when it hangs.
 
-    Raises WorkerFailure when it hung past `seconds`, died or raised, EnvironmentFault when it cannot
-    be started.
+    Raises WorkerFailure when it hung past `seconds`, died or raised, EnvironmentFault when it
+    cannot be started.
     """
     with _workers_lock:
         worker = _workers.get(kind)

@@ -1,5 +1,8 @@
 """Tables in and out: Parquet, JSONL, JSON; written whole or not at all, deterministic bytes."""
 
+# pyarrow ships no types
+# pyright: reportUnknownVariableType=false
+
 from posttrain.tables.files import (
     MetricsLog,
     file_sha256,
