@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar, Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -56,17 +56,17 @@ TYPE_ERRORS = {
     "model_attributes_type": "a section (key: value lines)",
 }
 
-M = TypeVar("M", bound=BaseModel)
+Section = TypeVar("Section", bound=BaseModel)
 
 Places = Mapping[str, Sequence[Path]]
 """Key -> the sections it is valid in."""
 
-M = TypeVar("M", bound=BaseModel)
+Section = TypeVar("Section", bound=BaseModel)
 
 
 def validate(
-    model: type[M], data: Mapping[str, Any], places: Places
-) -> tuple[M | None, list[Fault]]:
+    model: type[Section], data: Mapping[str, Any], places: Places
+) -> tuple[Section | None, list[Fault]]:
     """Validate without conversions ("5" is no number); the model is None where there are faults."""
     try:
         return model.model_validate(dict(data), strict=True), []
@@ -90,7 +90,7 @@ def keys_of(model: type[BaseModel]) -> dict[str, Any]:
 def key_places(
     model: type[BaseModel], extra: Mapping[Path, Sequence[str]]
 ) -> dict[str, list[Path]]:
-    """Every key below `model`, and those of open sections in `extra`, with the sections they stand in."""
+    """Every key below `model` and in the open sections of `extra` -> the sections it stands in."""
     places: dict[str, list[Path]] = {}
 
     def walk(section: type[BaseModel], path: Path) -> None:
@@ -142,7 +142,7 @@ def _advice(expected: str, value: Any) -> str:
     if isinstance(value, bool | int | float) and expected == "text":
         return ": put it in quotes"
     if not isinstance(value, str):
-        whole = isinstance(value, float) and math.isfinite(value) and value == int(value)
+        whole = isinstance(value, float) and math.isfinite(value) and value.is_integer()
         return f": write {int(value)}" if whole and expected == "a whole number" else ""
     plain = value.strip().lower()
     if plain in ("none", "nil", "null"):
@@ -187,7 +187,7 @@ def _either(names: Sequence[str]) -> str:
 
 
 def _merge_unions(errors: list[ErrorDetails], data: Any) -> Iterator[tuple[Path, ErrorDetails]]:
-    """Drop pydantic's union labels from the paths, and the branches of a union that were not meant."""
+    """Drop pydantic's union labels from the paths, and the branches that were not meant."""
     unions: dict[Path, dict[str, list[tuple[Path, ErrorDetails]]]] = {}
     for details in errors:
         path, union = _real_path(details, data)
@@ -218,14 +218,13 @@ def _meant_branch(
 def _real_path(details: ErrorDetails, data: Any) -> tuple[Path, tuple[Path, str] | None]:
     path: list[str | int] = []
     union: tuple[Path, str] | None = None
-    here = data
+    here: Any = data
     loc = details["loc"]
     for position, part in enumerate(loc):
         last = position == len(loc) - 1
-        if isinstance(here, dict) and part in here:
-            here = here[part]  # pyright: ignore[reportUnknownVariableType]
-        elif isinstance(here, list) and isinstance(part, int):
-            here = here[part]  # pyright: ignore[reportUnknownVariableType]
+        in_list = isinstance(here, list) and isinstance(part, int)
+        if in_list or (isinstance(here, dict) and part in here):
+            here = cast("Any", here)[part]
         elif last and details["type"] == "missing":
             pass
         else:

@@ -24,14 +24,14 @@ def cross_faults(recipe: Recipe, unsound: frozenset[str]) -> list[Fault]:
 
 
 def quota_faults(recipe: Recipe, curriculum: CurriculumSpec) -> Iterator[Fault]:
-    """Quotas that name a capability which rl.data does not have; paths are within the curriculum file."""
+    """Quotas for capabilities that rl.data does not have; paths are within the curriculum file."""
     if not curriculum.quotas or recipe.rl is None:
         return
     known = {name for source in recipe.rl.data for name in capabilities(source)}
     for name in curriculum.quotas:
         if name not in known:
-            have = ", ".join(sorted(known))
-            yield Fault(path=("quotas", name), message=f"rl.data has no such capability, only {have}",
+            message = f"rl.data has no such capability, only {', '.join(sorted(known))}"
+            yield Fault(path=("quotas", name), message=message,
                         suggestion=nearest(name, known))  # fmt: skip
     if not any(curriculum.quotas.values()):
         yield Fault(
@@ -86,7 +86,7 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
 def _eval(recipe: Recipe) -> Iterator[Fault]:
     spec = recipe.eval
     if recipe.rl is None and "heldout" in spec.suites and recipe.sft is not None:
-        message = "'heldout' is taken from rl.data, and there is no rl section: name a suite with its own data, or []"
+        message = "heldout is taken from rl.data, and there is none: give suites of your own, or []"
         yield Fault(path=("eval", "suites"), message=message)
     names = ["heldout" if suite == "heldout" else suite.name for suite in spec.suites]
     for index, name in enumerate(names):
@@ -191,14 +191,17 @@ def _batch_shape(recipe: Recipe, values: Mapping[str, int]) -> Iterator[Fault]:
             if fits
             else "more is needed for two answers a prompt"
         )
-        message = f"the generation batch {sum_text} is not whole groups of {group}: {advice}; or make the batch {size}"
+        message = (
+            f"the generation batch {sum_text} is not whole groups of {group}: "
+            f"{advice}; or make the batch {size}"
+        )
         yield Fault(path=("rl", "trainer", place), message=message)
         return
     yield from _save_boundary(recipe, per_generation * values["num_iterations"], accumulation)
 
 
 def _save_boundary(recipe: Recipe, micro_steps: int, accumulation: int) -> Iterator[Fault]:
-    """A checkpoint between two generations would lose the rollouts that are still to be trained on."""
+    """A checkpoint between two generations would lose rollouts that are not yet trained on."""
     assert recipe.rl is not None
     save = recipe.rl.trainer.get("save_steps")
     if save is None:
@@ -210,7 +213,10 @@ def _save_boundary(recipe: Recipe, micro_steps: int, accumulation: int) -> Itera
     every = micro_steps // math.gcd(micro_steps, accumulation)
     if int(save) % every:
         near = _nearest_multiples(int(save), every)
-        message = f"{save:g} falls between two generations, which begin every {every} steps: {near} would not"
+        message = (
+            f"{save:g} falls between two generations, which begin every {every} steps: "
+            f"{near} would not"
+        )
         yield Fault(path=path, message=message)
 
 
@@ -220,5 +226,5 @@ def _nearest_multiples(number: int, of: int) -> str:
 
 
 def _nearest_divisors(number: int, near: int) -> list[int]:
-    divisors = [d for d in range(2, number + 1) if number % d == 0]
+    divisors = [d for d in range(2, min(number, 8 * near) + 1) if number % d == 0]
     return sorted(sorted(divisors, key=lambda d: abs(d - near))[:3])

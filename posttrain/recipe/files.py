@@ -36,7 +36,8 @@ def find(name: str, kind: Kind, *, folder: Path, from_cwd: bool = False) -> Path
     """The file called `name`: beside `folder`, then among the shipped ones of its kind.
 
     `from_cwd` looks in the working directory before both: for names typed on a command line.
-    Raises FileNotFoundError, its text fit for an error message; `filename2` is the nearest name that exists.
+    Raises FileNotFoundError: `strerror` is fit for an error message, `filename2` the nearest name
+    that exists.
     """
     wanted = Path(name).expanduser()
     for place in _places(kind, folder, from_cwd):
@@ -77,7 +78,7 @@ def _missing(wanted: Path, kind: Kind, folder: Path) -> str:
         names = ", ".join(path.name for path in shipped_files(kind))
         said += f"; shipped {kind}: {names}"
     if Path.cwd() != folder and wanted.exists():
-        said += f"; there is one in the working directory, but paths start at the recipe: write {wanted.resolve()}"
+        said += f"; paths start at the recipe's folder: write {wanted.resolve()}"
     return said
 
 

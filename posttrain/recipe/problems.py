@@ -34,8 +34,8 @@ class Fault:
 class Problem:
     """Something wrong, with the line to go to.
 
-    >>> print(Problem(file="a.yaml", line=3, key="sft.dta", message="unknown key", suggestion="data"))
-    a.yaml:3: sft.dta: unknown key (did you mean 'data'?)
+    >>> print(Problem(file="a.yaml", line=3, key="sft.dta", message="unknown", suggestion="data"))
+    a.yaml:3: sft.dta: unknown (did you mean 'data'?)
     """
 
     file: str

