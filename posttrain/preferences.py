@@ -17,7 +17,7 @@ _MIN_REPEATS = 4
 _MIN_REPEATED_CHARS = 24
 
 # What verifiers say of an answer that they could not read.
-_UNREADABLE = re.compile(r"unpars|cannot parse|could not parse|no answer found|format", re.I)
+_UNREADABLE = re.compile(r"unpars|cannot parse|could not parse|no (\w+ )?answer|format", re.I)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,96 @@
+"""Measuring how hard some samples really are, by letting the model try them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.engines import Completion, Engine, SamplingRequest
+from posttrain.faults import fault_point
+from posttrain.models import prompt_ids
+from posttrain.progress import progress
+from posttrain.recipe.schema import Pilot
+from posttrain.records import Prompt, Rollout, RolloutGroup, Sample
+from posttrain.rewards import verify
+
+_PROMPTS_PER_BATCH = 64
+
+
+def run_pilot(
+    samples: Sequence[Sample],
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: Pilot,
+    *,
+    seed: int,
+) -> list[RolloutGroup]:
+    """Scored attempts of the engine's model at up to `num_samples` samples that have a verifier.
+
+    Capabilities get equal places as far as their samples reach. In the groups, prompt_id is the
+    sample's id and step is 0.
+    """
+    chosen = pilot_samples(samples, spec.num_samples, seed=seed)
+    groups: list[RolloutGroup] = []
+    with progress("judge pilot", total=len(chosen)) as bar:
+        for start in range(0, len(chosen), _PROMPTS_PER_BATCH):
+            batch = chosen[start : start + _PROMPTS_PER_BATCH]
+            request = SamplingRequest(
+                num_generations=spec.num_generations, max_tokens=spec.max_tokens, seed=seed + start
+            )
+            completions_P_G = engine.generate(
+                [prompt_ids(tokenizer, sample.messages[:-1]) for sample in batch], request
+            )
+            fault_point("judge.after_pilot_generate")
+            for sample, completions_G in zip(batch, completions_P_G, strict=True):
+                rollouts = tuple(_rollout(sample, c, tokenizer) for c in completions_G)
+                groups.append(
+                    RolloutGroup(
+                        prompt_id=sample.sample_id,
+                        step=0,
+                        policy_version=engine.policy_version,
+                        rollouts=rollouts,
+                    )
+                )
+            bar.advance(len(batch))
+    return groups
+
+
+def pilot_samples(samples: Sequence[Sample], num_samples: int, *, seed: int) -> list[Sample]:
+    """A random choice among the samples that can be verified, capabilities taking turns."""
+    by_capability: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.verifier is not None and sample.reference is not None:
+            by_capability.setdefault(sample.capability, []).append(sample)
+    rng = random.Random(seed)
+    for _, of_one in sorted(by_capability.items()):
+        rng.shuffle(of_one)
+    in_turn = [
+        (turn, capability, sample)
+        for capability, of_one in by_capability.items()
+        for turn, sample in enumerate(of_one)
+    ]
+    in_turn.sort(key=lambda entry: entry[:2])
+    return [sample for _, _, sample in in_turn[:num_samples]]
+
+
+def _rollout(sample: Sample, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Rollout:
+    assert sample.verifier is not None
+    assert sample.reference is not None
+    prompt = Prompt.make(
+        messages=sample.messages[:-1],
+        reference=sample.reference,
+        verifier=sample.verifier,
+        capability=sample.capability,
+        meta=sample.meta,
+    )
+    text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return Rollout(
+        completion_ids=completion.token_ids,
+        logprobs=completion.logprobs,
+        text=text,
+        finish_reason=completion.finish_reason,
+        outcome=verify(prompt, text, truncated=completion.finish_reason == "length"),
+    )
