@@ -1,5 +1,6 @@
 """The recipe: its schema, and loading one with every error at once."""
 
+from posttrain.recipe.export import recipe_json_schema
 from posttrain.recipe.files import find, shipped_dir, shipped_files
 from posttrain.recipe.load import LoadedRecipe, load_curriculum, load_judge, load_recipe
 from posttrain.recipe.problems import Problem, RecipeProblems
@@ -16,6 +17,7 @@ __all__ = [
     "load_curriculum",
     "load_judge",
     "load_recipe",
+    "recipe_json_schema",
     "shipped_dir",
     "shipped_files",
 ]

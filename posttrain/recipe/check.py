@@ -43,6 +43,9 @@ SYNONYMS = {
 }
 """What other tools call it -> what it is called here or in TRL."""
 
+UNKNOWN = "unknown key"
+MISSING = "is required and not given"
+
 TYPE_ERRORS = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -71,8 +74,14 @@ def validate(
     try:
         return model.model_validate(dict(data), strict=True), []
     except ValidationError as error:
-        found = list(_merge_unions(error.errors(include_url=False), data))
-        return None, [_fault(model, data, path, details, places) for path, details in found]
+        found = _merge_unions(error.errors(include_url=False), data)
+        return None, _without_echoes([_fault(model, p, details, places) for p, details in found])
+
+
+def _without_echoes(faults: list[Fault]) -> list[Fault]:
+    """Leave out that a key is missing where it stands there misspelt."""
+    misspelt = {(*f.path[:-1], f.suggestion) for f in faults if f.message.startswith(UNKNOWN)}
+    return [f for f in faults if not (f.message == MISSING and f.path in misspelt)]
 
 
 def children(annotation: Any) -> list[type[BaseModel]]:
@@ -123,12 +132,12 @@ def unknown_key(path: Path, valid: Sequence[str], places: Places) -> Fault:
             for home in (inside if section and inside else homes)
         ]
         what = "it belongs" if meant == word else f"{meant!r} belongs"
-        return Fault(path=path, message=f"unknown key here; {what} in {_either(names[:3])}")
+        return Fault(path=path, message=f"{UNKNOWN} here; {what} in {_either(names[:3])}")
     if near is None:
         near = nearest(word, valid)
     known = ", ".join(sorted(valid))
     listed = f"; known here: {known}" if near is None and len(valid) <= 16 else ""
-    return Fault(path=path, message=f"unknown key{listed}", suggestion=near)
+    return Fault(path=path, message=f"{UNKNOWN}{listed}", suggestion=near)
 
 
 def expected_instead(expected: str, value: Any) -> str:
@@ -212,7 +221,9 @@ def _meant_branch(
         return
     details = [d for found in branches.values() for _, d in found]
     wanted = dict.fromkeys(_expectation(d) for d in details)
-    yield at, {**details[0], "type": "union", "ctx": {"expected": " or ".join(wanted)}}
+    choices = [c for d in details if d["type"] == "literal_error" for c in _choices(d)]
+    context = {"expected": " or ".join(wanted), "choices": choices}
+    yield at, {**details[0], "type": "union", "ctx": context}
 
 
 def _real_path(details: ErrorDetails, data: Any) -> tuple[Path, tuple[Path, str] | None]:
@@ -242,9 +253,12 @@ def _expectation(details: ErrorDetails) -> str:
     return TYPE_ERRORS[details["type"]]
 
 
-def _fault(
-    model: type[BaseModel], data: Any, path: Path, details: ErrorDetails, places: Places
-) -> Fault:
+def _choices(details: ErrorDetails) -> list[str]:
+    listed = str(details.get("ctx", {})["expected"]).replace(" or ", ", ").split(", ")
+    return [part.strip("'") for part in listed]
+
+
+def _fault(model: type[BaseModel], path: Path, details: ErrorDetails, places: Places) -> Fault:
     kind = details["type"]
     context = details.get("ctx", {})
     value = details["input"]
@@ -253,15 +267,15 @@ def _fault(
         valid = [key for section in sections for key in keys_of(section)]
         return unknown_key(path, list(dict.fromkeys(valid)), places)
     if kind == "missing":
-        return Fault(path=path, message="is required and not given")
+        return Fault(path=path, message=MISSING)
     if kind == "union":
-        return Fault(path=path, message=expected_instead(context["expected"], value))
+        near = nearest(value, context["choices"]) if isinstance(value, str) else None
+        message = expected_instead(context["expected"], value)
+        return Fault(path=path, message=message, suggestion=near)
     if kind in TYPE_ERRORS:
         return Fault(path=path, message=expected_instead(TYPE_ERRORS[kind], value))
     if kind == "literal_error":
-        choices = [
-            part.strip("'") for part in str(context["expected"]).replace(" or ", ", ").split(", ")
-        ]
+        choices = _choices(details)
         word = str(path[-1]) if details["loc"][-1] == "[key]" else value
         near = nearest(word, choices) if isinstance(word, str) else None
         return Fault(

@@ -83,14 +83,19 @@ def _missing(wanted: Path, kind: Kind, folder: Path) -> str:
 
 
 def _near(wanted: Path, kind: Kind, folder: Path) -> str | None:
-    beside = (folder / wanted).parent
+    """The file with the most similar name, among the shipped ones and those in the same folder."""
+    names: dict[str, str] = {}
+    for path in sorted(_entries((folder / wanted).parent)):
+        if kind == "data" or path.suffix in (".yaml", ".yml"):
+            names[path.name] = str(wanted.parent / path.name)
+    if kind != "data":
+        names |= {path.name: f"{kind}/{path.name}" for path in shipped_files(kind)}
+    found = nearest(wanted.name, names)
+    return None if found is None else names[found]
+
+
+def _entries(folder: Path) -> list[Path]:
     try:
-        here = (
-            [str(wanted.parent / path.name) for path in beside.iterdir()] if beside.is_dir() else []
-        )
-    except OSError:
-        here = []
-    shipped = [] if kind == "data" else [f"{kind}/{path.name}" for path in shipped_files(kind)]
-    return nearest(str(wanted), [*here, *shipped]) or nearest(
-        wanted.name, [Path(name).name for name in shipped]
-    )
+        return list(folder.iterdir())
+    except (OSError, ValueError):
+        return []

@@ -154,8 +154,10 @@ def fit_value(
         return Fault(path=path, message=f"expected a finite number, found {show(value)}")
     values = next((kind.values for kind in kinds if kind.values is not None), choices)
     if values is not None and isinstance(value, str) and value not in values:
-        message = f"expected one of {', '.join(values)}, found {show(value)}"
-        return Fault(path=path, message=message, suggestion=nearest(value, values))
+        near = nearest(value, values)
+        shown = ", ".join(values) if near is None or len(values) <= 16 else f"TRL's {len(values)}"
+        message = f"expected one of {shown}, found {show(value)}"
+        return Fault(path=path, message=message, suggestion=near)
     names = [kind.name for kind in kinds if kind.takes(value)]
     if names:
         whole = isinstance(value, int) and not isinstance(value, bool)
