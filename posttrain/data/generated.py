@@ -1,0 +1,75 @@
+"""Endless raw rows from reasoning-gym families: seeded, the same for the same arguments."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from posttrain.data.quarantine import BadRow, Raw
+from posttrain.errors import RecipeError
+from posttrain.recipe.schema import DataSource
+from posttrain.records import content_hash
+from posttrain.rewards.reasoning_gym import family_keys, make_entries
+
+_CHUNK = 64
+
+
+def families_of(source: DataSource, where: str) -> dict[str, dict[str, Any]]:
+    """The source's families with their configurations; RecipeError for names that do not exist."""
+    asked = source.reasoning_gym
+    assert asked is not None
+    levels = asked if isinstance(asked, dict) else dict.fromkeys(asked, dict[str, Any]())
+    families = {family: dict(config) for family, config in levels.items()}
+    known = family_keys()
+    for family, config in families.items():
+        if family not in known:
+            near = difflib.get_close_matches(family, known, n=1, cutoff=0.0)[0]
+            raise RecipeError(
+                f"{where}: reasoning-gym has no family {family!r}, the nearest is {near!r}",
+                hint=f"under {where} write reasoning_gym: [{near}]",
+            )
+        for key in config:
+            if key not in known[family]:
+                keys = ", ".join(known[family])
+                near = difflib.get_close_matches(key, known[family], n=1, cutoff=0.0)
+                raise RecipeError(
+                    f"{where}: family {family!r} has no configuration key {key!r}, it has: {keys}",
+                    hint=f"did you mean {near[0]}?" if near else f"leave {key} out",
+                )
+    return families
+
+
+def level_name(config: Mapping[str, Any]) -> str | None:
+    """A family's configuration in words; None for its defaults.
+
+    >>> level_name({"min_terms": 2, "max_terms": 3})
+    'max_terms=3 min_terms=2'
+    """
+    return " ".join(f"{key}={config[key]}" for key in sorted(config)) or None
+
+
+def draw(family: str, config: dict[str, Any], *, stream: str, where: str) -> Iterator[Raw]:
+    """Questions without end; `stream` (a hash) says which, so that order and other sources do not.
+
+    Raises RecipeError when the family refuses its configuration.
+    """
+    line = 0
+    for chunk in itertools.count():
+        seed = int(content_hash(stream, family, config, chunk)[:8], 16) % 2**31
+        try:
+            made = make_entries(family, config, seed=seed, size=_CHUNK)
+        except ValueError as error:
+            raise RecipeError(
+                f"{where}: family {family!r} with {json.dumps(config)}: {error}",
+                hint=f"change the keys of {family} under {where}",
+            ) from error
+        for entry in made:
+            line += 1
+            if "error" in entry:
+                bad = BadRow("not_generated", entry["error"])
+                yield Raw(line=line, excerpt=f"{family} seed {seed}", bad=bad)
+            else:
+                yield Raw(line=line, excerpt=entry["question"], values=entry)

@@ -1,0 +1,96 @@
+"""Conversations and generated questions to samples and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.data.quarantine import BadRow
+from posttrain.data.turns import Conversation, framed
+from posttrain.recipe.schema import DataSource
+from posttrain.records import Message, Prompt, Sample, question_hash
+from posttrain.rewards import check_fits
+from posttrain.rewards.answers import final_answer
+
+BARE_QUESTION = "bare_question"
+"""Key in meta: the question's hash without the source's suffix, which must hide no overlap."""
+
+
+def question_hashes(record: Sample | Prompt) -> frozenset[str]:
+    """Every hash under which a record's question counts as known."""
+    own = question_hash(record.messages)
+    return frozenset({own, record.meta.get(BARE_QUESTION, own)})
+
+
+def prompt_of(sample: Sample) -> Prompt | None:
+    """The task that a sample's question poses; None where no verifier can decide an answer."""
+    if sample.verifier is None:
+        return None
+    return Prompt.make(
+        messages=sample.messages[:-1],
+        reference=sample.reference or "",
+        verifier=sample.verifier,
+        capability=sample.capability,
+        level=sample.meta.get("level"),
+        meta=sample.meta,
+    )
+
+
+def make_sample(
+    conversation: Conversation, source: DataSource, capability: str, meta: Mapping[str, Any]
+) -> Sample:
+    """The SFT sample of a conversation; BadRow where its verifier cannot use the answer."""
+    asked, meta = _asked(conversation, source, meta)
+    verifier = _verifier(source)
+    sample = Sample.make(
+        messages=[*asked, Message(role="assistant", content=conversation.answer)],
+        capability=capability,
+        verifier=verifier,
+        reference=None if verifier is None else _reference(conversation.answer, verifier),
+        meta=meta,
+    )
+    prompt = prompt_of(sample)
+    if prompt is not None:
+        _check_fits(prompt)
+    return sample
+
+
+def make_prompt(
+    conversation: Conversation, source: DataSource, capability: str, meta: Mapping[str, Any]
+) -> Prompt:
+    """The task of a conversation; BadRow where its verifier cannot use the answer."""
+    asked, meta = _asked(conversation, source, meta)
+    verifier = _verifier(source)
+    assert verifier is not None, "checked when the source was opened"
+    prompt = Prompt.make(
+        messages=asked,
+        reference=_reference(conversation.answer, verifier),
+        verifier=verifier,
+        capability=capability,
+        level=meta.get("level"),
+        meta=meta,
+    )
+    _check_fits(prompt)
+    return prompt
+
+
+def _asked(
+    conversation: Conversation, source: DataSource, meta: Mapping[str, Any]
+) -> tuple[list[Message], dict[str, Any]]:
+    asked = framed(conversation.turns, system=source.system, suffix=source.suffix)
+    bare = {BARE_QUESTION: question_hash(conversation.turns)} if source.suffix else {}
+    return asked, {**meta, **bare}
+
+
+def _verifier(source: DataSource) -> str | None:
+    return "reasoning_gym" if source.reasoning_gym is not None else source.verifier
+
+
+def _reference(answer: str, verifier: str) -> str:
+    """What is compared with: the result (`#### 72`, `\\boxed{72}`) of a worked answer."""
+    return answer if verifier == "reasoning_gym" else final_answer(answer)
+
+
+def _check_fits(prompt: Prompt) -> None:
+    if why := check_fits(prompt):
+        raise BadRow("verifier_fit", f"verifier {prompt.verifier}: {why}")

@@ -1,0 +1,180 @@
+"""Raw rows to conversations: which columns hold what, and whether the turns are sound."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from posttrain.data.quarantine import BadRow
+from posttrain.errors import RecipeError
+from posttrain.records import Message
+
+_QUESTIONS = ("messages", "question", "prompt")
+_ANSWERS = ("answer", "completion")
+_ROLES = ("system", "user", "assistant")
+# What others call these columns, for the mapping that an error proposes.
+_ALSO_CALLED = {
+    "messages": ("conversation", "conversations", "chat", "dialog"),
+    "question": ("problem", "instruction", "input", "query", "text"),
+    "answer": ("solution", "output", "response", "target", "final_answer", "label", "reference"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Which columns hold the question and the answer."""
+
+    question: str
+    answer: str | None
+    """None: the closing assistant turn of `question` is the answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    """A question with its answer."""
+
+    turns: list[Message]
+    """Ends with a user turn."""
+    answer: str
+
+
+def find_layout(
+    mapping: Mapping[Any, str], present: Sequence[str] | None, where: str, file: str
+) -> Layout:
+    """The columns to read, given the recipe's mapping and the columns there are.
+
+    Raises RecipeError with the columns that are there and the mapping to write.
+    """
+    if present is None:
+        return Layout(question=mapping.get("messages", "messages"), answer=None)
+    listed = ", ".join(present)
+    for field, column in mapping.items():
+        if column not in present:
+            near = difflib.get_close_matches(column, present, n=1, cutoff=0.0)[0]
+            raise RecipeError(
+                f"{where}: {file} has no column {column!r}, it has: {listed}",
+                hint=f"under {where} write columns: {{{field}: {near}}}",
+            )
+    mapped = {field: mapping.get(field) for field in (*_QUESTIONS, *_ANSWERS)}
+    found = {field: mapped[field] or (field if field in present else None) for field in mapped}
+    question = next((f for f in _QUESTIONS if mapped[f]), None)
+    question = question or next((f for f in _QUESTIONS if found[f]), None)
+    answer = next((f for f in _ANSWERS if mapped[f]), None)
+    answer = answer or next((f for f in _ANSWERS if found[f]), None)
+    if question is None or (question != "messages" and answer is None):
+        lacking = "messages, question or prompt" if question is None else "answer or completion"
+        raise RecipeError(
+            f"{where}: {file} has no column {lacking}, it has: {listed}",
+            hint=f"under {where} write columns: {{{_proposal(present, question, found)}}}",
+        )
+    question_column = found[question]
+    assert question_column is not None
+    return Layout(question=question_column, answer=found[answer] if answer else None)
+
+
+def _proposal(present: Sequence[str], question: str | None, found: Mapping[str, str | None]) -> str:
+    """The likeliest mapping, as it is written in a recipe."""
+    chat = next((c for c in present if c.lower() in _ALSO_CALLED["messages"]), None)
+    if question is None and chat:
+        return f"messages: {chat}"
+    parts = [] if question is None else [f"{question}: {found[question]}"]
+    used = {found[question]} if question is not None else set[str | None]()
+    for field in ("question", "answer") if question is None else ("answer",):
+        free = [column for column in present if column not in used]
+        named = [c for c in free if c.lower() in _ALSO_CALLED[field]]
+        near = named or difflib.get_close_matches(field, free, n=1, cutoff=0.5) or free
+        guess = near[0] if near else "<your column>"
+        used.add(guess)
+        parts.append(f"{field}: {guess}")
+    return ", ".join(parts)
+
+
+def to_conversation(row: Mapping[str, Any], layout: Layout) -> Conversation:
+    """The row's turns and its answer; BadRow where they are not a sound conversation."""
+    if layout.question not in row:
+        raise BadRow("missing_column", f"no {layout.question!r} in this row")
+    asked = row[layout.question]
+    if isinstance(asked, list):
+        turns = [_turn(turn, position) for position, turn in enumerate(cast("list[Any]", asked))]
+    else:
+        turns = [Message(role="user", content=_text(asked, layout.question))]
+    if not turns:
+        raise BadRow("missing_turn", f"{layout.question!r} holds no turns")
+    if turns[-1]["role"] == "assistant":
+        answer = turns.pop()["content"]
+    elif layout.answer is None:
+        raise BadRow("missing_turn", "the last turn is not the assistant's")
+    elif layout.answer not in row:
+        raise BadRow("missing_column", f"no {layout.answer!r} in this row")
+    else:
+        answer = _answer(row[layout.answer], layout.answer)
+    _check_order(turns)
+    return Conversation(turns=turns, answer=answer)
+
+
+def _turn(value: Any, position: int) -> Message:
+    turn = cast("dict[Any, Any]", value) if isinstance(value, dict) else {}
+    role, content = turn.get("role"), turn.get("content")
+    if "role" not in turn or "content" not in turn:
+        raise BadRow("missing_turn", f"turn {position} has no role and content")
+    if role not in _ROLES:
+        raise BadRow("role_order", f"turn {position}: role {role!r:.40} is none of {_ROLES}")
+    return Message(role=role, content=_text(content, f"turn {position}"))
+
+
+def _answer(value: Any, name: str) -> str:
+    """The answer's text: a string, a number, or a list with one assistant turn."""
+    if isinstance(value, list):
+        turns = [_turn(turn, position) for position, turn in enumerate(cast("list[Any]", value))]
+        if len(turns) != 1 or turns[0]["role"] != "assistant":
+            raise BadRow("role_order", f"{name!r} must hold one assistant turn")
+        return turns[0]["content"]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+        if value in ("nan", "inf", "-inf"):
+            raise BadRow("not_finite", f"{name!r} is {value}")
+    return _text(value, name)
+
+
+def _text(value: Any, name: str) -> str:
+    """A text that can be trained on; BadRow for anything else."""
+    if value is None:
+        raise BadRow("empty_turn", f"{name!r} is null")
+    if not isinstance(value, str):
+        raise BadRow("not_text", f"{name!r} is a {type(value).__name__}")
+    if not value.strip():
+        raise BadRow("empty_turn", f"{name!r} is empty")
+    if "\0" in value:
+        raise BadRow("nul", f"{name!r} holds a NUL character")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise BadRow("lone_surrogate", f"{name!r} holds half a surrogate pair")
+    return value
+
+
+def _check_order(turns: Sequence[Message]) -> None:
+    """System first and once, then user and assistant by turns, the user last."""
+    roles = [turn["role"] for turn in turns]
+    if roles and roles[0] == "system":
+        roles = roles[1:]
+    expected = ["assistant" if i % 2 else "user" for i in range(len(roles))]
+    if not roles:
+        raise BadRow("missing_turn", "there is no user turn")
+    if roles != expected or roles[-1] != "user":
+        raise BadRow("role_order", f"roles {', '.join(roles)} do not alternate from user to user")
+
+
+def framed(turns: Sequence[Message], *, system: str | None, suffix: str) -> list[Message]:
+    """The turns with the source's system text first and its suffix after the last question.
+
+    A system turn of the row's own is kept behind the source's.
+    """
+    framed_turns = [Message(role=turn["role"], content=turn["content"]) for turn in turns]
+    if suffix:
+        framed_turns[-1]["content"] += suffix
+    if system:
+        if framed_turns[0]["role"] == "system":
+            system += "\n\n" + framed_turns.pop(0)["content"]
+        framed_turns.insert(0, Message(role="system", content=system))
+    return framed_turns
