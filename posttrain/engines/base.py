@@ -51,7 +51,7 @@ class Engine(Protocol):
         ...
 
     def sync_weights(self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
-        """Replace every weight by `tensors`, named as in the Hugging Face checkpoint."""
+        """Replace the weights named in `tensors` (Hugging Face checkpoint names); the others stay as they are."""
         ...
 
     def close(self) -> None:

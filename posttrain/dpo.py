@@ -1,0 +1,89 @@
+"""Stage 3: a light DPO on `trl.DPOTrainer`; the reference is a frozen copy of the policy it starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel
+from trl import DPOConfig, DPOTrainer
+
+from posttrain.engines import PROBE_FILE
+from posttrain.engines.parity import save_probe, take_probe
+from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
+from posttrain.recipe.schema import Model
+from posttrain.records import PreferencePair
+from posttrain.training import run_trainer, trainer_arguments
+
+
+def train(
+    pairs: list[PreferencePair],
+    *,
+    policy: PolicyPath,
+    model: Model,
+    trainer: dict[str, Any],
+    seed: int,
+    work_dir: Path,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Learn from preference pairs and write `out_dir/policy`; resumes from `work_dir`.
+
+    Returns the stage's summary: seconds, steps, tokens, final loss.
+    """
+    args = trainer_arguments(
+        DPOConfig, {"num_train_epochs": 1, **trainer}, stage="dpo", dtype=model.dtype, seed=seed, work_dir=work_dir
+    )
+    tokenizer = load_tokenizer(policy.base)
+    rows = [
+        {
+            "prompt": pair.prompt,
+            "chosen": [{"role": "assistant", "content": pair.chosen}],
+            "rejected": [{"role": "assistant", "content": pair.rejected}],
+        }
+        for pair in pairs
+    ]
+    policy_model = load_policy(policy, model, trainable=True)
+    dpo = DPOTrainer(
+        model=policy_model,
+        ref_model=_reference(policy, policy_model, model),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    check_reference(dpo)
+    summary = run_trainer(dpo, stage="dpo", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
+    probe = take_probe(
+        dpo.accelerator.unwrap_model(dpo.model),
+        [prompt_ids(tokenizer, pair.prompt) for pair in pairs[:8]],
+        [tokenizer.encode(pair.chosen, add_special_tokens=False) for pair in pairs[:8]],
+    )
+    save_probe(probe, out_dir / "policy" / PROBE_FILE)
+    return summary | {"pairs": len(pairs)}
+
+
+def _reference(policy: PolicyPath, policy_model: PreTrainedModel | PeftModel, spec: Model) -> PreTrainedModel | None:
+    """None for an adapter: TRL then copies it under the name `ref`; a second copy of the weights for full training."""
+    if isinstance(policy_model, PeftModel):
+        return None
+    reference = load_policy(policy, spec, trainable=False)
+    assert isinstance(reference, PreTrainedModel)
+    return reference
+
+
+def check_reference(dpo: DPOTrainer) -> None:
+    """Make sure that before the first step the reference is the policy, not the base beneath its adapter.
+
+    TRL falls back to the base with adapters off where it cannot copy an adapter, and says so only in a warning.
+    """
+    model = dpo.accelerator.unwrap_model(dpo.model)
+    if not isinstance(model, PeftModel):
+        assert dpo.ref_model is not None
+        return
+    if "ref" not in model.peft_config:
+        raise ValueError("TRL made no frozen copy of the adapter, so DPO's reference would be the bare base model")
+    state = model.state_dict()
+    for name, weight in state.items():
+        if ".default." in name and not state[name.replace(".default.", ".ref.")].equal(weight):
+            raise ValueError(f"DPO's reference differs from the policy it starts from in {name}")

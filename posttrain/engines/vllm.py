@@ -1,0 +1,135 @@
+"""vLLM in this process: the CPU build and the CUDA build through the same calls.
+
+Everything private that we rely on in vLLM stands in this file and is pinned by tests/test_upstream.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from posttrain.engines.base import Completion, SamplingRequest
+from posttrain.recipe.schema import EngineSpec
+
+# Read when vLLM is imported: one process (weights are handed over in memory), no thread pinning (the trainer's
+# threads share the cores), quiet.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+if not torch.cuda.is_available():
+    # On the CPU only the sampler would be compiled: twenty seconds of C++ compiler for nothing.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+import vllm
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.platforms import current_platform
+from vllm.v1.worker.gpu_worker import Worker
+
+
+class VllmEngine:
+    """An Engine on `vllm.LLM`, deterministic for one seed, weights and batch."""
+
+    def __init__(self, model: Path, spec: EngineSpec, *, dtype: str, seed: int) -> None:
+        on_cpu = current_platform.is_cpu()
+        if on_cpu:
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(spec.kv_cache_gib)))
+        threads = torch.get_num_threads()
+        self._llm = vllm.LLM(
+            model=str(model),
+            tokenizer=str(model),
+            dtype=dtype,
+            seed=seed,
+            max_model_len=spec.max_model_len,
+            max_num_seqs=spec.max_num_seqs,
+            enforce_eager=on_cpu,
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+        )
+        torch.set_num_threads(threads)
+        self._max_model_len = spec.max_model_len
+        self.policy_version = 0
+
+    def generate(self, prompts_P: Sequence[list[int]], request: SamplingRequest) -> list[list[Completion]]:
+        """Sample; a request's seed seeds the engine, since the CPU build has no seed per sequence."""
+        params = vllm.SamplingParams(
+            n=request.num_generations,
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            logprobs=0,
+            detokenize=False,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(request.seed)
+            outputs = self._llm.generate(_token_prompts(prompts_P), params, use_tqdm=False)
+        return [[_completion(choice) for choice in output.outputs] for output in outputs]
+
+    def score(self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]) -> list[list[float]]:
+        """Log-probabilities from a prefill over prefix and continuation."""
+        params = vllm.SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        sequences_N = [p + c for p, c in zip(prefixes_N, continuations_N, strict=True)]
+        outputs = self._llm.generate(_token_prompts(sequences_N), params, use_tqdm=False)
+        scores: list[list[float]] = []
+        for prefix, output in zip(prefixes_N, outputs, strict=True):
+            assert output.prompt_logprobs is not None
+            ids = output.prompt_token_ids
+            positions = range(len(prefix), len(ids))
+            scores.append([output.prompt_logprobs[i][ids[i]].logprob for i in positions])
+        return scores
+
+    def sync_weights(self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
+        """Reload these weights in place, mend the CPU build's expert layout, forget cached prefixes."""
+        with torch.random.fork_rng(), torch.no_grad():
+            self._llm.collective_rpc(_reload, args=(list(tensors),))
+        self._llm.reset_prefix_cache()
+        self.policy_version = policy_version
+
+    def close(self) -> None:
+        """Drop the engine and its caches."""
+        del self._llm
+
+
+def _token_prompts(prompts_P: Sequence[list[int]]) -> list[vllm.TokensPrompt]:
+    return [vllm.TokensPrompt(prompt_token_ids=ids) for ids in prompts_P]
+
+
+def _completion(choice: vllm.CompletionOutput) -> Completion:
+    ids = list(choice.token_ids)
+    assert choice.logprobs is not None
+    logprobs = [step[token].logprob for step, token in zip(choice.logprobs, ids, strict=True)]
+    reason = "length" if choice.finish_reason == "length" else "stop"
+    return Completion(token_ids=ids, logprobs=logprobs, finish_reason=reason)
+
+
+def _reload(worker: Worker, tensors: list[tuple[str, torch.Tensor]]) -> None:
+    """Run inside vLLM's worker: reload in checkpoint format, then pack the experts where the CPU kernel needs it.
+
+    vLLM's reload leaves the plain layout in a CPU expert layer, of the same shape as the packed one the kernel reads:
+    nothing raises and every answer is wrong. vLLM's own packing, run again, mends it.
+    """
+    runner = worker.model_runner
+    runner.reload_weights(weights_iterator=iter(tensors))
+    touched = {name.split(".experts.")[0] + ".experts." for name, _ in tensors if ".experts." in name}
+    for name, layer in runner.get_model().named_modules():
+        experts = _cpu_experts(layer)
+        if experts is not None and any(prefix in name + "." for prefix in touched):
+            pack_experts(experts, layer)
+
+
+def _cpu_experts(layer: nn.Module) -> CPUUnquantizedExperts | None:
+    """The CPU kernel behind a routed-experts layer, None for every other module."""
+    if not isinstance(layer, RoutedExperts):
+        return None
+    experts = layer.quant_method.moe_kernel.fused_experts
+    return experts if isinstance(experts, CPUUnquantizedExperts) else None
+
+
+def pack_experts(experts: CPUUnquantizedExperts, layer: nn.Module) -> None:
+    """Bring a layer's plain expert weights into the layout its kernel reads."""
+    experts.process_weights_after_loading(layer)

@@ -1,0 +1,19 @@
+"""Llama-family models: loading, the TRL shim, upcycling, LoRA, merging."""
+
+from posttrain.models.merge import live_tensors, merge, merged_tensors
+from posttrain.models.policy import PolicyPath, load_policy, load_tokenizer, policy_in, prompt_ids
+from posttrain.models.scoring import sequence_logprobs
+from posttrain.models.upcycle import upcycle
+
+__all__ = [
+    "PolicyPath",
+    "live_tensors",
+    "load_policy",
+    "load_tokenizer",
+    "merge",
+    "merged_tensors",
+    "policy_in",
+    "prompt_ids",
+    "sequence_logprobs",
+    "upcycle",
+]

@@ -1,0 +1,156 @@
+"""The state of an RL run: curriculum, engine, weight syncs, and the tables that record each step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+from trl import GRPOTrainer
+
+from posttrain.curriculum import Curriculum
+from posttrain.engines import Engine, SamplingRequest
+from posttrain.engines.parity import check_parity, take_probe
+from posttrain.errors import HealthStop
+from posttrain.faults import fault_point
+from posttrain.models import live_tensors, prompt_ids
+from posttrain.records import Message, Prompt, RolloutGroup
+from posttrain.rl.collect import Batch, collect_batch
+from posttrain.tables import MetricsLog, read_json, write_groups, write_json
+
+CURRICULUM_FILE = "curriculum.json"
+MAX_UNDECIDED = 0.05
+"""Share of a step's rollouts that no verifier could decide, past which the run stops."""
+
+
+class RolloutSession:
+    """Feeds a trainer: brings its weights to the engine, collects a batch, writes down what happened."""
+
+    def __init__(
+        self,
+        *,
+        curriculum: Curriculum,
+        max_refills: int,
+        prompts: Mapping[str, Prompt],
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        request: SamplingRequest,
+        num_groups: int,
+        parity_tolerance: float,
+        work_dir: Path,
+    ) -> None:
+        self._curriculum = curriculum
+        self._max_refills = max_refills
+        self._prompts = prompts
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._request = request
+        self._num_groups = num_groups
+        self._parity_tolerance = parity_tolerance
+        self._work_dir = work_dir
+        self._ids: dict[str, list[int]] = {}
+        self._last_groups: list[RolloutGroup] = []
+        self._parity = MetricsLog(work_dir / "parity.jsonl")
+
+    def next_groups(self, trainer: GRPOTrainer) -> list[RolloutGroup]:
+        """Sync the engine to the trainer's weights, then collect the batch of the step at hand."""
+        step = trainer.state.global_step
+        if step != self._engine.policy_version:
+            self.sync(trainer)
+        batch = collect_batch(
+            curriculum=self._curriculum,
+            prompts=self._prompts,
+            engine=self._engine,
+            tokenizer=self._tokenizer,
+            request=self._request,
+            num_groups=self._num_groups,
+            max_refills=self._max_refills,
+            step=step,
+            rank=trainer.accelerator.process_index,
+            world_size=trainer.accelerator.num_processes,
+        )
+        self._last_groups = batch.groups
+        if trainer.accelerator.is_main_process:
+            self._record(batch, step)
+        fault_point("rl.after_rollouts")
+        self._stop_if_unhealthy(batch, step)
+        groups = batch.training_groups
+        if len(groups) < self._num_groups:
+            raise HealthStop(
+                f"rl: the curriculum had {len(groups)} prompts left for a batch of {self._num_groups}",
+                hint="give rl.data more rows, or lower the batch (per_device_train_batch_size x "
+                "gradient_accumulation_steps / num_generations)",
+            )
+        return groups
+
+    def sync(self, trainer: GRPOTrainer) -> None:
+        """Give the engine the trainer's weights and prove that it took them."""
+        started = time.monotonic()
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        self._engine.sync_weights(live_tensors(model), policy_version=trainer.state.global_step)
+        seconds = time.monotonic() - started
+        groups = self._last_groups or []
+        if not groups:  # the first sync of a resumed run: any prompt will do, its own tokens as the continuation
+            ids = [self.prompt_ids(prompt_id) for prompt_id in sorted(self._prompts)[:4]]
+            prefixes, continuations = [i[: len(i) // 2] for i in ids], [i[len(i) // 2 :] for i in ids]
+        else:
+            prefixes = [self.prompt_ids(g.prompt_id) for g in groups]
+            continuations = [g.rollouts[0].completion_ids for g in groups]
+        probe = take_probe(model, prefixes, continuations)
+        parity = check_parity(self._engine, probe, tolerance=self._parity_tolerance)
+        if trainer.accelerator.is_main_process:
+            self._parity.append(
+                trainer.state.global_step,
+                {
+                    "parity/mean": parity.mean,
+                    "parity/max": parity.max,
+                    "parity/num_tokens": parity.num_tokens,
+                    "parity/sync_seconds": seconds,
+                },
+            )
+        fault_point("rl.after_sync")
+
+    def messages(self, prompt_id: str) -> list[Message]:
+        """The prompt's conversation."""
+        return self._prompts[prompt_id].messages
+
+    def prompt_ids(self, prompt_id: str) -> list[int]:
+        """The prompt's tokens."""
+        if prompt_id not in self._ids:
+            self._ids[prompt_id] = prompt_ids(self._tokenizer, self._prompts[prompt_id].messages)
+        return self._ids[prompt_id]
+
+    def save(self, checkpoint: str) -> None:
+        """Write the curriculum into a checkpoint folder."""
+        write_json(Path(checkpoint) / CURRICULUM_FILE, self._curriculum.state_dict())
+
+    def restore(self, checkpoint: Path, step: int) -> None:
+        """Go on from a checkpoint at `step`; tables of later steps are set aside, since they will be made again."""
+        self._curriculum.load_state_dict(read_json(checkpoint / CURRICULUM_FILE))
+        self.rewind(step)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded at `step` and later: the next batch is that step's."""
+        self._parity.rewind(step - 1)
+        aside = self._work_dir / "superseded" / str(time.time_ns())
+        for table in sorted((self._work_dir / "rollouts").glob("step-*.parquet")):
+            if int(table.stem.split("-")[1]) >= step:
+                aside.mkdir(parents=True, exist_ok=True)
+                table.rename(aside / table.name)
+
+    def _record(self, batch: Batch, step: int) -> None:
+        """Write the step's rollout table, once and for good, with what became of each group."""
+        columns = [{"use": use, "refill": n} for use, n in zip(batch.uses, batch.refill_rounds, strict=True)]
+        path = self._work_dir / "rollouts" / f"step-{step:06d}.parquet"
+        write_groups(path, batch.groups, self._prompts, columns=columns)
+
+    def _stop_if_unhealthy(self, batch: Batch, step: int) -> None:
+        outcomes = [r.outcome for g in batch.groups for r in g.rollouts]
+        undecided = [o for o in outcomes if o.passed is None]
+        if len(undecided) > MAX_UNDECIDED * len(outcomes):
+            raise HealthStop(
+                f"rl: verifiers could not decide {len(undecided)} of {len(outcomes)} answers at step {step}; "
+                f"the first: {undecided[0].why}",
+                hint="check the verifier and references of rl.data",
+            )

@@ -1,0 +1,90 @@
+"""Put the RL stage together: data, engine, curriculum, trainer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import GRPOConfig
+
+from posttrain.curriculum import build_curriculum
+from posttrain.engines import PROBE_FILE, SamplingRequest, make_engine
+from posttrain.engines.parity import save_probe, take_probe
+from posttrain.models import PolicyPath, load_policy, load_tokenizer
+from posttrain.recipe.schema import BandCurriculum, EngineSpec, Model, UniformCurriculum
+from posttrain.records import Prompt
+from posttrain.rl.flow import curriculum_flow
+from posttrain.rl.session import RolloutSession
+from posttrain.rl.trainer import CurriculumGRPOTrainer
+from posttrain.tables import write_table
+from posttrain.training import newest_checkpoint, run_trainer, trainer_arguments
+
+
+def train(
+    prompts: list[Prompt],
+    *,
+    policy: PolicyPath,
+    model: Model,
+    engine: EngineSpec,
+    curriculum: BandCurriculum | UniformCurriculum,
+    trainer: dict[str, Any],
+    seed: int,
+    work_dir: Path,
+    out_dir: Path,
+    prior: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Train `policy` on verified rollouts of `prompts`; resumes from `work_dir`.
+
+    Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.json, parity.jsonl and rollouts/ to `out_dir`. `prior`
+    maps prompt ids to expected pass rates. Returns the stage's summary.
+    """
+    # Rows reach TRL with columns of their own, which it must not drop.
+    args = trainer_arguments(GRPOConfig, trainer, stage="rl", dtype=model.dtype, seed=seed, work_dir=work_dir)
+    tokenizer = load_tokenizer(policy.base)
+    running = make_engine(engine, policy, dtype=model.dtype, seed=seed)
+    session = RolloutSession(
+        curriculum=build_curriculum(curriculum, prompts, seed=seed, prior=prior),
+        max_refills=curriculum.max_refills,
+        prompts={p.prompt_id: p for p in prompts},
+        engine=running,
+        tokenizer=tokenizer,
+        request=SamplingRequest(
+            num_generations=args.num_generations,
+            max_tokens=args.max_completion_length,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            seed=seed,
+        ),
+        num_groups=args.generation_batch_size // args.num_generations,
+        parity_tolerance=engine.parity_tolerance,
+        work_dir=work_dir,
+    )
+    checkpoint = newest_checkpoint(work_dir)
+    if checkpoint is None:
+        session.rewind(0)
+    else:
+        session.restore(checkpoint, step=int(checkpoint.name.rsplit("-", 1)[1]))
+    grpo = CurriculumGRPOTrainer(
+        model=load_policy(policy, model, trainable=True),
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": p.messages} for p in prompts]),
+        processing_class=tokenizer,
+        source=session,
+    )
+    summary = run_trainer(grpo, stage="rl", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
+    session.save(str(out_dir))
+    probe = take_probe(
+        grpo.accelerator.unwrap_model(grpo.model),
+        [session.prompt_ids(p.prompt_id) for p in prompts[:4]],
+        [tokenizer.encode(p.reference, add_special_tokens=False) for p in prompts[:4]],
+    )
+    save_probe(probe, out_dir / "policy" / PROBE_FILE)
+    if (work_dir / "parity.jsonl").exists():
+        shutil.copy2(work_dir / "parity.jsonl", out_dir / "parity.jsonl")
+    shutil.copytree(work_dir / "rollouts", out_dir / "rollouts")
+    flow = curriculum_flow(out_dir / "rollouts")
+    write_table(out_dir / "curriculum.jsonl", flow)
+    return summary | {"prompts": len(prompts), "generated_tokens": sum(row["tokens"] for row in flow)}

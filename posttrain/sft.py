@@ -1,0 +1,49 @@
+"""Stage 1: supervised fine-tuning on `trl.SFTTrainer`, the loss on the answers only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from posttrain.engines import PROBE_FILE
+from posttrain.engines.parity import save_probe, take_probe
+from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
+from posttrain.recipe.schema import Model
+from posttrain.records import Sample
+from posttrain.training import run_trainer, trainer_arguments
+
+
+def train(
+    samples: list[Sample],
+    *,
+    policy: PolicyPath,
+    model: Model,
+    trainer: dict[str, Any],
+    seed: int,
+    work_dir: Path,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Fine-tune `policy` on the samples' last turns and write `out_dir/policy`; resumes from `work_dir`.
+
+    Returns the stage's summary: seconds, steps, tokens, final loss.
+    """
+    args = trainer_arguments(SFTConfig, trainer, stage="sft", dtype=model.dtype, seed=seed, work_dir=work_dir)
+    tokenizer = load_tokenizer(policy.base)
+    rows = [{"prompt": s.messages[:-1], "completion": s.messages[-1:]} for s in samples]
+    sft = SFTTrainer(
+        model=load_policy(policy, model, trainable=True),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    summary = run_trainer(sft, stage="sft", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
+    probe = take_probe(
+        sft.accelerator.unwrap_model(sft.model),
+        [prompt_ids(tokenizer, s.messages[:-1]) for s in samples[:8]],
+        [tokenizer.encode(s.messages[-1]["content"], add_special_tokens=False) for s in samples[:8]],
+    )
+    save_probe(probe, out_dir / "policy" / PROBE_FILE)
+    return summary | {"samples": len(samples)}

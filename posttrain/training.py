@@ -1,0 +1,167 @@
+"""What the three training stages have in common: TRL arguments, checkpoints that verify, metrics, health."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from posttrain.errors import HealthStop, RecipeError
+from posttrain.faults import fault_point
+from posttrain.progress import Bar, note, progress
+from posttrain.tables import MetricsLog, file_sha256, read_json, write_json
+
+MARKER = "COMPLETE.json"
+"""Written last into a trainer checkpoint, with the hash of every file; one without it does not count."""
+
+
+def trainer_arguments(config_class: type[Any], block: dict[str, Any], *, stage: str, dtype: str, seed: int, work_dir: Path) -> Any:
+    """Build TRL's config from the recipe's `trainer` block and what posttrain decides itself.
+
+    Left out of the block: the learning rate and schedule stay TRL's; checkpoints come five times per run.
+    Raises RecipeError where TRL refuses the values.
+    """
+    on_cpu = not torch.cuda.is_available()
+    defaults = {"save_strategy": "steps", "save_steps": 0.2, "save_total_limit": 2, "logging_steps": 1, "report_to": "none"}
+    own = {
+        "output_dir": str(work_dir / "checkpoints"),
+        "seed": seed,
+        "bf16": dtype == "bfloat16",
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "disable_tqdm": True,
+    }
+    try:
+        return config_class(**{**defaults, **block, **own})
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{stage}.trainer: {config_class.__name__} refuses it: {error}",
+            hint="see `posttrain check` and TRL's documentation of " + config_class.__name__,
+        ) from error
+
+
+def newest_checkpoint(work_dir: Path) -> Path | None:
+    """The newest checkpoint whose every file has the hash its marker names; others are set aside, never deleted."""
+    folders = sorted(
+        (work_dir / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True
+    )
+    for folder in folders:
+        if _is_complete(folder):
+            return folder
+        aside = work_dir / "incomplete"
+        aside.mkdir(exist_ok=True)
+        folder.rename(aside / f"{folder.name}-{time.time_ns()}")
+        note(f"{folder.name} is incomplete or damaged; moved to {aside} and going on from an older one")
+    return None
+
+
+def _is_complete(folder: Path) -> bool:
+    marker = folder / MARKER
+    if not marker.exists():
+        return False
+    files: dict[str, str] = read_json(marker)
+    return all((folder / name).exists() and file_sha256(folder / name) == digest for name, digest in files.items())
+
+
+class RunCallback(TrainerCallback):
+    """Progress, metrics.jsonl, checkpoint markers, fault points, and a stop on non-finite loss."""
+
+    def __init__(self, stage: str, metrics: MetricsLog) -> None:
+        self._stage = stage
+        self._metrics = metrics
+        self._stack = ExitStack()
+        self._bar: Bar | None = None
+        self.last_logs: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar; forget metrics past the checkpoint that training goes on from."""
+        self._metrics.rewind(state.global_step)
+        self._bar = self._stack.enter_context(progress(self._stage, total=state.max_steps))
+        if state.global_step:
+            self._bar.advance(state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the step."""
+        assert self._bar is not None
+        shown = {k: round(v, 4) for k, v in self.last_logs.items() if k in ("loss", "reward", "rewards/accuracies")}
+        self._bar.advance(1, **shown)
+        fault_point(f"{self._stage}.after_step")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append the numbers to metrics.jsonl; stop the run when the loss or the gradient is not finite."""
+        numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
+        if state.is_world_process_zero:
+            self._metrics.append(state.global_step, {f"{self._stage}/{k}": v for k, v in numbers.items()})
+        self.last_logs = numbers
+        for name in ("loss", "grad_norm"):
+            if name in numbers and not math.isfinite(numbers[name]):
+                raise HealthStop(
+                    f"{self._stage}: {name} is {numbers[name]} at step {state.global_step}",
+                    hint=f"lower {self._stage}.trainer.learning_rate, then run the same command again",
+                )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint as complete."""
+        if state.is_world_process_zero:
+            fault_point(f"{self._stage}.before_marker")
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER)
+            write_json(folder / MARKER, {str(p.relative_to(folder)): file_sha256(p) for p in files})
+        fault_point(f"{self._stage}.after_checkpoint")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        self._stack.close()
+
+
+def run_trainer(trainer: Trainer, *, stage: str, work_dir: Path, out_dir: Path, tokenizer: Any) -> dict[str, Any]:
+    """Train from the newest complete checkpoint, write `out_dir/policy` and metrics, return the stage's summary."""
+    checkpoint = newest_checkpoint(work_dir)
+    metrics = work_dir / "metrics.jsonl"
+    trainer.add_callback(RunCallback(stage, MetricsLog(metrics)))
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    save_policy(trainer, out_dir / "policy", tokenizer)
+    if trainer.is_world_process_zero():
+        shutil.copy2(metrics, out_dir / metrics.name)
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    fault_point(f"{stage}.after_save")
+    return {
+        "seconds": time.monotonic() - started,
+        "steps": trainer.state.global_step,
+        "resumed_from_step": int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0,
+        "tokens": int(trainer.state.num_input_tokens_seen),
+        "final_loss": losses[-1] if losses else None,
+    }
+
+
+def save_policy(trainer: Trainer, folder: Path, tokenizer: Any) -> None:
+    """Write the adapter that was trained (never the frozen reference beside it), or the whole model."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not trainer.is_world_process_zero():
+        return
+    assert isinstance(model, PreTrainedModel) or hasattr(model, "peft_config")
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(folder, selected_adapters=["default"])
+    else:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
