@@ -180,7 +180,11 @@ def number(value: float | int | None, digits: int = 3) -> str:
         return "\u2013"
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}".replace("-", MINUS)
-    return f"{value:,.{digits}g}".replace("-", MINUS) if abs(value) < 1000 else f"{value:,.0f}".replace("-", MINUS)
+    return (
+        f"{value:,.{digits}g}".replace("-", MINUS)
+        if abs(value) < 1000
+        else f"{value:,.0f}".replace("-", MINUS)
+    )
 
 
 def duration(seconds: float | None) -> str:

@@ -23,7 +23,7 @@ else:
         ) from error
 
 Points = Sequence[tuple[float, float]]
-PANEL = (250, 132)
+PANEL = (290, 186)
 MAX_POINTS = 160
 MAX_DOTS = 600
 
@@ -39,21 +39,29 @@ def thin(points: Points, limit: int = MAX_POINTS) -> list[tuple[float, float]]:
     return thinned
 
 
-def stage_dots(rows: Sequence[Mapping[str, Any]], constant: float | None, *, top: float, label: str) -> Markup:
-    """pass@1 with its interval after each stage: rows of point, mean, low, high; `constant` as a dashed line."""
+def stage_dots(
+    rows: Sequence[Mapping[str, Any]], constant: float | None, *, top: float, label: str
+) -> Markup:
+    """pass@1 with its interval after each stage: point, mean, low, high; `constant` dashed."""
     order = [str(row["point"]) for row in rows]
     values = [
-        {**row, "tip": f"{row['point']}: {percent(row['mean'])} [{percent(row['low'])}, {percent(row['high'])}]"}
+        {
+            **row,
+            "tip": f"{row['point']}: {percent(row['mean'])} [{percent(row['low'])}, "
+            f"{percent(row['high'])}]",
+        }
         for row in rows
     ]
     colour = alt.Color(
         "point:N", scale=alt.Scale(domain=order, range=[COLOURS[p] for p in order]), legend=None
     )
-    x = alt.X("point:N", sort=order, title=None, axis=alt.Axis(labelAngle=0, ticks=False, domain=True))
+    x = alt.X(
+        "point:N", sort=order, title=None, axis=alt.Axis(labelAngle=0, ticks=False, domain=True)
+    )
     y_scale = alt.Scale(domain=[0, top], nice=False)
     y = alt.Y("mean:Q", scale=y_scale, title=None, axis=alt.Axis(format=".0%", tickCount=4))
     base = alt.Chart(alt.InlineData(values=values))
-    layers: list[alt.Chart] = [
+    layers: list[Any] = [
         base.mark_line(color=COLOURS["rule"], strokeWidth=1.5, aria=False).encode(x=x, y=y),
         base.mark_rule(strokeWidth=5, opacity=0.28, strokeCap="round", aria=False).encode(
             x=x, y=alt.Y("low:Q", scale=y_scale), y2="high:Q", color=colour
@@ -61,7 +69,11 @@ def stage_dots(rows: Sequence[Mapping[str, Any]], constant: float | None, *, top
         base.mark_circle(size=70, opacity=1).encode(x=x, y=y, color=colour, description="tip:N"),
     ]
     if constant is not None:
-        flat = alt.Chart(alt.InlineData(values=[{"at": constant, "tip": f"best constant answer: {percent(constant)}"}]))
+        flat = alt.Chart(
+            alt.InlineData(
+                values=[{"at": constant, "tip": f"best constant answer: {percent(constant)}"}]
+            )
+        )
         layers.append(
             flat.mark_rule(color=COLOURS["muted"], strokeDash=[3, 3], strokeWidth=1).encode(
                 y=alt.Y("at:Q", scale=y_scale), description="tip:N"
@@ -90,21 +102,29 @@ def curves(
     ]
     names = list(lines)
     colour = alt.Color(
-        "name:N", scale=alt.Scale(domain=names, range=[COLOURS[c] for c, _ in lines.values()]), legend=None
+        "name:N",
+        scale=alt.Scale(domain=names, range=[COLOURS[c] for c, _ in lines.values()]),
+        legend=None,
     )
     y_scale = alt.Scale(domain=[0, top]) if top is not None else alt.Scale(zero=zero, nice=True)
-    axis = alt.Axis(tickCount=4, format=".0%") if share else alt.Axis(tickCount=4)
+    tiny = 0 < max((abs(v["y"]) for v in values), default=1.0) < 1e-3
+    axis = alt.Axis(tickCount=4, format=".0%" if share else "~e" if tiny else "~g")
     x_scale = alt.Scale(nice=False, padding=4)
-    x = alt.X("x:Q", title=x_title, scale=x_scale, axis=alt.Axis(tickCount=5, format=",d", tickMinStep=1))
+    x = alt.X(
+        "x:Q", title=x_title, scale=x_scale, axis=alt.Axis(tickCount=5, format=",d", tickMinStep=1)
+    )
     base = alt.Chart(alt.InlineData(values=values)).encode(
         x=x, y=alt.Y("y:Q", title=None, scale=y_scale, axis=axis), color=colour
     )
-    layers: list[alt.Chart] = [
+    layers: list[Any] = [
         base.mark_line(strokeWidth=1.8, aria=False, strokeJoin="round"),
-        base.mark_circle(size=14 if len(values) > 30 else 30, opacity=1).encode(description="tip:N"),
+        # Many points are a line to look at; unseen dots keep their tooltips.
+        base.mark_circle(size=40, opacity=0 if len(values) > 40 else 1).encode(description="tip:N"),
     ]
     if limit_line is not None:
-        flat = alt.Chart(alt.InlineData(values=[{"at": limit_line, "tip": f"tolerance {number(limit_line)}"}]))
+        flat = alt.Chart(
+            alt.InlineData(values=[{"at": limit_line, "tip": f"tolerance {number(limit_line)}"}])
+        )
         layers.append(
             flat.mark_rule(color=COLOURS["failed"], strokeDash=[3, 3]).encode(
                 y=alt.Y("at:Q", scale=y_scale), description="tip:N"
@@ -114,7 +134,12 @@ def curves(
 
 
 def score_histogram(
-    kept: Sequence[float], dropped: Sequence[float], cut: float | None, *, label: str, num_bins: int = 25
+    kept: Sequence[float],
+    dropped: Sequence[float],
+    cut: float | None,
+    *,
+    label: str,
+    num_bins: int = 25,
 ) -> Markup:
     """How many samples had which judge score in [0, 1]; dropped ones pale, the cut dashed."""
     values: list[dict[str, Any]] = []
@@ -137,9 +162,16 @@ def score_histogram(
         alt.Chart(alt.InlineData(values=values))
         .mark_bar(binSpacing=1)
         .encode(
-            x=alt.X("low:Q", bin="binned", title="judge score (harder to the right)", scale=x_scale),
+            x=alt.X(
+                "low:Q", bin="binned", title="judge score (harder to the right)", scale=x_scale
+            ),
             x2="high:Q",
-            y=alt.Y("count:Q", title=None, stack="zero", axis=alt.Axis(tickCount=4, format=",d", tickMinStep=1)),
+            y=alt.Y(
+                "count:Q",
+                title=None,
+                stack="zero",
+                axis=alt.Axis(tickCount=4, format=",d", tickMinStep=1),
+            ),
             color=colour,
             description="tip:N",
         )
@@ -153,7 +185,9 @@ def score_histogram(
     return _svg(alt.layer(bars, rule), PANEL, label)
 
 
-def scatter(points: Sequence[tuple[float, float, str]], *, x_title: str, y_title: str, label: str) -> Markup:
+def scatter(
+    points: Sequence[tuple[float, float, str]], *, x_title: str, y_title: str, label: str
+) -> Markup:
     """Shares against shares: (x, y, tooltip); past MAX_DOTS every n-th point is drawn."""
     every = max(1, -(-len(points) // MAX_DOTS))
     values = [{"x": x, "y": y, "tip": tip} for x, y, tip in points[::every]]
@@ -161,9 +195,13 @@ def scatter(points: Sequence[tuple[float, float, str]], *, x_title: str, y_title
         alt.Chart(alt.InlineData(values=values))
         .mark_circle(size=26, opacity=0.45, color=COLOURS["accent"])
         .encode(
-            x=alt.X("x:Q", title=x_title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=5)),
+            x=alt.X(
+                "x:Q", title=x_title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(tickCount=5)
+            ),
             y=alt.Y(
-                "y:Q", title=y_title, scale=alt.Scale(domain=[-0.03, 1.03], nice=False),
+                "y:Q",
+                title=y_title,
+                scale=alt.Scale(domain=[-0.03, 1.03], nice=False),
                 axis=alt.Axis(format=".0%", values=[0, 0.25, 0.5, 0.75, 1]),
             ),
             description="tip:N",
@@ -173,9 +211,13 @@ def scatter(points: Sequence[tuple[float, float, str]], *, x_title: str, y_title
 
 
 def stacked_steps(
-    counts: Sequence[Mapping[str, float]], parts: Sequence[tuple[str, str, str]], *, label: str, max_bars: int = 40
+    counts: Sequence[Mapping[str, float]],
+    parts: Sequence[tuple[str, str, str]],
+    *,
+    label: str,
+    max_bars: int = 40,
 ) -> Markup:
-    """Counts per step, stacked: rows with `step` and a number per part; parts are (key, colour name, meaning)."""
+    """Counts per step, stacked: rows of `step` and a count per part (key, colour, meaning)."""
     width = max(1, -(-len(counts) // max_bars))
     values: list[dict[str, Any]] = []
     for start in range(0, len(counts), width):
@@ -186,7 +228,9 @@ def stacked_steps(
             count = sum(float(row.get(key) or 0.0) for row in block)
             if count:
                 tip = f"{when}: {number(count)} {meaning}"
-                values.append({"x": start // width, "count": count, "name": key, "rank": rank, "tip": tip})
+                values.append(
+                    {"x": start // width, "count": count, "name": key, "rank": rank, "tip": tip}
+                )
     num_bars = -(-len(counts) // width)
     ticks = sorted({0, num_bars // 2, num_bars - 1})
     names = {tick: number(counts[tick * width]["step"]) for tick in ticks}
@@ -204,7 +248,9 @@ def stacked_steps(
             y=alt.Y("count:Q", title=None, axis=alt.Axis(tickCount=4, format=",d", tickMinStep=1)),
             color=alt.Color(
                 "name:N",
-                scale=alt.Scale(domain=[k for k, _, _ in parts], range=[COLOURS[c] for _, c, _ in parts]),
+                scale=alt.Scale(
+                    domain=[k for k, _, _ in parts], range=[COLOURS[c] for _, c, _ in parts]
+                ),
                 legend=None,
             ),
             order=alt.Order("rank:Q"),
@@ -221,12 +267,18 @@ def bars(rows: Sequence[tuple[str, float, str]], *, colours: Sequence[str], labe
     most = max((v for _, v, _ in rows), default=1.0) or 1.0
     base = alt.Chart(alt.InlineData(values=values)).encode(
         y=alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelColor=COLOURS["ink"])),
-        x=alt.X("value:Q", title=None, axis=None, scale=alt.Scale(domain=[0, most * 1.2], nice=False)),
+        x=alt.X(
+            "value:Q", title=None, axis=None, scale=alt.Scale(domain=[0, most * 1.2], nice=False)
+        ),
     )
-    colour = alt.Color("name:N", scale=alt.Scale(domain=order, range=[COLOURS[c] for c in colours]), legend=None)
+    colour = alt.Color(
+        "name:N", scale=alt.Scale(domain=order, range=[COLOURS[c] for c in colours]), legend=None
+    )
     drawn = base.mark_bar(height=11, cornerRadiusEnd=2).encode(color=colour, description="tip:N")
-    text = base.mark_text(align="left", dx=5, color=COLOURS["muted"], aria=False).encode(text="text:N")
-    return _svg(alt.layer(drawn, text), (540, 21 * len(rows)), label)
+    text = base.mark_text(align="left", dx=5, color=COLOURS["muted"], aria=False).encode(
+        text="text:N"
+    )
+    return _svg(alt.layer(drawn, text), (640, 22 * len(rows) + 8), label)
 
 
 def _svg(chart: Any, shape: tuple[int, int], label: str) -> Markup:

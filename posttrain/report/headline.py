@@ -1,14 +1,12 @@
-"""The first thing on the page: what each stage did to held-out answers, and how far that is beyond chance."""
+"""The first thing on the page: what each stage did to held-out answers, beyond chance or not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-from posttrain.metrics import Interval, paired_difference
-from posttrain.records import Prompt, RolloutGroup
+from posttrain.metrics import Interval
+from posttrain.records import Prompt
 from posttrain.report.blocks import (
     NBSP,
     Block,
@@ -20,36 +18,30 @@ from posttrain.report.blocks import (
     Row,
     Section,
     Table,
-    Tone,
     duration,
     number,
     percent,
     plural,
     points,
 )
+from posttrain.report.changes import Change, change_table, measured_changes
 from posttrain.report.charts import stage_dots
 from posttrain.report.inert import plain
-from posttrain.report.read import EVAL_POINTS, Evaluated, Run
+from posttrain.report.read import EVAL_POINTS, MACRO, Evaluated, Run
 
-MACRO = "macro average"
 MAX_PANELS = 12
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
-    """The paired difference between two points, macro average and per capability."""
-
-    before: str
-    after: str
-    macro: Interval
-    capabilities: Mapping[str, Interval]
 
 
 def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prompt]) -> Section:
     """The headline section: a table, a figure and the differences for every suite."""
     blocks: list[Block] = []
     if not evaluated:
-        blocks.append(Note(text="Nothing was measured: the run has no finished eval stage, so there is no table."))
+        blocks.append(
+            Note(
+                text="Nothing was measured: the run has no finished eval stage, so there is no "
+                "table."
+            )
+        )
     for suite in evaluated:
         changes = measured_changes(suite, prompts)
         blocks.append(stage_table(suite))
@@ -59,7 +51,12 @@ def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prom
         if changes:
             blocks.append(change_table(suite.suite, changes))
         elif len(suite.summaries) > 1:
-            blocks.append(Note(text=f"No paired differences on {suite.suite}: outcomes-{suite.suite}.parquet is missing."))
+            blocks.append(
+                Note(
+                    text=f"No paired differences on {suite.suite}: "
+                    f"outcomes-{suite.suite}.parquet is missing."
+                )
+            )
     blocks.extend(Prose(text=text) for text in method(run, evaluated))
     return Section(slug="result", title="What each stage did", blocks=blocks)
 
@@ -83,7 +80,16 @@ def stage_table(suite: Evaluated) -> Table:
     rows = [_table_row(suite, None)] + [_table_row(suite, name) for name in named]
     ends = [("tokens sampled", "tokens", number), ("seconds", "seconds", duration)]
     foot = [
-        Row(head=head, cells=[*(Cell(text=show(suite.totals[p].get(key))) for p in suite.totals), Cell(text="")])
+        Row(
+            head=head,
+            cells=[
+                *(
+                    Cell(text=show(suite.summaries[p].get(key, suite.totals[p].get(key))))
+                    for p in suite.totals
+                ),
+                Cell(text=""),
+            ],
+        )
         for head, key, show in ends
     ]
     return Table(
@@ -134,7 +140,8 @@ def figure(suite: Evaluated) -> Figure:
         title="The same, drawn",
         panels=panels[:MAX_PANELS],
         more=panels[MAX_PANELS:],
-        caption="Dot: pass@1. Band: 95 % interval. Dashed: the best constant answer. All panels share one scale.",
+        caption="Dot: pass@1. Band: 95 % interval. Dashed: the best constant answer. All panels "
+        "share one scale.",
     )
 
 
@@ -147,91 +154,20 @@ def _panel(suite: Evaluated, capability: str | None, top: float) -> Panel:
             continue
         interval = _interval(entry)
         if interval.mean == interval.mean:
-            rows.append({"point": point, "mean": interval.mean, "low": interval.low, "high": interval.high})
+            rows.append(
+                {"point": point, "mean": interval.mean, "low": interval.low, "high": interval.high}
+            )
         constant = _macro_constant(summary) if capability is None else entry.get("constant")
         constants += [] if constant is None else [float(constant)]
     name = capability or MACRO
     said = "; ".join(f"{r['point']} {percent(r['mean'])}" for r in rows)
-    svg = stage_dots(rows, max(constants) if constants else None, top=top, label=f"{name}: pass@1 by stage: {said}")
+    svg = stage_dots(
+        rows,
+        max(constants) if constants else None,
+        top=top,
+        label=f"{name}: pass@1 by stage: {said}",
+    )
     return Panel(title=name, svg=svg)
-
-
-def measured_changes(suite: Evaluated, prompts: Mapping[str, Prompt]) -> list[Change]:
-    """Paired differences between each point and the next, and from the first to the last."""
-    sorted_groups = {p: _by_capability(groups, prompts) for p, groups in suite.groups.items() if groups}
-    there = list(sorted_groups)
-    steps = list(pairwise(there))
-    if len(there) > 2:
-        steps.append((there[0], there[-1]))
-    return [_change(before, after, sorted_groups[before], sorted_groups[after]) for before, after in steps]
-
-
-def _change(
-    before: str,
-    after: str,
-    old: Mapping[str, list[RolloutGroup]],
-    new: Mapping[str, list[RolloutGroup]],
-) -> Change:
-    return Change(
-        before=before,
-        after=after,
-        macro=paired_difference(old, new),
-        capabilities={c: paired_difference({c: old[c]}, {c: new[c]}) for c in sorted(old) if c in new},
-    )
-
-
-def change_table(suite: str, changes: Sequence[Change]) -> Table:
-    """Stage minus stage before, in percentage points, with the paired interval."""
-    named = sorted({name for change in changes for name in change.capabilities})
-    rows = [
-        Row(head=f"{c.after} {chr(0x2212)} {c.before}", cells=[
-            _change_cell(c.macro), *(_change_cell(c.capabilities[n]) for n in named)
-        ])
-        for c in changes
-    ]
-    return Table(
-        title=f"Suite {plain(suite)}: differences between stages",
-        header=["difference", MACRO, *named],
-        rows=rows,
-        caption=(
-            "Percentage points of pass@1 on the same prompts, with the 95 % interval of a paired bootstrap over "
-            "prompts. Coloured where the interval leaves zero out; grey where the change is within noise."
-        ),
-    )
-
-
-def _change_cell(interval: Interval) -> Cell:
-    if interval.mean != interval.mean:
-        return Cell(text="\u2013")
-    return Cell(
-        text=points(interval.mean), sub=f"{points(interval.low)} to {points(interval.high)}", tone=tone(interval)
-    )
-
-
-def tone(interval: Interval) -> Tone:
-    """Whether a difference is beyond noise, and which way."""
-    if not interval.excludes_zero:
-        return "flat"
-    return "up" if interval.mean > 0 else "down"
-
-
-def sentence(suite: Evaluated, changes: Sequence[Change]) -> str:
-    """The result in one sentence, noise called noise."""
-    first, last = next(iter(suite.summaries)), list(suite.summaries)[-1]
-    values = {p: _interval(suite.summaries[p].get("macro") or {}).mean for p in (first, last)}
-    if first == last:
-        return f"Held-out pass@1, macro average, is {percent(values[first])} for {first}."
-    text = f"Held-out pass@1, macro average, went from {percent(values[first])} ({first}) to {percent(values[last])} ({last})"
-    if not changes:
-        return text + "."
-    whole = changes[-1].macro
-    parts = [f"{c.after} {points(c.macro.mean)}{_noise(c.macro)}" for c in changes if (c.before, c.after) != (first, last)]
-    change = f": {points(whole.mean)} points [{points(whole.low)}, {points(whole.high)}]{_noise(whole)}"
-    return text + change + (f". Stage by stage: {', '.join(parts)}." if len(changes) > 1 else ".")
-
-
-def _noise(interval: Interval) -> str:
-    return "" if interval.excludes_zero else " (within noise)"
 
 
 def method(run: Run, evaluated: Sequence[Evaluated]) -> list[str]:
@@ -243,16 +179,22 @@ def method(run: Run, evaluated: Sequence[Evaluated]) -> list[str]:
     if {"num_generations", "temperature", "max_tokens"} <= set(spec):
         how = (
             f" Each prompt is answered {number(spec['num_generations'])} times at temperature "
-            f"{number(spec['temperature'])}, at most {number(spec['max_tokens'])} tokens each, with the same seeds "
+            f"{number(spec['temperature'])}, at most {number(spec['max_tokens'])} tokens each, "
+            "with the same seeds "
             "after every stage."
         )
     return [
-        "How it was measured. Held-out prompts are set aside before anything is trained, and no training row asks "
-        f"the same question.{how} A verifier decides each answer; one it could not decide counts as missing, not as "
-        "failed. pass@1 is the mean pass rate over prompts; pass@k is the unbiased chance that at least one of k "
-        "answers passes. Intervals are 95 % bootstrap intervals over prompts, so they say how the numbers would move "
+        "How it was measured. Held-out prompts are set aside before anything is trained, and no "
+        "training row asks "
+        f"the same question.{how} A verifier decides each answer; one it could not decide counts "
+        "as missing, not as "
+        "failed. pass@1 is the mean pass rate over prompts; pass@k is the unbiased chance that "
+        "at least one of k "
+        "answers passes. Intervals are 95 % bootstrap intervals over prompts, so they say how "
+        "the numbers would move "
         "with other prompts of the same kind, not with another training seed.",
-        "The best constant answer is the score of always giving the one answer that passes most often. A policy that "
+        "The best constant answer is the score of always giving the one answer that passes most "
+        "often. A policy that "
         "does not beat it has learned the commonest answer and nothing else.",
     ]
 
@@ -265,7 +207,10 @@ def _entry(summary: Mapping[str, Any], capability: str | None) -> Mapping[str, A
 
 def _interval(entry: Mapping[str, Any]) -> Interval:
     found: Mapping[str, Any] = entry.get("pass@1", entry)
-    values = {k: float("nan") if found.get(k) is None else float(found[k]) for k in ("mean", "low", "high")}
+    values = {
+        k: float("nan") if found.get(k) is None else float(found[k])
+        for k in ("mean", "low", "high")
+    }
     return Interval(**values)
 
 
@@ -282,7 +227,11 @@ def _macro_at_k(summary: Mapping[str, Any]) -> dict[str, float]:
     entries = [_at_k(entry) for entry in summary.get("capabilities", {}).values()]
     shared = set.intersection(*(set(e) for e in entries)) if entries else set[str]()
     values = {k: [e[k] for e in entries] for k in shared}
-    return {k: sum(v for v in vs if v is not None) / len(vs) for k, vs in values.items() if None not in vs}
+    return {
+        k: sum(v for v in vs if v is not None) / len(vs)
+        for k, vs in values.items()
+        if None not in vs
+    }
 
 
 def _macro_constant(summary: Mapping[str, Any]) -> float | None:
@@ -290,11 +239,29 @@ def _macro_constant(summary: Mapping[str, Any]) -> float | None:
     return None if not values or None in values else sum(values) / len(values)
 
 
-def _by_capability(
-    groups: Sequence[RolloutGroup], prompts: Mapping[str, Prompt]
-) -> dict[str, list[RolloutGroup]]:
-    sorted_groups: dict[str, list[RolloutGroup]] = {}
-    for group in groups:
-        name = prompts[group.prompt_id].capability if group.prompt_id in prompts else "unknown"
-        sorted_groups.setdefault(name, []).append(group)
-    return sorted_groups
+def sentence(suite: Evaluated, changes: Sequence[Change]) -> str:
+    """The result in one sentence, noise called noise."""
+    first, last = next(iter(suite.summaries)), list(suite.summaries)[-1]
+    values = {p: _interval(suite.summaries[p].get("macro") or {}).mean for p in (first, last)}
+    if first == last:
+        return f"Held-out pass@1, macro average, is {percent(values[first])} for {first}."
+    text = (
+        f"Held-out pass@1, macro average, went from {percent(values[first])} ({first}) to "
+        f"{percent(values[last])} ({last})"
+    )
+    if not changes:
+        return text + "."
+    whole = changes[-1].macro
+    parts = [
+        f"{c.after} {points(c.macro.mean)}{_noise(c.macro)}"
+        for c in changes
+        if (c.before, c.after) != (first, last)
+    ]
+    change = (
+        f": {points(whole.mean)} points [{points(whole.low)}, {points(whole.high)}]{_noise(whole)}"
+    )
+    return text + change + (f". Stage by stage: {', '.join(parts)}." if len(changes) > 1 else ".")
+
+
+def _noise(interval: Interval) -> str:
+    return "" if interval.excludes_zero else " (within noise)"

@@ -1,4 +1,4 @@
-"""Text that others wrote, made safe and honest to show: nothing runs, nothing hides, nothing floods."""
+"""Text that others wrote, made safe to show: nothing runs, nothing hides, nothing floods."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-ALLOWED_INVISIBLE = frozenset("\n\t\u200c\u200d")  # Persian, Indic scripts and emoji need the two joiners
+ALLOWED_INVISIBLE = frozenset(
+    "\n\t\u200c\u200d"
+)  # Persian, Indic scripts and emoji need the two joiners
 UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 MAX_STACKED_MARKS = 4
 
@@ -53,7 +55,7 @@ def plain(text: str) -> str:
 
 
 def inert(text: str, limit: int = 1600) -> Markup:
-    """`text` as HTML: escaped, unseen characters spelt out in `<span class="ctl">`, the middle cut past `limit`."""
+    """`text` as HTML: escaped, unseen characters in a span, the middle cut past `limit`."""
     head, tail, left_out = shorten(text, limit)
     if not left_out:
         return _markup(head)
@@ -62,7 +64,7 @@ def inert(text: str, limit: int = 1600) -> Markup:
 
 
 def finalize(value: Any) -> Any:
-    """Jinja's last step before escaping: every string of the page, wherever it came from, is encodable."""
+    """Jinja's last step before escaping: every string of the page is encodable."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return plain(value)

@@ -1,9 +1,8 @@
-"""What went in, what was set aside, how hard the judge found it, and what it cut."""
+"""How hard the judge found the samples, whether it was right, and what it cut."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,72 +31,6 @@ from posttrain.report.read import Run, read_rows
 from posttrain.tables import read_groups, read_records
 
 NUM_EXAMPLES = 3
-MAX_REASONS = 12
-
-
-def data_section(run: Run) -> Section:
-    """What left the data before anything saw it, by reason, with examples."""
-    blocks: list[Block] = []
-    if "data" not in run.stages:
-        blocks.append(Note(text="The data stage has not finished."))
-        return Section(slug="data", title="Data", blocks=blocks)
-    facts = [
-        f"{key.replace('_', ' ')} {number(value)}"
-        for key, value in {**run.stages["data"].manifest.get("counts", {})}.items()
-        if isinstance(value, (int, float))
-    ]
-    if facts:
-        blocks.append(Prose(text="Rows: " + ", ".join(facts) + "."))
-    path = run.file("data", "quarantine.parquet")
-    rows = read_rows(path)
-    if path is None:
-        blocks.append(Note(text="No quarantine table: quarantine.parquet is missing."))
-    elif not rows:
-        blocks.append(Note(text="Nothing was quarantined: every row was usable, unique and not held out."))
-    else:
-        blocks.extend(quarantine(rows))
-    return Section(slug="data", title="Data", blocks=blocks)
-
-
-def quarantine(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
-    """Rows that left, counted by reason and source, a few of each to read."""
-    counts = Counter((str(r["reason"]), bool(r.get("malformed"))) for r in rows)
-    table = Table(
-        title="Set aside before training",
-        header=["reason", "rows", "kind", "sources"],
-        rows=[
-            Row(
-                head=reason,
-                cells=[
-                    Cell(text=f"{count:,}"),
-                    Cell(text="unusable" if malformed else "usable, but not for training", numeric=False),
-                    Cell(text=_sources(rows, reason), numeric=False),
-                ],
-            )
-            for (reason, malformed), count in counts.most_common(MAX_REASONS)
-        ],
-        caption=f"{plural(len(rows), 'row')} in quarantine.parquet, each with its line and reason."
-        + (f" The {len(counts) - MAX_REASONS} rarest reasons are only there." if len(counts) > MAX_REASONS else ""),
-    )
-    examples = [
-        Example(
-            title=str(row["reason"]),
-            facts=[f"{row.get('source', '')}:{row.get('line', '')}"],
-            passages=[
-                Passage(name="why", text=str(row.get("detail") or "")),
-                Passage(name="row", text=str(row.get("excerpt") or "")),
-            ],
-        )
-        for reason, _ in counts.most_common(MAX_REASONS)
-        for row in [r for r in rows if str(r["reason"]) == reason[0]][:2]
-    ]
-    return [table, Examples(title="Rows that were set aside, to read", items=examples)]
-
-
-def _sources(rows: Sequence[Mapping[str, Any]], reason: str) -> str:
-    sources = Counter(str(r.get("source", "")) for r in rows if str(r["reason"]) == reason)
-    named = [f"{source} ({count:,})" for source, count in sources.most_common(3)]
-    return ", ".join(named) + (f", {len(sources) - 3} more" if len(sources) > 3 else "")
 
 
 def judge_section(run: Run, samples: Mapping[str, Sample]) -> Section:
@@ -105,7 +38,12 @@ def judge_section(run: Run, samples: Mapping[str, Sample]) -> Section:
     blocks: list[Block] = []
     title = "Judge and prune"
     if "judge" not in run.stages and "prune" not in run.stages:
-        blocks.append(Note(text="No judge ran, so nothing was pruned: SFT, where there is one, saw every sample."))
+        blocks.append(
+            Note(
+                text="No judge ran, so nothing was pruned: SFT, where there is one, saw every "
+                "sample."
+            )
+        )
         return Section(slug="judge", title=title, blocks=blocks)
     kept, dropped = (read_rows(run.file("prune", f"{n}.parquet")) for n in ("kept", "dropped"))
     unscored = read_rows(run.file("prune", "unscored.parquet"))
@@ -115,16 +53,17 @@ def judge_section(run: Run, samples: Mapping[str, Sample]) -> Section:
     else:
         blocks.append(Note(text="The prune stage has not finished, so there is no cut to show."))
     blocks.extend(pilot_blocks(run))
-    for value in run.stages["prune"].summary.values() if "prune" in run.stages else ():
-        if isinstance(value, str) and " " in value:
-            blocks.append(Prose(text=value))
+    if "prune" in run.stages:
+        blocks.extend(summary_blocks(run.stages["prune"].summary))
     if kept or dropped:
         blocks.extend(scored_examples(kept, dropped, unscored, samples))
     return Section(slug="judge", title=title, blocks=blocks)
 
 
 def counts_table(
-    kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str, Any]], unscored: Sequence[Mapping[str, Any]]
+    kept: Sequence[Mapping[str, Any]],
+    dropped: Sequence[Mapping[str, Any]],
+    unscored: Sequence[Mapping[str, Any]],
 ) -> Table:
     """Per capability: samples kept, dropped and unscored, and where the cut fell."""
     names = sorted({str(r["capability"]) for rows in (kept, dropped, unscored) for r in rows})
@@ -148,9 +87,18 @@ def counts_table(
         )
     return Table(
         title="Kept and dropped",
-        header=["capability", "samples", "kept", "dropped", "share dropped", "unscored", "cut at score"],
+        header=[
+            "capability",
+            "samples",
+            "kept",
+            "dropped",
+            "share dropped",
+            "unscored",
+            "cut at score",
+        ],
         rows=rows,
-        caption="The easiest are dropped within each capability. Unscored samples are kept for training.",
+        caption="The easiest are dropped within each capability. Unscored samples are kept for "
+        "training.",
     )
 
 
@@ -161,15 +109,19 @@ def histograms(kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str,
     for name in names:
         k, d = _of(kept, name), _of(dropped, name)
         cut = _cut(k, d)
-        said = f"{name}: {len(k)} kept, {len(d)} dropped" + ("" if cut is None else f", cut at {cut:.3f}")
-        svg = score_histogram(_scores(k), _scores(d), cut, label=f"Histogram of judge scores, {said}")
+        said = f"{name}: {len(k)} kept, {len(d)} dropped" + (
+            "" if cut is None else f", cut at {cut:.3f}"
+        )
+        svg = score_histogram(
+            _scores(k), _scores(d), cut, label=f"Histogram of judge scores, {said}"
+        )
         panels.append(Panel(title=name, svg=svg))
     return Figure(
         title="How hard the judge found the samples",
         panels=panels[:MAX_PANELS],
         more=panels[MAX_PANELS:],
         legend=[("dropped", "dropped"), ("accent", "kept")],
-        caption="Samples per score. Dashed: the cut, between the hardest dropped and the easiest kept sample.",
+        caption="Samples per score. Dashed: the cut, the score of the easiest kept sample.",
     )
 
 
@@ -177,34 +129,99 @@ def pilot_blocks(run: Run) -> list[Block]:
     """The judge's score against the failure rate that sampling the model measured."""
     pilot, verdicts = run.file("judge", "pilot.parquet"), run.file("judge", "verdicts.parquet")
     if pilot is None or verdicts is None:
-        return [Note(text="The judge was not checked against measurement: pilot.parquet or verdicts.parquet is missing.")]
+        return [
+            Note(
+                text="The judge was not checked against measurement: pilot.parquet or "
+                "verdicts.parquet is missing."
+            )
+        ]
     scores = {v.sample_id: v.score for v in read_records(verdicts, Verdict)}
     failure = {sample_id: 1.0 - rate for sample_id, rate in pass_rates(read_groups(pilot)).items()}
     pairs = {i: (s, f) for i, f in failure.items() if (s := scores.get(i)) is not None}
     if len(pairs) < 2:
-        return [Note(text="The judge was not checked against measurement: the pilot has fewer than two scored samples.")]
+        return [
+            Note(
+                text="The judge was not checked against measurement: the pilot has fewer than "
+                "two scored samples."
+            )
+        ]
     measured = spearman_interval([s for s, _ in pairs.values()], [f for _, f in pairs.values()])
-    dots = [(s, f, f"{i}: score {s:.3f}, failed {percent(f, 0)}") for i, (s, f) in sorted(pairs.items())]
-    told = f"{measured.mean:.2f} [{measured.low:.2f}, {measured.high:.2f}]".replace("-", chr(0x2212))
+    dots = [
+        (s, f, f"{i}: score {s:.3f}, failed {percent(f, 0)}") for i, (s, f) in sorted(pairs.items())
+    ]
+    told = f"{measured.mean:.2f} [{measured.low:.2f}, {measured.high:.2f}]".replace(
+        "-", chr(0x2212)
+    )
     if math.isnan(measured.mean):
-        meaning = "One side does not vary, so there is no rank correlation: this pilot says nothing about the judge."
+        meaning = (
+            "One side does not vary, so there is no rank correlation: this pilot says "
+            "nothing about the judge."
+        )
     elif measured.low > 0:
-        meaning = f"Spearman's rank correlation is {told}: harder by the judge is harder for the model."
+        meaning = (
+            f"Spearman's rank correlation is {told}: harder by the judge is harder for the model."
+        )
     elif measured.high < 0:
-        meaning = f"Spearman's rank correlation is {told}: the judge has it backwards, and pruning by it drops the wrong half."
+        meaning = (
+            f"Spearman's rank correlation is {told}: the judge has it backwards, and "
+            "pruning by it drops the wrong half."
+        )
     else:
-        meaning = f"Spearman's rank correlation is {told}: not distinguishable from none, so pruning by it is close to chance."
+        meaning = (
+            f"Spearman's rank correlation is {told}: not distinguishable from none, so "
+            "pruning by it is close to chance."
+        )
     svg = scatter(
-        dots, x_title="judge score", y_title="failure rate", label=f"Judge score against measured failure rate. {meaning}"
+        dots,
+        x_title="judge score",
+        y_title="failure rate",
+        label=f"Judge score against measured failure rate. {meaning}",
     )
     return [
         Figure(
             title="Is the judge right?",
             panels=[Panel(title=f"{plural(len(dots), 'pilot sample')}", svg=svg)],
-            caption=f"{meaning} Each dot is a sample that the base model answered several times; interval 95 %, "
-            "bootstrap over samples.",
+            caption=f"{meaning} Each dot is a sample that the base model answered several times; "
+            "interval 95 %, bootstrap over samples.",
         )
     ]
+
+
+def summary_blocks(summary: Mapping[str, Any]) -> list[Block]:
+    """What the prune stage concluded about the judge: correlations, and the verdict in words."""
+    blocks: list[Block] = []
+    rows = [
+        Row(
+            head=str(name).removeprefix("capability "),
+            cells=[
+                Cell(text=number(found.get("num_samples"))),
+                Cell(text=_two_digits(found.get("mean"))),
+                Cell(text=f"{_two_digits(found.get('low'))} to {_two_digits(found.get('high'))}"),
+            ],
+            strong=name == "within",
+        )
+        for name, found in (summary.get("spearman") or {}).items()
+    ]
+    if rows:
+        table = Table(
+            title="Rank correlation of score and failure rate",
+            header=["among", "pilot samples", "Spearman", "95 % interval"],
+            rows=rows,
+            caption="Within: ranked inside each capability, then taken together. This is what "
+            "pruning rests on; overall "
+            "can be high only because one capability is harder than another.",
+        )
+        blocks.append(table)
+    if summary.get("verdict"):
+        blocks.append(Prose(text=str(summary["verdict"])))
+    if reasons := summary.get("unscored_reasons"):
+        told = "; ".join(f"{reason} ({number(count)})" for reason, count in reasons.items())
+        blocks.append(Prose(text=f"Unscored, by reason: {told}."))
+    return blocks
+
+
+def _two_digits(value: float | None) -> str:
+    return chr(0x2013) if value is None else f"{value:.2f}".replace("-", chr(0x2212))
 
 
 def scored_examples(
@@ -220,14 +237,19 @@ def scored_examples(
         down = sorted(_of(dropped, name), key=_score_then_id)
         hard += [_example(r, samples, "kept") for r in up[::-1][:NUM_EXAMPLES]]
         easy += [_example(r, samples, "dropped") for r in down[:NUM_EXAMPLES]]
-        edge += [_example(r, samples, "dropped") for r in down[-1:]] + [_example(r, samples, "kept") for r in up[:1]]
+        edge += [_example(r, samples, "dropped") for r in down[-1:]] + [
+            _example(r, samples, "kept") for r in up[:1]
+        ]
     blocks: list[Block] = [
         Examples(title=title, items=items)
         for title, items in (
             ("Hardest by the judge: kept", hard),
             ("Easiest by the judge: dropped", easy),
             ("On either side of the cut", edge),
-            ("Unscored: kept for training", [_example(r, samples, "unscored") for r in unscored[:NUM_EXAMPLES]]),
+            (
+                "Unscored: kept for training",
+                [_example(r, samples, "unscored") for r in unscored[:NUM_EXAMPLES]],
+            ),
         )
         if items
     ]
@@ -237,7 +259,11 @@ def scored_examples(
 def _example(row: Mapping[str, Any], samples: Mapping[str, Sample], fate: str) -> Example:
     sample = samples.get(str(row["sample_id"]))
     score = row.get("score")
-    facts = [fate, str(row["capability"]), "no score" if score is None else f"score {float(score):.3f}"]
+    facts = [
+        fate,
+        str(row["capability"]),
+        "no score" if score is None else f"score {float(score):.3f}",
+    ]
     passages = [] if sample is None else conversation(sample.messages)
     passages.append(Passage(name="judge's reason", text=str(row.get("reason") or "")))
     return Example(title=str(row["sample_id"]), facts=facts, passages=passages)
@@ -257,10 +283,12 @@ def _scores(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def _cut(kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str, Any]]) -> float | None:
-    """Halfway between the hardest dropped and the easiest kept score; None where nothing was dropped or kept."""
-    up, down = _scores(kept), _scores(dropped)
-    return (min(up) + max(down)) / 2 if up and down else None
+    """The score of the easiest kept sample; None where nothing was dropped or nothing kept."""
+    return min(_scores(kept)) if kept and dropped else None
 
 
 def _score_then_id(row: Mapping[str, Any]) -> tuple[float, str]:
-    return (float(row["score"]) if row.get("score") is not None else math.inf, str(row["sample_id"]))
+    return (
+        float(row["score"]) if row.get("score") is not None else math.inf,
+        str(row["sample_id"]),
+    )

@@ -40,7 +40,11 @@ def timing_section(run: Run) -> Section:
     colours = [s.name if s.name in GRADIENT_STAGES else "base" for s in finished]
     said = "; ".join(f"{name} {text}" for name, _, text in rows)
     svg = bars(rows, colours=colours, label=f"Time per stage: {said}")
-    blocks.append(Figure(title=f"{duration(sum(seconds))} in all", panels=[Panel(title="", svg=svg)], wide=True))
+    blocks.append(
+        Figure(
+            title=f"{duration(sum(seconds))} in all", panels=[Panel(title="", svg=svg)], wide=True
+        )
+    )
     table = Table(
         title="Stage by stage",
         header=["stage", "time", "peak memory", "rows and counts"],
@@ -55,7 +59,12 @@ def timing_section(run: Run) -> Section:
             )
             for s, t in zip(finished, seconds, strict=True)
         ],
-        foot=[Row(head="all", cells=[Cell(text=duration(sum(seconds))), Cell(text=_most(run)), Cell(text="")])],
+        foot=[
+            Row(
+                head="all",
+                cells=[Cell(text=duration(sum(seconds))), Cell(text=_most(run)), Cell(text="")],
+            )
+        ],
         caption="Peak memory is the resident set of the stage's own processes.",
     )
     blocks.append(table)
@@ -67,9 +76,14 @@ def section(run: Run) -> Section:
     blocks: list[Block] = []
     model = run.file("model", "model.json")
     if model is not None:
-        blocks.append(Source(title="Base model: model.json", text=model.read_text(encoding="utf-8")))
+        blocks.append(
+            Source(title="Base model: model.json", text=model.read_text(encoding="utf-8"))
+        )
     blocks.append(
-        Facts(title="Stage keys", items=[(s.name, str(s.manifest.get("key", ""))) for s in run.stages.values()])
+        Facts(
+            title="Stage keys",
+            items=[(s.name, str(s.manifest.get("key", ""))) for s in run.stages.values()],
+        )
     )
     if run.recipe_text is None:
         blocks.append(Note(text="recipe.yaml is missing."))
@@ -81,7 +95,9 @@ def section(run: Run) -> Section:
         ("Parity after SFT (parity.json)", sft_parity(run)),
     ):
         name = title.rpartition("(")[2].rstrip(")")
-        blocks.append(Source(title=title, text=pretty(value)) if value else Note(text=f"{name} is missing."))
+        blocks.append(
+            Source(title=title, text=pretty(value)) if value else Note(text=f"{name} is missing.")
+        )
     for stage in run.stages.values():
         title = f"{stage.number}-{stage.name}: MANIFEST.json"
         blocks.append(Source(title=title, text=pretty(stage.manifest)))
@@ -113,7 +129,10 @@ def base_model(recipe: Mapping[str, Any]) -> str:
     if isinstance(base, Mapping):
         made = base.get("upcycle") or {}
         source = made.get("from") or made.get("from_") or "unknown"
-        return f"{source}, upcycled to {made.get('experts', '?')} experts in every {_nth(made.get('every', '?'))} layer"
+        return (
+            f"{source}, upcycled to {made.get('experts', '?')} experts in every "
+            f"{_nth(made.get('every', '?'))} layer"
+        )
     return str(base) if base else "unknown"
 
 
@@ -123,11 +142,19 @@ def pretty(value: Any) -> str:
 
 
 def _nth(every: Any) -> str:
-    return {1: "", 2: "second", 3: "third", 4: "fourth"}.get(every, f"{every}th") if isinstance(every, int) else str(every)
+    return (
+        {1: "", 2: "second", 3: "third", 4: "fourth"}.get(every, f"{every}th")
+        if isinstance(every, int)
+        else str(every)
+    )
 
 
 def _counts(counts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k.replace('_', ' ')} {number(v)}" for k, v in counts.items() if isinstance(v, (int, float)))
+    return ", ".join(
+        f"{k.replace('_', ' ')} {number(v)}"
+        for k, v in counts.items()
+        if isinstance(v, (int, float))
+    )
 
 
 def _most(run: Run) -> str:

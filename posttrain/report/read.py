@@ -13,6 +13,7 @@ from posttrain.records import Prompt, RolloutGroup, Sample
 from posttrain.tables import read_groups, read_json, read_records, read_table
 
 EVAL_POINTS = ("base", "sft", "rl", "dpo")
+MACRO = "macro average"
 _STAGE_DIR = re.compile(r"(\d+)-([a-z-]+)")
 
 
@@ -62,15 +63,20 @@ class Evaluated:
 
 
 def read_run(run_dir: Path) -> Run:
-    """Read the small files of `run_dir`; a stage without a manifest is not finished and is left out.
+    """Read the small files of `run_dir`; a stage without a manifest has not finished: left out.
 
     Errors: ValueError where `run_dir` is no run directory.
     """
     stages_dir = run_dir / "stages"
     if not stages_dir.is_dir():
-        raise ValueError(f"{run_dir} is no run directory: it has no stages/ folder; give the folder of a `posttrain run`")
+        raise ValueError(
+            f"{run_dir} is no run directory: it has no stages/ folder; give the folder of a "
+            "`posttrain run`"
+        )
     stages: dict[str, Stage] = {}
-    found = [(int(m[1]), m[2], p) for p in stages_dir.iterdir() if (m := _STAGE_DIR.fullmatch(p.name))]
+    found = [
+        (int(m[1]), m[2], p) for p in stages_dir.iterdir() if (m := _STAGE_DIR.fullmatch(p.name))
+    ]
     for number, name, path in sorted(found):
         if (path / "MANIFEST.json").is_file():
             stages[name] = Stage(
@@ -144,13 +150,15 @@ def rollout_steps(run: Run) -> list[Path]:
 
 
 def series(rows: Sequence[Mapping[str, Any]], *names: str) -> list[tuple[float, float]]:
-    """(step, value) of the first of `names` that any row has; a name stands for itself and for `<namespace>/` + it."""
+    """(step, value) of the first of `names` that any row has, with or without its namespace."""
     for name in names:
         points = [
             (float(row["step"]), float(value))
             for row in rows
             for key, value in row.items()
-            if (key == name or key.partition("/")[2] == name) and isinstance(value, (int, float)) and "step" in row
+            if (key == name or key.partition("/")[2] == name)
+            and isinstance(value, (int, float))
+            and "step" in row
         ]
         if points:
             return points

@@ -1,4 +1,4 @@
-"""Answers to read: the same held-out question before and after, and rollouts from early and late in RL."""
+"""Answers to read: held-out questions before and after, rollouts from early and late in RL."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Literal
 
 from posttrain.metrics import pass_rates
 from posttrain.records import Prompt, Rollout, RolloutGroup
-from posttrain.report.blocks import Block, Example, Examples, Note, Passage, Section, number, percent
+from posttrain.report.blocks import (
+    Block,
+    Example,
+    Examples,
+    Note,
+    Passage,
+    Section,
+    number,
+    percent,
+)
 from posttrain.report.judging import conversation
 from posttrain.report.read import Evaluated, Run, rollout_steps
 from posttrain.tables import read_groups
@@ -28,12 +37,16 @@ def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prom
         late = [g for path in steps[-NUM_FILES:][::-1] for g in read_groups(path)]
         blocks.extend(early_and_late(early, late, prompts))
     else:
-        blocks.append(Note(text="No RL rollouts to read: the RL stage has not finished or the recipe has none."))
+        blocks.append(
+            Note(
+                text="No RL rollouts to read: the RL stage has not finished or the recipe has none."
+            )
+        )
     return Section(slug="answers", title="Answers to read", blocks=blocks)
 
 
 def before_and_after(suite: Evaluated, prompts: Mapping[str, Prompt]) -> list[Block]:
-    """Held-out prompts whose pass rate rose most, and fell most, from the first to the last measured stage."""
+    """Held-out prompts whose pass rate rose most, and fell most, from first to last stage."""
     there = [point for point, groups in suite.groups.items() if groups]
     if len(there) < 2:
         return []
@@ -43,13 +56,25 @@ def before_and_after(suite: Evaluated, prompts: Mapping[str, Prompt]) -> list[Bl
     groups = {point: {g.prompt_id: g for g in suite.groups[point]} for point in (first, last)}
     risen, fallen = list[Example](), list[Example]()
     for name in sorted({prompts[i].capability for i in change}):
-        ids = sorted((i for i in change if prompts[i].capability == name), key=lambda i: (-change[i], i))
+        ids = sorted(
+            (i for i in change if prompts[i].capability == name), key=lambda i: (-change[i], i)
+        )
         for chosen, out in ((ids[:NUM_CHANGED], risen), (ids[::-1][:1], fallen)):
             for i in chosen:
                 if change[i] != 0 and (change[i] > 0) == (out is risen):
-                    out.append(_pair(prompts[i], groups[first][i], groups[last][i], first, last, old[i], new[i]))
+                    out.append(
+                        _pair(
+                            prompts[i],
+                            groups[first][i],
+                            groups[last][i],
+                            first,
+                            last,
+                            old[i],
+                            new[i],
+                        )
+                    )
     return [
-        Examples(title=title, items=items)
+        Examples(title=title, items=items, open=items is risen)
         for title, items in (
             (f"Held-out questions that {last} answers better than {first}", risen),
             (f"Held-out questions that {last} answers worse than {first}", fallen),
@@ -59,11 +84,20 @@ def before_and_after(suite: Evaluated, prompts: Mapping[str, Prompt]) -> list[Bl
 
 
 def _pair(
-    prompt: Prompt, before: RolloutGroup, after: RolloutGroup, first: str, last: str, old: float, new: float
+    prompt: Prompt,
+    before: RolloutGroup,
+    after: RolloutGroup,
+    first: str,
+    last: str,
+    old: float,
+    new: float,
 ) -> Example:
     passages = [*conversation(prompt.messages), Passage(name="reference", text=prompt.reference)]
     # One answer stands for each side: of the kind that the side gives more of than the other does.
-    passages += [_answer(_typical(before, new < old), first), _answer(_typical(after, new > old), last)]
+    passages += [
+        _answer(_typical(before, new < old), first),
+        _answer(_typical(after, new > old), last),
+    ]
     facts = [prompt.capability, *([f"level {prompt.level}"] if prompt.level else [])]
     facts.append(f"{first} passed {percent(old, 0)}, {last} {percent(new, 0)}")
     return Example(title=prompt.prompt_id, facts=facts, passages=passages)
@@ -76,9 +110,12 @@ def _typical(group: RolloutGroup, wanted: bool) -> Rollout:
 def early_and_late(
     early: Sequence[RolloutGroup], late: Sequence[RolloutGroup], prompts: Mapping[str, Prompt]
 ) -> list[Block]:
-    """One passed, one failed and one undecided rollout per capability, from the first and from the last steps."""
+    """A passed, a failed and an undecided rollout per capability, from early and late steps."""
     blocks: list[Block] = []
-    for title, groups in (("Rollouts from the first RL steps", early), ("Rollouts from the last RL steps", late)):
+    for title, groups in (
+        ("Rollouts from the first RL steps", early),
+        ("Rollouts from the last RL steps", late),
+    ):
         items: list[Example] = []
         seen: set[tuple[str, bool | None]] = set()
         for group in groups:
@@ -101,7 +138,8 @@ def _rollout(group: RolloutGroup, index: int, rollout: Rollout, prompt: Prompt |
         f"step {group.step}",
         f"policy version {group.policy_version}",
         f"answer {index + 1} of {len(group.rollouts)}, {decided}",
-        f"{len(rollout.completion_ids):,} tokens, {'cut off' if rollout.finish_reason == 'length' else 'ended by itself'}",
+        f"{len(rollout.completion_ids):,} tokens, "
+        f"{'cut off' if rollout.finish_reason == 'length' else 'ended by itself'}",
     ]
     passages = [] if prompt is None else conversation(prompt.messages)
     if prompt is not None:
@@ -111,7 +149,11 @@ def _rollout(group: RolloutGroup, index: int, rollout: Rollout, prompt: Prompt |
 
 
 def _answer(rollout: Rollout, name: str) -> Passage:
-    return Passage(name=f"{name}: {badge(rollout)}, {rollout.outcome.why}", text=rollout.text, tone=badge(rollout))
+    return Passage(
+        name=f"{name}: {badge(rollout)}, {rollout.outcome.why}",
+        text=rollout.text,
+        tone=badge(rollout),
+    )
 
 
 def badge(rollout: Rollout) -> Badge:

@@ -1,4 +1,4 @@
-"""Vega-Lite specification -> a small inline SVG that follows the page's colours and needs no script."""
+"""Vega-Lite specification -> a small inline SVG in the page's colours, without script."""
 
 from __future__ import annotations
 
@@ -25,16 +25,46 @@ COLOURS: Mapping[str, str] = {
     "failed": "#d9a5a0",
     "undecided": "#b9a3cf",
     "filler": "#e8c58f",
+    "surplus": "#f3b79a",
     "dropped": "#c3c6ca",
 }
-"""Name -> the light colour charts are drawn with; the page swaps each for the CSS variable of that name."""
+"""Name -> the light colour that charts are drawn with; the page has a CSS variable of each name."""
 
 FONT_SIZE = 11
 _VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 _ELEMENTS = frozenset({"svg", "g", "path", "line", "rect", "text", "tspan", "circle"})
 _ATTRIBUTES = frozenset(
-    "d transform x y x1 x2 y1 y2 cx cy r dx dy width height fill stroke stroke-width stroke-dasharray stroke-linecap "
-    "stroke-linejoin opacity fill-opacity stroke-opacity text-anchor font-size font-weight viewBox display".split()
+    [
+        "d",
+        "transform",
+        "x",
+        "y",
+        "x1",
+        "x2",
+        "y1",
+        "y2",
+        "cx",
+        "cy",
+        "r",
+        "dx",
+        "dy",
+        "width",
+        "height",
+        "fill",
+        "stroke",
+        "stroke-width",
+        "stroke-dasharray",
+        "stroke-linecap",
+        "stroke-linejoin",
+        "opacity",
+        "fill-opacity",
+        "stroke-opacity",
+        "text-anchor",
+        "font-size",
+        "font-weight",
+        "viewBox",
+        "display",
+    ]
 )
 _EMPTY_PATHS = frozenset({"", "M0,0h0v0h0Z"})
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
@@ -42,6 +72,9 @@ _LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
 CONFIG: Mapping[str, Any] = {
     "background": None,
     "font": "sans-serif",
+    # The size of a panel is its outer size, so that letters are equally large in all of them.
+    "autosize": {"type": "fit", "contains": "padding"},
+    "padding": 2,
     "view": {"stroke": None},
     "axis": {
         "labelColor": COLOURS["muted"],
@@ -63,7 +96,7 @@ CONFIG: Mapping[str, Any] = {
 
 
 def render(spec: Mapping[str, Any], *, label: str) -> Markup:
-    """Draw `spec` (Vega-Lite); `label` is what a screen reader says, `description` channels become tooltips."""
+    """Draw `spec`; `label` is what a screen reader says, `description` channels become tooltips."""
     try:
         import vl_convert
     except ImportError as error:
@@ -71,14 +104,23 @@ def render(spec: Mapping[str, Any], *, label: str) -> Markup:
             "the report draws its charts with vl-convert-python, which is not installed",
             hint="pip install 'posttrain[report]'",
         ) from error
-    drawn = vl_convert.vegalite_to_svg({**spec, "config": {**CONFIG, **spec.get("config", {})}})
+    drawn = vl_convert.vegalite_to_svg(encodable({**spec, "config": CONFIG}))
     return clean(drawn, label=label)
 
 
+def encodable(value: Any) -> Any:
+    """`value` with every string in it made plain, for names of capabilities come from data."""
+    if isinstance(value, Mapping):
+        return {plain(str(key)): encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encodable(item) for item in value]
+    return plain(value) if isinstance(value, str) else value
+
+
 def clean(drawn: str, *, label: str) -> Markup:
-    """Keep only known elements and attributes, swap colours for variables, turn mark descriptions into titles."""
+    """Keep known elements and attributes, colours become variables, descriptions titles."""
     root = _copy(ElementTree.fromstring(drawn))
-    assert root is not None and root.tag == "svg"
+    assert root is not None
     root.set("role", "img")
     root.set("aria-label", plain(label))
     root.set("class", "chart")
@@ -92,10 +134,15 @@ def _copy(source: ElementTree.Element) -> ElementTree.Element | None:
     kept = ElementTree.Element(tag)
     for name, value in source.attrib.items():
         if name in _ATTRIBUTES:
-            kept.set(name, _VARIABLES.get(value, _LONG_NUMBER.sub(lambda m: f"{float(m[0]):.1f}", value)))
+            kept.set(
+                name, _VARIABLES.get(value, _LONG_NUMBER.sub(lambda m: f"{float(m[0]):.1f}", value))
+            )
     if tag == "text":
         kept.text = source.text
-    if source.get("role") == "graphics-symbol" and (source.get("aria-roledescription") or "axis") != "axis":
+    if (
+        source.get("role") == "graphics-symbol"
+        and (source.get("aria-roledescription") or "axis") != "axis"
+    ):
         title = ElementTree.SubElement(kept, "title")
         title.text = source.get("aria-label", "")
     children = [copied for child in source if (copied := _copy(child)) is not None]

@@ -39,8 +39,16 @@ WANTED: Mapping[str, Sequence[tuple[str, tuple[str, ...], bool]]] = {
     ),
     "rl": (
         ("reward", ("reward",), False),
-        ("completion length, tokens", ("completions/mean_length", "completion_length", "mean_length"), False),
-        ("answers cut off at the limit", ("completions/clipped_ratio", "clipped_ratio", "truncated"), True),
+        (
+            "completion length, tokens",
+            ("completions/mean_length", "completion_length", "mean_length"),
+            False,
+        ),
+        (
+            "answers cut off at the limit",
+            ("completions/clipped_ratio", "clipped_ratio", "truncated"),
+            True,
+        ),
         ("entropy, nats per token", ("entropy",), False),
         ("loss", ("loss",), False),
         ("gradient norm", ("grad_norm",), False),
@@ -58,7 +66,8 @@ WANTED: Mapping[str, Sequence[tuple[str, tuple[str, ...], bool]]] = {
 
 FLOW = (
     ("trained", "rl", "trained on, with signal"),
-    ("filler", "filler", "trained on without signal, the refill cap bound"),
+    ("filler", "filler", "trained on without signal, because the refill cap bound"),
+    ("surplus", "surplus", "with signal, one too many"),
     ("undecided", "undecided", "undecided by the verifier"),
     ("no_signal_solved", "solved", "no signal: all passed"),
     ("no_signal_failed", "failed", "no signal: all failed"),
@@ -77,9 +86,16 @@ def dpo_section(run: Run) -> Section:
     path = run.file("pairs", "pairs.parquet")
     pairs = [] if path is None else read_records(path, PreferencePair)
     if path is None:
-        blocks.append(Note(text="No preference pairs: the pairs stage has not finished or the recipe has no dpo section."))
+        blocks.append(
+            Note(
+                text="No preference pairs: the pairs stage has not finished or the recipe has no "
+                "dpo section."
+            )
+        )
     elif not pairs:
-        blocks.append(Note(text="The RL rollouts held no usable pair, so DPO had nothing to learn from."))
+        blocks.append(
+            Note(text="The RL rollouts held no usable pair, so DPO had nothing to learn from.")
+        )
     else:
         blocks.extend(pair_blocks(pairs))
     return Section(slug="dpo", title="DPO", blocks=blocks)
@@ -95,16 +111,23 @@ def pair_blocks(pairs: Sequence[PreferencePair], num_examples: int = 2) -> list[
         title="Preference pairs by corner case",
         header=["the rejected answer", "pairs", "share"],
         rows=[
-            Row(head=case.replace("_", " "), cells=[Cell(text=f"{len(ps):,}"), Cell(text=percent(len(ps) / len(pairs)))])
+            Row(
+                head=case.replace("_", " "),
+                cells=[Cell(text=f"{len(ps):,}"), Cell(text=percent(len(ps) / len(pairs)))],
+            )
             for case, ps in ordered
         ],
-        caption=f"{plural(len(pairs), 'pair')} from {plural(len({p.prompt_id for p in pairs}), 'prompt')}: "
+        caption=f"{plural(len(pairs), 'pair')} from "
+        f"{plural(len({p.prompt_id for p in pairs}), 'prompt')}: "
         "two answers of the policy to the same prompt, one passed and one failed.",
     )
     examples = [
         Example(
             title=pair.prompt_id,
-            facts=[case.replace("_", " "), *(f"{k} {v}" for k, v in pair.origin.items() if isinstance(v, (int, str)))],
+            facts=[
+                case.replace("_", " "),
+                *(f"{k} {v}" for k, v in pair.origin.items() if isinstance(v, (int, str))),
+            ],
             passages=[
                 *conversation(pair.prompt),
                 Passage(name="chosen", text=pair.chosen, tone="passed"),
@@ -140,18 +163,28 @@ def rl_section(run: Run) -> Section:
 def _pass_rates(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     panels: list[Panel] = []
     for name, rows in by_capability.items():
-        points = [(float(r["step"]), float(r["pass_rate"])) for r in rows if r.get("pass_rate") is not None]
+        points = [
+            (float(r["step"]), float(r["pass_rate"]))
+            for r in rows
+            if r.get("pass_rate") is not None
+        ]
         if not points:
             continue
         said = f"{name}: {percent(points[0][1])} at step {number(points[0][0])}, "
         said += f"{percent(points[-1][1])} at step {number(points[-1][0])}"
-        svg = curves({name: ("rl", points)}, share=True, top=1.0, label=f"Pass rate of proposed prompts, {said}")
+        svg = curves(
+            {name: ("rl", points)},
+            share=True,
+            top=1.0,
+            label=f"Pass rate of proposed prompts, {said}",
+        )
         panels.append(Panel(title=name, svg=svg))
     return Figure(
         title="Pass rate of the prompts that were proposed",
         panels=panels[:MAX_PANELS],
         more=panels[MAX_PANELS:],
-        caption="The curriculum moves on to harder prompts as the policy improves, so a flat line here is no standstill: "
+        caption="The curriculum moves on to harder prompts as the policy improves, so a flat "
+        "line here is no standstill: "
         "read progress from the held-out table.",
     )
 
@@ -160,27 +193,17 @@ def _flow(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     panels: list[Panel] = []
     for name, rows in by_capability.items():
         totals = "; ".join(f"{number(_total(rows, key))} {meaning}" for key, _, meaning in FLOW)
-        svg = stacked_steps([split_flow(r) for r in rows], FLOW, label=f"Prompts proposed by step, {name}: {totals}")
+        svg = stacked_steps(rows, FLOW, label=f"Prompts proposed by step, {name}: {totals}")
         panels.append(Panel(title=name, svg=svg))
     return Figure(
         title="Where the proposed prompts went",
         panels=panels[:MAX_PANELS],
         more=panels[MAX_PANELS:],
         legend=[(colour, meaning) for _, colour, meaning in FLOW],
-        caption="Groups of answers per step. A group without signal (all passed or all failed) teaches nothing and is "
+        caption="Groups of answers per step. A group without signal (all passed or all failed) "
+        "teaches nothing and is "
         "replaced before the trainer spends a forward pass on it.",
     )
-
-
-def split_flow(row: Mapping[str, Any]) -> dict[str, float]:
-    """A curriculum row as parts that add up: fillers are groups without signal that were trained on anyway."""
-    parts = {key: float(row.get(key) or 0.0) for key, _, _ in FLOW}
-    surplus = sum(parts.values()) - float(row.get("proposed") or 0.0)
-    for key in ("no_signal_failed", "no_signal_solved", "undecided"):
-        counted_twice = max(0.0, min(surplus, parts[key], parts["filler"]))
-        parts[key] -= counted_twice
-        surplus -= counted_twice
-    return {"step": float(row["step"]), **parts}
 
 
 def _flow_table(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
@@ -195,8 +218,20 @@ def _flow_table(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tab
         )
         for name, found in by_capability.items()
     ]
-    header = ["capability", "proposed", "trained on", "filler", "undecided", "all passed", "all failed", "tokens"]
-    return Table(title="The flow in sum", header=header, rows=rows, caption="Groups over all steps.")
+    header = [
+        "capability",
+        "proposed",
+        "trained on",
+        "filler",
+        "surplus",
+        "undecided",
+        "all passed",
+        "all failed",
+        "tokens",
+    ]
+    return Table(
+        title="The flow in sum", header=header, rows=rows, caption="Groups over all steps."
+    )
 
 
 def _total(rows: Sequence[Mapping[str, Any]], key: str) -> float:
@@ -221,7 +256,11 @@ def _curves_of(run: Run, stage: str) -> list[Block]:
     if panels:
         blocks.append(Figure(title="Training curves", panels=panels))
     else:
-        blocks.append(Note(text=f"No training curves: metrics.jsonl of the {stage} stage is missing or empty."))
+        blocks.append(
+            Note(
+                text=f"No training curves: metrics.jsonl of the {stage} stage is missing or empty."
+            )
+        )
     return blocks
 
 
@@ -229,13 +268,20 @@ def _panel(title: str, points: Points, share: bool, colour: str) -> Panel:
     show = percent if share else number
     first, last = points[0], points[-1]
     sub = f"{show(first[1])} \u2192 {show(last[1])}"
-    label = f"{title}: {show(first[1])} at step {number(first[0])}, {show(last[1])} at step {number(last[0])}"
-    return Panel(title=title, sub=sub, svg=curves({title: (colour, points)}, share=share, label=label))
+    label = (
+        f"{title}: {show(first[1])} at step {number(first[0])}, {show(last[1])} at step "
+        f"{number(last[0])}"
+    )
+    return Panel(
+        title=title, sub=sub, svg=curves({title: (colour, points)}, share=share, label=label)
+    )
 
 
 def _facts(summary: Mapping[str, Any]) -> str:
     parts = [
-        f"{key.replace('_', ' ')} {duration(value) if key == 'seconds' else number(value)}"
+        f"took {duration(value)}"
+        if key == "seconds"
+        else f"{key.replace('_', ' ')} {number(value)}"
         for key, value in summary.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
@@ -246,19 +292,25 @@ def _parity(run: Run) -> Block:
     rows = read_rows(run.file("rl", "parity.jsonl"))
     engine = run.recipe.get("engine") or {}
     tolerance = engine.get("parity_tolerance")
-    names = ("mean_abs_difference", "mean_abs_diff", "mean_difference", "mean", "difference", "parity")
-    points = series(rows, *names)
+    points = series(rows, "parity/mean")
     if not points:
         return Note(text="No weight-sync parity: parity.jsonl is missing or empty.")
     worst = max(y for _, y in points)
-    label = f"Mean log-probability difference between trainer and engine, at most {number(worst)} nats"
-    line = float(tolerance) if isinstance(tolerance, (int, float)) and worst > tolerance / 20 else None
+    label = (
+        f"Mean log-probability difference between trainer and engine, at most {number(worst)} nats"
+    )
+    line = (
+        float(tolerance) if isinstance(tolerance, (int, float)) and worst > tolerance / 20 else None
+    )
     svg = curves({"difference": ("rl", points)}, zero=True, limit_line=line, label=label)
     told = "" if tolerance is None else f" The run stops past {number(tolerance)}."
     return Figure(
         title="Weight-sync parity",
-        panels=[Panel(title="mean |difference|, nats per token", sub=f"worst {number(worst)}", svg=svg)],
-        caption="After every weight sync the engine scores a few sequences, and so does the trainer's model: the mean "
+        panels=[
+            Panel(title="mean |difference|, nats per token", sub=f"worst {number(worst)}", svg=svg)
+        ],
+        caption="After every weight sync the engine scores a few sequences, and so does the "
+        "trainer's model: the mean "
         f"absolute difference of their token log-probabilities.{told}",
     )
 

@@ -1,0 +1,104 @@
+"""Differences between stages on the same prompts, noise called noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from posttrain.metrics import Interval, paired_difference
+from posttrain.records import Prompt, RolloutGroup
+from posttrain.report.blocks import Cell, Row, Table, Tone, points
+from posttrain.report.inert import plain
+from posttrain.report.read import MACRO, Evaluated
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """The paired difference between two points, macro average and per capability."""
+
+    before: str
+    after: str
+    macro: Interval
+    capabilities: Mapping[str, Interval]
+
+
+def measured_changes(suite: Evaluated, prompts: Mapping[str, Prompt]) -> list[Change]:
+    """Paired differences between each point and the next, and from the first to the last."""
+    sorted_groups = {
+        p: _by_capability(groups, prompts) for p, groups in suite.groups.items() if groups
+    }
+    there = list(sorted_groups)
+    steps = list(pairwise(there))
+    if len(there) > 2:
+        steps.append((there[0], there[-1]))
+    return [
+        _change(before, after, sorted_groups[before], sorted_groups[after])
+        for before, after in steps
+    ]
+
+
+def _change(
+    before: str,
+    after: str,
+    old: Mapping[str, list[RolloutGroup]],
+    new: Mapping[str, list[RolloutGroup]],
+) -> Change:
+    return Change(
+        before=before,
+        after=after,
+        macro=paired_difference(old, new),
+        capabilities={
+            c: paired_difference({c: old[c]}, {c: new[c]}) for c in sorted(old) if c in new
+        },
+    )
+
+
+def change_table(suite: str, changes: Sequence[Change]) -> Table:
+    """Stage minus stage before, in percentage points, with the paired interval."""
+    named = sorted({name for change in changes for name in change.capabilities})
+    rows = [
+        Row(
+            head=f"{c.after} {chr(0x2212)} {c.before}",
+            cells=[_change_cell(c.macro), *(_change_cell(c.capabilities[n]) for n in named)],
+        )
+        for c in changes
+    ]
+    return Table(
+        title=f"Suite {plain(suite)}: differences between stages",
+        header=["difference", MACRO, *named],
+        rows=rows,
+        caption=(
+            "Percentage points of pass@1 on the same prompts, with the 95 % interval of a paired "
+            "bootstrap over "
+            "prompts. Coloured where the interval leaves zero out; grey where the change is "
+            "within noise."
+        ),
+    )
+
+
+def _change_cell(interval: Interval) -> Cell:
+    if interval.mean != interval.mean:
+        return Cell(text="\u2013")
+    return Cell(
+        text=points(interval.mean),
+        sub=f"{points(interval.low)} to {points(interval.high)}",
+        tone=tone(interval),
+    )
+
+
+def tone(interval: Interval) -> Tone:
+    """Whether a difference is beyond noise, and which way."""
+    if not interval.excludes_zero:
+        return "flat"
+    return "up" if interval.mean > 0 else "down"
+
+
+def _by_capability(
+    groups: Sequence[RolloutGroup], prompts: Mapping[str, Prompt]
+) -> dict[str, list[RolloutGroup]]:
+    sorted_groups: dict[str, list[RolloutGroup]] = {}
+    for group in groups:
+        name = prompts[group.prompt_id].capability if group.prompt_id in prompts else "unknown"
+        sorted_groups.setdefault(name, []).append(group)
+    return sorted_groups

@@ -1,0 +1,36 @@
+"""The templates of this package, and the Jinja environment that fills them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import EnvironmentFault
+from posttrain.report.inert import finalize, inert, plain
+
+
+def environment(*, autoescape: bool) -> Any:
+    """A Jinja environment: strings are put out encodable, a missing name is an error."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise EnvironmentFault(
+            "the report is laid out with jinja2, which is not installed",
+            hint="pip install 'posttrain[report]'",
+        ) from error
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(asset),
+        autoescape=autoescape,
+        finalize=finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["inert"] = inert
+    made.filters["plain"] = plain
+    return made
+
+
+def asset(name: str) -> str:
+    """The text of a file that ships in this package."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")

@@ -1,0 +1,99 @@
+"""What left the data before anything was trained, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from posttrain.report.blocks import (
+    Block,
+    Cell,
+    Example,
+    Examples,
+    Note,
+    Passage,
+    Prose,
+    Row,
+    Section,
+    Table,
+    number,
+    plural,
+)
+from posttrain.report.read import Run, read_rows
+
+MAX_REASONS = 12
+
+
+def section(run: Run) -> Section:
+    """What left the data before anything saw it, by reason, with examples."""
+    blocks: list[Block] = []
+    if "data" not in run.stages:
+        blocks.append(Note(text="The data stage has not finished."))
+        return Section(slug="data", title="Data", blocks=blocks)
+    facts = [
+        f"{key.replace('_', ' ')} {number(value)}"
+        for key, value in {**run.stages["data"].manifest.get("counts", {})}.items()
+        if isinstance(value, (int, float))
+    ]
+    if facts:
+        blocks.append(Prose(text="Rows: " + ", ".join(facts) + "."))
+    path = run.file("data", "quarantine.parquet")
+    rows = read_rows(path)
+    if path is None:
+        blocks.append(Note(text="No quarantine table: quarantine.parquet is missing."))
+    elif not rows:
+        blocks.append(
+            Note(text="Nothing was quarantined: every row was usable, unique and not held out.")
+        )
+    else:
+        blocks.extend(quarantine(rows))
+    return Section(slug="data", title="Data", blocks=blocks)
+
+
+def quarantine(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """Rows that left, counted by reason and source, a few of each to read."""
+    counts = Counter((str(r["reason"]), bool(r.get("malformed"))) for r in rows)
+    table = Table(
+        title="Set aside before training",
+        header=["reason", "rows", "kind", "sources"],
+        rows=[
+            Row(
+                head=reason,
+                cells=[
+                    Cell(text=f"{count:,}"),
+                    Cell(
+                        text="unusable" if malformed else "usable, but not for training",
+                        numeric=False,
+                    ),
+                    Cell(text=_sources(rows, reason), numeric=False),
+                ],
+            )
+            for (reason, malformed), count in counts.most_common(MAX_REASONS)
+        ],
+        caption=f"{plural(len(rows), 'row')} in quarantine.parquet, each with its line and reason."
+        + (
+            f" The {len(counts) - MAX_REASONS} rarest reasons are only there."
+            if len(counts) > MAX_REASONS
+            else ""
+        ),
+    )
+    examples = [
+        Example(
+            title=str(row["reason"]),
+            facts=[f"{row.get('source', '')}:{row.get('line', '')}"],
+            passages=[
+                Passage(name="why", text=str(row.get("detail") or "")),
+                Passage(name="row", text=str(row.get("excerpt") or "")),
+            ],
+        )
+        for reason, _ in counts.most_common(MAX_REASONS)
+        for row in [r for r in rows if str(r["reason"]) == reason[0]][:2]
+    ]
+    return [table, Examples(title="Rows that were set aside, to read", items=examples)]
+
+
+def _sources(rows: Sequence[Mapping[str, Any]], reason: str) -> str:
+    sources = Counter(str(r.get("source", "")) for r in rows if str(r["reason"]) == reason)
+    named = [f"{source} ({count:,})" for source, count in sources.most_common(3)]
+    return ", ".join(named) + (f", {len(sources) - 3} more" if len(sources) > 3 else "")
