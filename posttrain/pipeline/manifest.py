@@ -53,7 +53,8 @@ def read_manifest(folder: Path, hashes: FileHashes) -> tuple[Mapping[str, Any] |
         manifest = read_json(path)
         files: Mapping[str, Mapping[str, Any]] = manifest["files"]
         expected = {name: (str(f["sha256"]), int(f["bytes"])) for name, f in files.items()}
-        str(manifest["key"]), dict(manifest["key_parts"])
+        if not isinstance(manifest["key"], str) or not isinstance(manifest["key_parts"], dict):
+            raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):
         return None, "its manifest cannot be read"
     for name, (sha256, size) in expected.items():

@@ -50,7 +50,7 @@ TRAINER_PREFIXES_THAT_DO_NOT_MATTER = (
 
 def model(loaded: LoadedRecipe) -> Part:
     written = loaded.written["model"]
-    return {"model": {"base": written["base"], "revision": written["revision"]}}
+    return {"model": {name: written[name] for name in ("base", "revision", "dtype")}}
 
 
 def model_files(loaded: LoadedRecipe) -> Mapping[str, Path]:

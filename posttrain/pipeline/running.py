@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ from posttrain.pipeline.rundir import RunDir
 from posttrain.pipeline.stages import STAGES, Stage
 from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
+from posttrain.tables import write_bytes
+
+REPORT = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +97,7 @@ def _run(
         if name == until:
             break
     hashes.save()
+    _show_report(place, planned)
     return Finished(
         run_dir=place.path,
         ran=tuple(ran),
@@ -167,6 +172,14 @@ def _put_strangers_aside(place: RunDir, planned: Sequence[PlannedStage]) -> None
         if folder.name not in ours and not folder.name.startswith("."):
             moved = rundir.set_aside(place, folder, "aside")
             note(f"{folder.name} is not part of this recipe: moved to {moved}")
+
+
+def _show_report(place: RunDir, planned: Sequence[PlannedStage]) -> None:
+    """Copy the finished report to where people look first."""
+    for item in planned:
+        source, shown = place.stage(item.stage) / REPORT, place.path / REPORT
+        if source.exists() and not (shown.exists() and filecmp.cmp(source, shown, shallow=False)):
+            write_bytes(shown, source.read_bytes())
 
 
 def _check_until(until: str | None, loaded: LoadedRecipe, table: Sequence[Stage]) -> None:

@@ -110,7 +110,7 @@ def _only_one(run_dir: Path) -> Generator[None, None, None]:
                 if time.monotonic() > deadline:
                     raise Locked(
                         f"a stage process of an earlier run still works in {run_dir}",
-                        hint="end it (ps aux | grep pipeline.stage), then run the same command again",
+                        hint="end it (ps aux | grep pipeline.stage), then the same command again",
                     ) from None
                 time.sleep(0.1)
         yield

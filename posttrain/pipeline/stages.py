@@ -25,7 +25,7 @@ class Stage:
     reads: tuple[str, ...] = ()
     """Upstream stages, those that the recipe leaves out included."""
     part: Callable[[LoadedRecipe], Mapping[str, Any]] = field(default=lambda _: {})
-    """The values of the recipe, judge and curriculum files included, that the artefacts depend on."""
+    """The values of recipe, judge and curriculum file that the artefacts depend on."""
     files: Callable[[LoadedRecipe], Mapping[str, Path]] = field(default=lambda _: {})
     """Label -> input file or model folder whose content the artefacts depend on."""
     modules: tuple[str, ...] = ()

