@@ -21,7 +21,8 @@ FLOORS = [
     {"data", "models", "training"},
     {"engines"},
     {"judge", "sft", "rl", "dpo", "evaluate", "report"},
-    {"pipeline", "bench"},
+    {"pipeline"},
+    {"bench"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets"}

@@ -1,0 +1,1 @@
+"""Benchmarks: what posttrain costs, with the machine and the commit beside every figure."""

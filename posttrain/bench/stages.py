@@ -1,0 +1,49 @@
+"""Where a finished run spent its time and memory, read from its manifests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from posttrain.bench.record import Result
+from posttrain.errors import RecipeError
+from posttrain.tables import read_json
+
+
+def bench_stages(run_dir: Path) -> Result:
+    """Seconds and peak memory of every finished stage of a run directory."""
+    manifests = sorted(
+        run_dir.glob("stages/*/MANIFEST.json"), key=lambda p: int(p.parent.name.partition("-")[0])
+    )
+    if not manifests:
+        raise RecipeError(
+            f"{run_dir} holds no finished stage", hint=f"posttrain run RECIPE --run-dir {run_dir}"
+        )
+    stages = [_stage(read_json(path)) for path in manifests]
+    seconds = sum(stage["seconds"] for stage in stages)
+    peak = max((s["peak_rss_bytes"] for s in stages if s["peak_rss_bytes"]), default=None)
+    total = {"stage": "all", "seconds": seconds, "peak_rss_bytes": peak}
+    return Result(
+        name=f"stages-{run_dir.resolve().name}",
+        title=f"Stage by stage: {run_dir.resolve().name}",
+        columns=["stage", "seconds", "share", "peak memory GiB"],
+        rows=[
+            [
+                stage["stage"],
+                f"{stage['seconds']:.1f}",
+                f"{stage['seconds'] / seconds:.0%}" if seconds else "-",
+                f"{stage['peak_rss_bytes'] / 2**30:.2f}" if stage["peak_rss_bytes"] else "-",
+            ]
+            for stage in [*stages, total]
+        ],
+        figures={"stages": stages, "seconds": seconds, "peak_rss_bytes": peak},
+    )
+
+
+def _stage(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "stage": manifest["stage"],
+        "seconds": float(manifest["seconds"]),
+        "peak_rss_bytes": manifest.get("peak_rss_bytes"),
+        "counts": manifest.get("counts", {}),
+    }

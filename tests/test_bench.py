@@ -1,0 +1,136 @@
+"""The benchmarks measure what they say, and their pages say what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from posttrain.bench.contender import Measured, Work
+from posttrain.bench.record import Result, describe_circumstances, markdown, write_result
+from posttrain.bench.spread import spread_of, take_turns
+from posttrain.bench.stages import bench_stages
+from posttrain.bench.throughput import KINDS, summarise
+from posttrain.engines.base import SamplingRequest
+from posttrain.errors import RecipeError
+from posttrain.recipe.schema import EngineSpec
+from posttrain.tables import read_json, write_json
+
+WORK = Work(
+    base=Path("base"),
+    spec=EngineSpec(kind="vllm"),
+    dtype="float32",
+    prompts_P=[[1, 2, 3], [1]],
+    request=SamplingRequest(num_generations=2, max_tokens=5),
+)
+
+
+def test_turns_rotate_and_warm_up_is_left_out() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def contender(name: str):
+        return lambda number: calls.append((name, number)) or number
+
+    taken = take_turns({name: contender(name) for name in "abc"}, num_rounds=3, num_warmups=1)
+    assert taken == {"a": [0, 1, 2], "b": [0, 1, 2], "c": [0, 1, 2]}
+    rounds = [[name for name, number in calls if number == n] for n in (-1, 0, 1, 2)]
+    assert ["".join(order) for order in rounds] == ["cab", "abc", "bca", "cab"]
+
+
+def test_median_is_not_the_mean() -> None:
+    spread = spread_of([1.0, 9.0, 2.0, 3.0])
+    assert (spread.median, spread.low, spread.high, spread.num_runs) == (2.5, 1.0, 9.0, 4)
+
+
+def measured(seconds: float, num_tokens: int = 100, digest: str = "same") -> Measured:
+    return Measured(seconds=seconds, num_tokens=num_tokens, digest=digest)
+
+
+def test_ratios_pair_the_rounds() -> None:
+    """The machine halves its speed in round two: the paired ratio does not notice."""
+    ours, raw, raw_logprobs = KINDS
+    result = summarise(
+        {
+            ours: [measured(1.0), measured(2.0)],
+            raw: [measured(0.9), measured(1.8)],
+            raw_logprobs: [measured(1.0), measured(2.0, digest="other")],
+        },
+        work=WORK,
+        name="engine-x",
+    )
+    assert result.figures["ratios"][raw]["low"] == pytest.approx(0.9)
+    assert result.figures["ratios"][raw]["high"] == pytest.approx(0.9)
+    assert result.figures["within"] is False
+    assert result.figures["same_tokens"] == [True, False]
+    assert [row[0] for row in result.rows] == list(KINDS)
+    assert result.rows[1][4] == "0.900"
+    assert "missed" in result.notes[1]
+
+
+def write_manifest(run_dir: Path, stage: str, seconds: float, gib: float | None) -> None:
+    write_json(
+        run_dir / "stages" / stage / "MANIFEST.json",
+        {
+            "stage": stage.partition("-")[2],
+            "seconds": seconds,
+            "peak_rss_bytes": None if gib is None else int(gib * 2**30),
+            "counts": {},
+        },
+    )
+
+
+def test_stages_come_in_order_with_their_total(tmp_path: Path) -> None:
+    write_manifest(tmp_path, "10-pairs", 1.0, None)
+    write_manifest(tmp_path, "2-data", 3.0, 0.5)
+    write_manifest(tmp_path, "8-rl", 6.0, 2.0)
+    result = bench_stages(tmp_path)
+    assert [list(row) for row in result.rows] == [
+        ["data", "3.0", "30%", "0.50"],
+        ["rl", "6.0", "60%", "2.00"],
+        ["pairs", "1.0", "10%", "-"],
+        ["all", "10.0", "100%", "2.00"],
+    ]
+
+
+def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no finished stage"):
+        bench_stages(tmp_path)
+
+
+def test_the_two_files_of_a_result(tmp_path: Path) -> None:
+    result = Result(
+        name="x", title="X", columns=["a", "b"], rows=[["1|2", "3"]], figures={"b": 3}, notes=["n"]
+    )
+    paths = write_result(result, tmp_path)
+    assert [path.name for path in paths] == ["x.json", "x.md"]
+    kept = read_json(paths[0])
+    assert kept["figures"] == {"b": 3}
+    assert kept["machine"]["num_cpus"] >= 1
+    assert kept["packages"]["posttrain"]
+    page = paths[1].read_text()
+    assert page.splitlines()[0] == "# X"
+    assert "| 1\\|2 | 3 |" in page
+    assert kept["machine"]["cpu"] in page
+
+
+def test_page_says_when_the_tree_was_dirty() -> None:
+    result = Result(name="x", title="X", columns=["a"], rows=[], figures={})
+    context = {**describe_circumstances(), "commit": "abc", "uncommitted_changes": True}
+    assert "commit abc with uncommitted changes" in markdown(result, context)
+
+
+@pytest.mark.slow
+def test_engine_against_raw_vllm(tiny_llama4: Path, tmp_path: Path) -> None:
+    """The real comparison on the tiny model: the same seeds give all three the same tokens."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from posttrain.bench.throughput import bench_engine
+    from posttrain.recipe import load_recipe
+
+    loaded = load_recipe(
+        Path("recipes/tiny.yaml"), [f"model.base={tiny_llama4}", "engine.kind=vllm"]
+    )
+    result = bench_engine(loaded, cache_dir=tmp_path, num_prompts=4, num_rounds=2)
+    json.dumps(result.figures)
+    assert all(rate > 0 for rates in result.figures["rates"].values() for rate in rates)
+    assert result.figures["same_tokens"] == [True, True]
