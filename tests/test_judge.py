@@ -295,7 +295,8 @@ def kill_samples():
 
 def test_a_killed_run_asks_again_only_what_was_in_flight(tmp_path):
     script = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import test_judge as t;"
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
+        "import test_judge as t;"
         "t.judge(t.kill_samples(), t.likelihood(batch_size=4), Path(sys.argv[2]))"
     )
     killed = subprocess.run(

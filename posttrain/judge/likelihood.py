@@ -35,7 +35,8 @@ def surprise(spec: LikelihoodJudge, nll_with: float, nll_without: float | None) 
     """
     if spec.contrast == 0.0:
         return nll_with
-    assert nll_without is not None and nll_without > 0.0
+    assert nll_without is not None
+    assert nll_without > 0.0
     ratio = nll_with / nll_without
     return (1.0 - spec.contrast) * nll_with + spec.contrast * spec.scale_nats * ratio
 
@@ -80,17 +81,19 @@ def ask_likelihood(
 def _in_tokens(
     sample: Sample, tokenizer: PreTrainedTokenizerBase, max_model_len: int | None
 ) -> _Question | Opinion:
-    if tokenizer.eos_token_id is None:
+    end_of_turn = tokenizer.eos_token_id
+    if end_of_turn is None:
         raise EnvironmentFault(
             "the judging model's tokenizer has no end-of-turn token",
             hint="set eos_token in its tokenizer_config.json",
         )
+    assert isinstance(end_of_turn, int)
     answer_ids = tokenizer.encode(sample.messages[-1]["content"], add_special_tokens=False)
     if not answer_ids:
         return Opinion(score=None, reason="the answer is empty")
     question = _Question(
         prefix_ids=prompt_ids(tokenizer, sample.messages[:-1]),
-        answer_ids=[*answer_ids, int(tokenizer.eos_token_id)],
+        answer_ids=[*answer_ids, end_of_turn],
     )
     num_tokens = len(question.prefix_ids) + len(question.answer_ids)
     return too_long(num_tokens, max_model_len) or question

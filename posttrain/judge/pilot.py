@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.data import prompt_of
 from posttrain.engines import Completion, Engine, SamplingRequest
 from posttrain.faults import fault_point
 from posttrain.models import prompt_ids
 from posttrain.progress import progress
 from posttrain.recipe.schema import Pilot
-from posttrain.records import Prompt, Rollout, RolloutGroup, Sample
+from posttrain.records import Rollout, RolloutGroup, Sample
 from posttrain.rewards import verify
 
 _PROMPTS_PER_BATCH = 64
@@ -61,7 +62,7 @@ def pilot_samples(samples: Sequence[Sample], num_samples: int, *, seed: int) -> 
     """A random choice among the samples that can be verified, capabilities taking turns."""
     by_capability: dict[str, list[Sample]] = {}
     for sample in samples:
-        if sample.verifier is not None and sample.reference is not None:
+        if sample.verifier is not None:
             by_capability.setdefault(sample.capability, []).append(sample)
     rng = random.Random(seed)
     for _, of_one in sorted(by_capability.items()):
@@ -76,15 +77,8 @@ def pilot_samples(samples: Sequence[Sample], num_samples: int, *, seed: int) -> 
 
 
 def _rollout(sample: Sample, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Rollout:
-    assert sample.verifier is not None
-    assert sample.reference is not None
-    prompt = Prompt.make(
-        messages=sample.messages[:-1],
-        reference=sample.reference,
-        verifier=sample.verifier,
-        capability=sample.capability,
-        meta=sample.meta,
-    )
+    prompt = prompt_of(sample)
+    assert prompt is not None
     text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
     assert isinstance(text, str)
     return Rollout(

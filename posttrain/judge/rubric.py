@@ -74,7 +74,8 @@ def label_tokens(
     spec: RubricJudge, tokenizer: PreTrainedTokenizerBase, messages: list[Message]
 ) -> dict[str, int]:
     """Label -> its token right after the chat prompt; RecipeError where it is not exactly one."""
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     assert isinstance(prompt, str)
     prompt_only = tokenizer.encode(prompt, add_special_tokens=False)
     found: dict[str, int] = {}

@@ -1,0 +1,299 @@
+"""The endpoint engine against a server on loopback that speaks vLLM's dialect, and misbehaves."""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from posttrain.engines.base import SamplingRequest
+from posttrain.engines.openai import OpenAIEngine, retry_after_seconds
+from posttrain.errors import EnvironmentFault
+from posttrain.recipe.schema import EngineSpec
+
+
+def logprob(position: int, token: int) -> float:
+    return -(position * 10 + token) / 100
+
+
+def answer(body: dict[str, Any]) -> dict[str, Any]:
+    """What vLLM answers; token t of choice c is 10 * (the prompt's last token) + c."""
+    prompt = body["prompt"]
+    choices: list[dict[str, Any]] = []
+    for index in reversed(range(body.get("n", 1))):  # the order in `choices` means nothing
+        choice: dict[str, Any] = {"index": index, "text": "x", "finish_reason": "stop"}
+        choice["logprobs"] = {"token_logprobs": [-0.5, -0.25]}
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [10 * prompt[-1] + index, body.get("seed", 0)]
+        if "prompt_logprobs" in body:
+            choice["prompt_logprobs"] = [
+                None if i == 0 else {str(t): {"logprob": logprob(i, t), "rank": 1}}
+                for i, t in enumerate(prompt)
+            ]
+        choices.append(choice)
+    return {"id": "c", "object": "text_completion", "created": 0, "model": "m", "choices": choices}
+
+
+class Server(ThreadingHTTPServer):
+    """Counts what it sees; `trouble` may answer a request instead of it."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.times: list[float] = []
+        self.in_flight = self.most_in_flight = 0
+        self.lock = threading.Lock()
+        self.trouble: Callable[[Handler, int], bool] = lambda handler, number: False
+        self.change: Callable[[dict[str, Any]], Any] = lambda reply: reply
+        self.delay = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == "/v1/completions"
+        with self.server.lock:
+            number = len(self.server.requests)
+            self.server.requests.append(body)
+            self.server.keys.append(self.headers["Authorization"])
+            self.server.times.append(time.monotonic())
+            self.server.in_flight += 1
+            self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
+        time.sleep(self.server.delay)
+        with self.server.lock:
+            self.server.in_flight -= 1
+        if not self.server.trouble(self, number):
+            self.reply(200, json.dumps(self.server.change(answer(body))))
+
+    def reply(self, status: int, text: str, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text.encode())))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def engine(server: Server) -> Iterator[OpenAIEngine]:
+    spec = EngineSpec(kind="openai", base_url=server.url, model="m", concurrency=4)
+    one = OpenAIEngine(spec, max_attempts=4, first_wait_seconds=0.005, timeout_seconds=5)
+    yield one
+    one.close()
+
+
+def test_score_gives_the_continuations_log_probabilities(server, engine):
+    scores = engine.score([[5, 6], [7]], [[8, 9], [1]])
+    assert scores == [[logprob(2, 8), logprob(3, 9)], [logprob(1, 1)]]
+    assert {tuple(r["prompt"]) for r in server.requests} == {(5, 6, 8, 9), (7, 1)}
+    assert all(r["max_tokens"] == 1 and r["model"] == "m" for r in server.requests)
+    (alone,) = engine.score([[]], [[3]])
+    assert math.isnan(alone[0])
+
+
+def test_generate_gives_completions_in_order(server, engine):
+    request = SamplingRequest(num_generations=2, max_tokens=7, temperature=0.5, top_p=0.9, seed=11)
+    completions = engine.generate([[1], [2], [3]], request)
+    assert [[c.token_ids for c in row] for row in completions] == [
+        [[10, 11], [11, 11]],
+        [[20, 13], [21, 13]],
+        [[30, 15], [31, 15]],
+    ]
+    assert completions[0][0].logprobs == [-0.5, -0.25]
+    assert completions[0][0].finish_reason == "stop"
+    sent = server.requests[0]
+    assert (sent["n"], sent["max_tokens"], sent["temperature"], sent["top_p"]) == (2, 7, 0.5, 0.9)
+
+
+def test_nothing_to_do_is_nothing_asked(server, engine):
+    assert engine.score([], []) == []
+    assert server.requests == []
+
+
+def test_requests_in_flight_are_bounded(server, engine):
+    server.delay = 0.02
+    engine.score([[1]] * 20, [[2]] * 20)
+    assert 2 <= server.most_in_flight <= 4
+
+
+def test_the_key_comes_from_the_environment(server, monkeypatch):
+    monkeypatch.setenv("MY_JUDGE_KEY", "secret")
+    spec = EngineSpec(kind="openai", base_url=server.url, model="m", api_key_env="MY_JUDGE_KEY")
+    one = OpenAIEngine(spec)
+    one.score([[1]], [[2]])
+    one.close()
+    assert server.keys == ["Bearer secret"]
+
+
+def reset(handler: Handler, number: int) -> bool:
+    if number < 2:
+        handler.connection.shutdown(2)
+        handler.connection.close()
+        return True
+    return False
+
+
+def status(code: int, times: int) -> Callable[[Handler, int], bool]:
+    def trouble(handler: Handler, number: int) -> bool:
+        if number < times:
+            handler.reply(code, '{"error": {"message": "no such luck"}}')
+        return number < times
+
+    return trouble
+
+
+def broken_json(handler: Handler, number: int) -> bool:
+    if number < 2:
+        handler.reply(200, '{"choices": [')
+    return number < 2
+
+
+def empty_reply(handler: Handler, number: int) -> bool:
+    if number < 2:
+        handler.reply(200, '{"choices": []}')
+    return number < 2
+
+
+@pytest.mark.parametrize(
+    "trouble", [status(500, 3), status(503, 2), status(429, 2), reset, broken_json, empty_reply]
+)
+def test_trouble_that_passes_is_waited_out(server, engine, trouble):
+    server.trouble = trouble
+    assert engine.score([[5]], [[8]]) == [[logprob(1, 8)]]
+    assert len(server.requests) in (3, 4)
+
+
+def test_trouble_that_stays_names_the_endpoint_and_is_tried_so_often_only(server, engine):
+    server.trouble = status(500, 10**6)
+    with pytest.raises(EnvironmentFault, match=r"answered 500: .*no such luck") as caught:
+        engine.score([[5]], [[8]])
+    assert server.url in caught.value.message
+    assert "model m" in caught.value.message
+    assert len(server.requests) == 4
+    server.trouble = lambda handler, number: False
+    assert engine.score([[5]], [[8]]) == [[logprob(1, 8)]]  # the engine outlives its failures
+
+
+def test_broken_replies_that_stay_are_a_fault(server, engine):
+    server.trouble = lambda handler, number: handler.reply(200, "{") or True
+    with pytest.raises(EnvironmentFault, match="broken reply"):
+        engine.score([[5]], [[8]])
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"), [(401, "OPENAI_API_KEY"), (404, "base_url"), (400, "max_model_len")]
+)
+def test_refusals_are_not_tried_again(server, engine, code, hint):
+    server.trouble = status(code, 10**6)
+    with pytest.raises(EnvironmentFault) as caught:
+        engine.score([[5]], [[8]])
+    assert hint in caught.value.hint
+    assert len(server.requests) == 1
+
+
+def test_one_failure_cancels_the_rest(server, engine):
+    server.trouble = status(401, 10**6)
+    with pytest.raises(EnvironmentFault):
+        engine.score([[5]] * 200, [[8]] * 200)
+    assert len(server.requests) < 50
+
+
+def test_a_server_that_is_not_there_is_named():
+    spec = EngineSpec(kind="openai", base_url="http://127.0.0.1:9/v1", model="m")
+    one = OpenAIEngine(spec, max_attempts=2, first_wait_seconds=0.001)
+    with pytest.raises(EnvironmentFault, match=r"127\.0\.0\.1:9/v1 \(model m\) cannot be reached"):
+        one.score([[1]], [[2]])
+    one.close()
+
+
+def test_retry_after_is_respected(server, engine):
+    def trouble(handler: Handler, number: int) -> bool:
+        if number == 0:
+            handler.reply(429, "{}", Retry_After="0.4")
+        return number == 0
+
+    server.trouble = trouble
+    engine.score([[5]], [[8]])
+    assert server.times[1] - server.times[0] >= 0.4
+
+
+def test_retry_after_is_seconds_or_a_date():
+    assert retry_after_seconds(None, 0.0) is None
+    assert retry_after_seconds("7", 0.0) == 7.0
+    assert retry_after_seconds("-7", 0.0) == 0.0
+    assert retry_after_seconds("Thu, 01 Jan 1970 00:01:40 GMT", 90.0) == 10.0
+    assert retry_after_seconds("soon", 0.0) is None
+
+
+def without(field: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def change(reply: dict[str, Any]) -> dict[str, Any]:
+        for choice in reply["choices"]:
+            choice.pop(field, None)
+        return reply
+
+    return change
+
+
+def other_tokens(reply: dict[str, Any]) -> dict[str, Any]:
+    for choice in reply["choices"]:
+        choice["prompt_logprobs"] = [None, {"999": {"logprob": -1.0}}]
+    return reply
+
+
+def test_a_server_without_vllms_additions_is_told_apart(server, engine):
+    request = SamplingRequest(num_generations=1, max_tokens=1)
+    for change in (without("token_ids"), without("logprobs")):
+        server.change = change
+        with pytest.raises(EnvironmentFault, match="no token ids") as caught:
+            engine.generate([[1]], request)
+        assert "vllm serve" in caught.value.hint
+    server.change = without("prompt_logprobs")
+    with pytest.raises(EnvironmentFault, match="of the prompt"):
+        engine.score([[1]], [[2]])
+    server.change = other_tokens
+    with pytest.raises(EnvironmentFault, match="other tokens"):
+        engine.score([[1]], [[2]])
+
+
+def test_fewer_completions_than_asked_are_a_fault(server, engine):
+    server.change = lambda reply: {**reply, "choices": reply["choices"][:1]}
+    with pytest.raises(EnvironmentFault, match="1 of 2"):
+        engine.generate([[1]], SamplingRequest(num_generations=2, max_tokens=1))
+
+
+def test_weights_are_refused(engine):
+    with pytest.raises(EnvironmentFault, match="judging only"):
+        engine.sync_weights([], 1)
