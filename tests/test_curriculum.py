@@ -103,11 +103,12 @@ def test_quotas_that_do_not_fit_are_named():
         ({"math": 1, "code": 1, "chat": 1}, "quotas name chat"),
         ({"math": 1}, "quotas lack code"),
         ({"math": 0, "code": 0}, "all 0"),
-        ({"math": -1, "code": 2}, "quotas.math"),
-        ({"math": float("nan"), "code": 2}, "quotas.math"),
     ]:
         with pytest.raises(RecipeError, match=words):
             band(prompts, quotas=quotas)
+    for share in (-1.0, math.nan, math.inf):
+        with pytest.raises(RecipeError, match=r"quotas\.math"):
+            shares_of({"math": share, "code": 2.0}, ["math", "code"])
     with pytest.raises(RecipeError, match="no prompts"):
         band([])
     with pytest.raises(ValueError, match="twice"):
