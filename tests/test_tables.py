@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,12 +182,11 @@ def test_plain_rows_round_trip(tmp_path: Path, rows: list[dict[str, Any]]) -> No
         for v in r.values()
     )
     names = {name for row in rows for name in row}
-    try:
-        tables.write_table(path, rows)
-    except ValueError as error:
-        assert "cannot be stored" in str(error)
-        assert surrogates or any(isinstance(v, list) for r in rows for v in r.values())
+    if surrogates:
+        with suppress(ValueError):
+            tables.write_table(path, rows)
         return
+    tables.write_table(path, rows)
     read = tables.read_table(path)
     assert read == [{name: row.get(name) for name in names} for row in rows] or not names
     tables.write_table(tmp_path / "rows.jsonl", rows)
@@ -232,10 +232,11 @@ def test_empty_tables_keep_their_columns(tmp_path: Path) -> None:
 
 def test_equal_content_gives_equal_bytes_in_another_process(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from posttrain import tables; from posttrain.records import *\n"
+        "import sys; from pathlib import Path\n"
+        "from posttrain import tables; from posttrain.records import Sample\n"
         "s = [Sample.make(messages=[{'role': 'user', 'content': str(i % 7)}], capability='c',"
         " meta={'n': i, 'b': 0.1 * i}) for i in range(3000)]\n"
-        "tables.write_records(Path(sys.argv[1]), s, Sample); print(tables.file_sha256(Path(sys.argv[1])))"
+        "p = Path(sys.argv[1]); tables.write_records(p, s, Sample); print(tables.file_sha256(p))"
     )
     hashes = {
         subprocess.run(

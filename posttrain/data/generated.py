@@ -21,7 +21,7 @@ def families_of(source: DataSource, where: str) -> dict[str, dict[str, Any]]:
     """The source's families with their configurations; RecipeError for names that do not exist."""
     asked = source.reasoning_gym
     assert asked is not None
-    levels = asked if isinstance(asked, dict) else dict.fromkeys(asked, dict[str, Any]())
+    levels = asked if isinstance(asked, dict) else {name: dict[str, Any]() for name in asked}
     families = {family: dict(config) for family, config in levels.items()}
     known = family_keys()
     for family, config in families.items():

@@ -295,11 +295,6 @@ class _Loader:
                 f"{where}: nothing can decide answers to {source.path}",
                 hint=f"under {where} write verifier: math, or verifier: exact",
             )
-        if source.verifier == "reasoning_gym":
-            raise RecipeError(
-                f"{where}: verifier reasoning_gym scores its own families only, not {source.path}",
-                hint=f"under {where} write verifier: math, or verifier: exact",
-            )
         name = Path(source.path).name if is_local(source.path) else source.path
         table = open_table(source.path, source.split, self.find, where)
         layout = find_layout(source.columns, table.columns, where, name)
