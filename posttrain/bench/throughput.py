@@ -94,6 +94,7 @@ def summarise(taken: Mapping[str, list[Measured]], *, work: Work, name: str) -> 
     }
     same = [len({runs[i].digest for runs in taken.values()}) == 1 for i in range(len(taken[OURS]))]
     spreads = {who: spread_of(values) for who, values in rates.items()}
+    request = work.request
     prompt_tokens = [len(ids) for ids in work.prompts_P]
     return Result(
         name=name,
@@ -132,10 +133,10 @@ def summarise(taken: Mapping[str, list[Measured]], *, work: Work, name: str) -> 
         },
         notes=[
             f"{len(work.prompts_P)} prompts of {statistics.median(prompt_tokens):g} tokens "
-            f"(median), {work.request.num_generations} completions each of up to "
-            f"{work.request.max_tokens} tokens, temperature {work.request.temperature:g}, {work.dtype}. "
-            f"{len(taken[OURS])} rounds in turns after one that is not counted; the same tokens "
-            f"sampled by all in {sum(same)} of them.",
+            f"(median); {request.num_generations} completions each, up to "
+            f"{request.max_tokens} tokens, temperature {request.temperature:g}; {work.dtype}.",
+            f"{len(taken[OURS])} rounds in turns after one that is not counted; "
+            f"in {sum(same)} of them all sampled the same tokens.",
             f"Limit: {LIMIT:.0%} of vLLM asked for tokens only; "
             + ("reached." if ratios[RAW].median >= LIMIT else "missed."),
         ],

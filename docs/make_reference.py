@@ -1,0 +1,160 @@
+"""Write docs/recipe.md from the schema: `make docs`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain.recipe import recipe_json_schema
+from posttrain.recipe.export import SchemaKind
+
+PAGE = Path(__file__).parent / "recipe.md"
+Node = Mapping[str, Any]
+
+HEAD = """# The recipe
+
+<!-- Written by docs/make_reference.py (`make docs`) from posttrain/recipe/schema.py. -->
+
+One YAML file says everything a run does. Unknown keys are errors; all errors are told at once with
+file, line and the nearest valid key:
+
+```console
+posttrain check recipes/starter.yaml
+```
+
+Any key can be set from the command line, list items by number:
+
+```console
+posttrain check recipes/starter.yaml --set sft.data.0.size=200 --set rl.trainer.max_steps=20
+```
+
+Relative paths start at the recipe's folder, then at the recipes, judges and curricula that come
+with posttrain. The three `trainer` blocks take the names of TRL's own `SFTConfig`, `GRPOConfig` and
+`DPOConfig` and are checked against them. Editors check a recipe while it is written when its first
+line names the schema, as in the shipped ones; `posttrain schema` prints it.
+"""
+
+
+def page() -> str:
+    """The whole page: the recipe's sections, then those of judge and curriculum files."""
+    recipe = recipe_json_schema("recipe")
+    lines = [HEAD, "## Top level", "", *_table(recipe, recipe["$defs"])]
+    for name in _sections(recipe):
+        lines += _section(name, recipe["$defs"])
+    others: tuple[tuple[SchemaKind, str], ...] = (
+        ("judge", "Judge files"),
+        ("curriculum", "Curriculum files"),
+    )
+    for kind, title in others:
+        schema = recipe_json_schema(kind)
+        lines += [f"## {title}", "", "One of these, told apart by `kind`.", ""]
+        for option in schema["oneOf"]:
+            lines += _section(_target(option), schema["$defs"])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _sections(schema: Node) -> list[str]:
+    """The definitions that a recipe reaches, in the order in which one meets them."""
+    found: list[str] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, Mapping):
+            if "$ref" in node and (name := _target(node)) not in found:
+                found.append(name)
+                visit(schema["$defs"][name])
+            for value in node.values():
+                visit(value)
+        elif isinstance(node, list):
+            for value in node:
+                visit(value)
+
+    visit(schema["properties"])
+    return [name for name in found if "properties" in schema["$defs"][name]]
+
+
+def _section(name: str, definitions: Node) -> list[str]:
+    node = definitions[name]
+    return [f"### {name}", "", node.get("description", ""), "", *_table(node, definitions)]
+
+
+def _table(node: Node, definitions: Node) -> list[str]:
+    rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    required = node.get("required", [])
+    for key, value in node["properties"].items():
+        default = "**required**" if key in required else _default(value)
+        meaning = value.get("description", "") or _described(value, definitions)
+        meaning = f"{meaning} {_limits(value)}".strip()
+        cells = [f"`{key}`", _type(value, definitions), default, meaning]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return [*rows, ""]
+
+
+def _described(value: Node, definitions: Node) -> str:
+    """A section without words of its own at this key says what it is."""
+    targets = [_target(node) for node in _alternatives(value) if "$ref" in node]
+    return definitions[targets[0]].get("description", "") if targets else ""
+
+
+def _type(value: Node, definitions: Node) -> str:
+    return " or ".join(dict.fromkeys(_type_names(value, definitions)))
+
+
+def _type_names(value: Node, definitions: Node) -> Iterator[str]:
+    for node in _alternatives(value):
+        if "$ref" in node:
+            name = _target(node)
+            yield f"[{name}](#{name.lower()})" if "properties" in definitions[name] else name
+        elif "const" in node:
+            yield f"`{node['const']}`"
+        elif "enum" in node:
+            yield ", ".join(f"`{option}`" for option in node["enum"])
+        elif node.get("type") == "array":
+            yield f"list of {_type(node.get('items', {}), definitions)}"
+        elif node.get("type") == "object":
+            inner = node.get("additionalProperties")
+            yield "mapping" + (
+                f" to {_type(inner, definitions)}" if isinstance(inner, Mapping) else ""
+            )
+        else:
+            yield {"null": "null", None: "any"}.get(node.get("type"), str(node.get("type")))
+
+
+def _alternatives(value: Node) -> list[Node]:
+    return list(value.get("anyOf") or value.get("oneOf") or value.get("allOf") or [value])
+
+
+def _limits(value: Node) -> str:
+    signs = {
+        "minimum": "at least",
+        "exclusiveMinimum": "more than",
+        "maximum": "at most",
+        "exclusiveMaximum": "less than",
+    }
+    said = [
+        f"{words} {_number(node[key])}"
+        for node in _alternatives(value)
+        for key, words in signs.items()
+        if key in node
+    ]
+    return f"({', '.join(said)})" if said else ""
+
+
+def _default(value: Node) -> str:
+    if "default" not in value:
+        return "empty"
+    default = value["default"]
+    return "its defaults" if isinstance(default, Mapping) else f"`{json.dumps(default)}`"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value == int(value) else f"{value:g}"
+
+
+def _target(node: Node) -> str:
+    return node["$ref"].rpartition("/")[2]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
