@@ -103,7 +103,8 @@ class _Reader:
         self.num_values += 1
         if self.num_values > MAX_VALUES:
             message = f"its aliases write out to more than {MAX_VALUES} values"
-            raise RecipeProblems([Problem(file=self.file, line=line_of(node), message=message)])
+            line = self.lines.get(path[:1], 1)
+            raise RecipeProblems([Problem(file=self.file, line=line, message=message)])
         if id(node) in self.open:
             self.say(node, path, "an alias inside the value that it names")
             return None

@@ -41,12 +41,8 @@ def find(name: str, kind: Kind, *, folder: Path, from_cwd: bool = False) -> Path
     """
     wanted = Path(name).expanduser()
     for place in _places(kind, folder, from_cwd):
-        candidate = place / wanted
-        try:
-            if candidate.exists():
-                return candidate.resolve()
-        except (OSError, ValueError):  # a name too long or with a NUL byte is no file
-            break
+        if _exists(place / wanted):
+            return (place / wanted).resolve()
     raise FileNotFoundError(
         0, _missing(wanted, kind, folder), name, None, _near(wanted, kind, folder)
     )
@@ -70,6 +66,13 @@ def _places(kind: Kind, folder: Path, from_cwd: bool) -> Iterator[Path]:
     yield shipped_dir(kind)
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or one with a NUL byte
+        return False
+
+
 def _missing(wanted: Path, kind: Kind, folder: Path) -> str:
     if wanted.is_absolute():
         return "no such file"
@@ -77,7 +80,7 @@ def _missing(wanted: Path, kind: Kind, folder: Path) -> str:
     if kind != "data":
         names = ", ".join(path.name for path in shipped_files(kind))
         said += f"; shipped {kind}: {names}"
-    if Path.cwd() != folder and wanted.exists():
+    if Path.cwd() != folder and _exists(wanted):
         said += f"; paths start at the recipe's folder: write {wanted.resolve()}"
     return said
 

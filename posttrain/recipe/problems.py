@@ -53,7 +53,9 @@ class Problem:
         if self.override is not None:
             where = f"--set {self.override}"
         hint = "" if self.suggestion is None else f" (did you mean {self.suggestion!r}?)"
-        return ": ".join(part for part in (where, self.key, self.message) if part) + hint
+        said = ": ".join(part for part in (where, self.key, self.message) if part) + hint
+        # One line each, whatever the recipe holds; and nothing that a terminal would obey.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
 
 
 class RecipeProblems(RecipeError):

@@ -1,33 +1,44 @@
-"""The YAML schema: recipes, judges and curricula, as pydantic models."""
+"""The YAML schema of recipes, as pydantic models; judges and curricula are files of their own."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+from posttrain.recipe.curricula import BandCurriculum, CurriculumSpec, UniformCurriculum
+from posttrain.recipe.judges import JudgeSpec, LikelihoodJudge, RubricJudge
+from posttrain.recipe.spec import Share, Spec, wrong
+
+__all__ = [
+    "BandCurriculum",
+    "CurriculumSpec",
+    "DataSource",
+    "Dpo",
+    "EngineSpec",
+    "Eval",
+    "JudgeSpec",
+    "Launch",
+    "LikelihoodJudge",
+    "Lora",
+    "Model",
+    "Pairs",
+    "Pilot",
+    "Prune",
+    "Recipe",
+    "Rl",
+    "RubricJudge",
+    "Sft",
+    "Spec",
+    "Suite",
+    "UniformCurriculum",
+    "Upcycle",
+    "UpcycledBase",
+]
+
 LoraTarget = Literal["attention", "mlp", "shared_expert", "router"]
 Column = Literal["messages", "prompt", "question", "answer", "completion"]
 EvalPoint = Literal["base", "sft", "rl", "dpo"]
-
-
-class Spec(BaseModel):
-    """What every section has in common: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
-    )
-
-
-def wrong(message: str, *at: str | int) -> PydanticCustomError:
-    """A section's own complaint about the key `at` below it, for its validator to raise."""
-    return PydanticCustomError("posttrain", "{message}", {"message": message, "at": at})
 
 
 class Upcycle(Spec):
@@ -51,8 +62,11 @@ class Lora(Spec):
     """Low-rank adapters, in PEFT's terms."""
 
     rank: int = Field(default=16, ge=1)
+    """PEFT's r."""
     alpha: float = Field(default=32, gt=0)
+    """PEFT's lora_alpha: the update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """PEFT's lora_dropout."""
     targets: list[LoraTarget] = Field(default=["attention", "mlp", "shared_expert"], min_length=1)
     """Linear layers that get an adapter: attention, mlp (dense layers), shared_expert, router."""
 
@@ -65,6 +79,7 @@ class Model(Spec):
     revision: str | None = None
     """Hub revision; a commit pins the run."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the weights, in training and in the engine."""
     lora: Lora | None = Lora()
     """null trains every weight."""
 
@@ -77,6 +92,7 @@ class EngineSpec(Spec):
     max_model_len: int = Field(default=2048, ge=16)
     """Prompt plus completion, in tokens."""
     max_num_seqs: int = Field(default=256, ge=1)
+    """Sequences generated at once."""
     gpu_memory_utilization: float = Field(default=0.4, gt=0.0, le=1.0)
     """Share of a CUDA device that vLLM may take; the trainer lives on the same one during RL."""
     kv_cache_gib: float = Field(default=1.0, gt=0.0)
@@ -103,6 +119,7 @@ class Launch(Spec):
     """How the training stages are started."""
 
     num_processes: int = Field(default=1, ge=1)
+    """Of `accelerate launch`: one per device."""
 
 
 class DataSource(Spec):
@@ -152,8 +169,11 @@ class Pilot(Spec):
     """Samples whose difficulty is measured with the base model, to check the judge against."""
 
     num_samples: int = Field(default=128, ge=0)
+    """0 leaves the check out."""
     num_generations: int = Field(default=8, ge=1)
+    """Attempts per sample."""
     max_tokens: int = Field(default=64, ge=1)
+    """Longest answer, in tokens."""
 
 
 class Prune(Spec):
@@ -167,6 +187,7 @@ class Sft(Spec):
     """Stage 1: judge, prune, supervised fine-tuning."""
 
     data: list[DataSource] = Field(min_length=1)
+    """Where its rows come from."""
     judge: str | None = None
     """A judge YAML; without one nothing is pruned."""
     judge_engine: EngineSpec | None = None
@@ -181,6 +202,7 @@ class Rl(Spec):
     """Stage 2: online RL on a moving curriculum."""
 
     data: list[DataSource] = Field(min_length=1)
+    """Where its rows come from."""
     curriculum: str = "curricula/band.yaml"
     """A curriculum YAML."""
     trainer: dict[str, Any] = Field(default_factory=dict[str, Any])
@@ -191,9 +213,11 @@ class Pairs(Spec):
     """Which pairs DPO learns from."""
 
     max_pairs: int = Field(default=2000, ge=1)
+    """At most so many, newest first."""
     max_length_ratio: float = Field(default=2.0, ge=1.0)
     """Longer completion over shorter, in tokens."""
     max_pairs_per_prompt: int = Field(default=1, ge=1)
+    """So that no prompt is learned by heart."""
     last_steps: int | None = Field(default=None, ge=1)
     """Only rollouts of the last n RL steps; null takes them all, newest first."""
     corner_cases: list[Literal["wrong_answer", "truncation", "format", "repetition", "empty"]] = (
@@ -214,22 +238,27 @@ class Suite(Spec):
     """A named held-out set besides the built-in one."""
 
     name: str
+    """What tables call it."""
     data: list[DataSource] = Field(min_length=1)
+    """Where its rows come from."""
 
 
 class Eval(Spec):
     """What is measured, and after which stages."""
 
-    suites: list[Literal["heldout"] | Suite] = ["heldout"]
+    suites: list[Literal["heldout"] | Suite] = Field(default=["heldout"])
     """`heldout` sets prompts of rl.data aside before anything is trained."""
-    after: list[EvalPoint] = ["base", "sft", "rl", "dpo"]
+    after: list[EvalPoint] = Field(default=["base", "sft", "rl", "dpo"])
+    """base = before anything is trained."""
     heldout_size: int = Field(default=64, ge=1)
     """Prompts per capability in the built-in suite."""
     num_generations: int = Field(default=4, ge=1)
     """Attempts per prompt."""
     temperature: float = Field(default=1.0, ge=0.0)
+    """0 = greedy."""
     max_tokens: int = Field(default=256, ge=1)
-    pass_at: list[int] = [4]
+    """Longest answer, in tokens."""
+    pass_at: list[int] = Field(default=[4])
     """k of pass@k, each at most num_generations."""
 
     @model_validator(mode="after")
@@ -247,86 +276,16 @@ class Recipe(Spec):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """The run's name, also of its folder under runs/; the file's stem where left out."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Decides every draw of the run."""
     model: Model
     engine: EngineSpec = EngineSpec()
     launch: Launch = Launch()
     max_bad_rows: Share = 0.01
     """Share of unusable rows past which the run stops."""
     sft: Sft | None = None
+    """Left out or null, the stage is not run."""
     rl: Rl | None = None
+    """Left out or null, the stage is not run."""
     dpo: Dpo | None = None
+    """Left out or null, the stage is not run."""
     eval: Eval = Eval()
-
-
-class LikelihoodJudge(Spec):
-    """Difficulty = how surprised the model is by the reference answer."""
-
-    kind: Literal["answer_likelihood"]
-    scale_nats: float = Field(default=1.0, gt=0)
-    """Nats per answer token that map to a score of 1 - 1/e."""
-    contrast: Share = 0.0
-    """Weight of the answer's surprise without its prompt: 0 = none, 1 = the ratio of both (IFD)."""
-    batch_size: int = Field(default=64, ge=1)
-
-
-class RubricJudge(Spec):
-    """Difficulty = expectation over the probabilities of a rubric's labels."""
-
-    kind: Literal["rubric"]
-    system: str
-    template: str
-    """Placeholders {question} and {answer}, filled once."""
-    labels: dict[str, float] = Field(min_length=2)
-    """Label text (one token each) -> its score in [0, 1]."""
-    min_label_mass: Share = 0.5
-    """Below this total probability of the labels the sample stays unscored."""
-    batch_size: int = Field(default=64, ge=1)
-
-    @model_validator(mode="after")
-    def _scale(self) -> RubricJudge:
-        if bad := [label for label, score in self.labels.items() if not 0.0 <= score <= 1.0]:
-            raise wrong(f"the scores of {', '.join(map(repr, bad))} must lie in [0, 1]", "labels")
-        if "{question}" not in self.template:
-            raise wrong("lacks {question}", "template")
-        return self
-
-
-JudgeSpec = Annotated[LikelihoodJudge | RubricJudge, Field(discriminator="kind")]
-
-
-class UniformCurriculum(Spec):
-    """Every prompt alike; the control."""
-
-    kind: Literal["uniform"]
-    max_refills: int = Field(default=0, ge=0)
-    """Rounds in which groups without signal are replaced before a step is trained."""
-    quotas: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
-    """Capability -> its share of every batch; equal shares where left out."""
-
-
-class BandCurriculum(Spec):
-    """Prefer prompts whose estimated pass rate lies in a band."""
-
-    kind: Literal["band"]
-    low: Share = 0.1
-    high: Share = 0.9
-    prior_pass_rate: Share = 0.5
-    prior_weight: float = Field(default=2.0, gt=0)
-    """How many rollouts the prior counts as."""
-    discount: float = Field(default=0.5, ge=0.0, le=1.0)
-    """Weight left to older groups at each new one of the same prompt; the policy moves."""
-    explore: Share = 0.1
-    """Share of each batch drawn without looking at the band."""
-    max_refills: int = Field(default=2, ge=0)
-    """Rounds in which groups without signal are replaced before a step is trained."""
-    quotas: dict[str, Annotated[float, Field(ge=0.0)]] | None = None
-    """Capability -> its share of every batch; equal shares where left out."""
-
-    @model_validator(mode="after")
-    def _band(self) -> BandCurriculum:
-        if self.low >= self.high:
-            raise wrong(f"must be below high ({self.high:g})", "low")
-        return self
-
-
-CurriculumSpec = Annotated[UniformCurriculum | BandCurriculum, Field(discriminator="kind")]
