@@ -1,0 +1,135 @@
+"""What the pages say holds: commands exist, links lead somewhere, the reference is current."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+# Read-only, quick, and needing nothing but the checkout.
+RUNNABLE = {"check", "schema"}
+
+
+def shell_lines(page: Path) -> Iterator[str]:
+    for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.M | re.S):
+        yield from (line for line in block.splitlines() if line.strip())
+
+
+COMMANDS = sorted({(page.name, line) for page in PAGES for line in shell_lines(page)})
+POSTTRAIN = sorted({line for _, line in COMMANDS if line.startswith("posttrain ")})
+
+
+def posttrain(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    code = "from posttrain.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_every_command_is_of_a_kind_that_is_checked(page: str, line: str) -> None:
+    words = shlex.split(line)
+    if words[0] == "make":
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+        assert {word for word in words[1:] if "=" not in word} <= targets
+    elif words[:2] == ["pip", "install"]:
+        extras = re.fullmatch(r"\.\[([\w,-]+)\]", words[-1])
+        assert extras, line
+        assert set(extras[1].split(",")) <= set(PROJECT["project"]["optional-dependencies"])
+    else:
+        assert words[0] == "posttrain", f"{page}: no test covers {line!r}"
+
+
+@pytest.mark.parametrize("line", POSTTRAIN)
+def test_every_posttrain_command_exists(line: str) -> None:
+    """Its verb has a help page that lists each option; the recipes and folders it names exist."""
+    words = shlex.split(line)[1:]
+    verb = words[:2] if words[0] in ("bench", "model") else words[:1]
+    help_page = posttrain([*verb, "--help"])
+    assert help_page.returncode == 0, help_page.stderr
+    for word in words[len(verb) :]:
+        if word.startswith("--"):
+            assert word in help_page.stdout
+        elif word.endswith(".yaml"):
+            assert (ROOT / word).exists()
+
+
+@pytest.mark.parametrize("line", [c for c in POSTTRAIN if c.split()[1] in RUNNABLE])
+def test_quick_commands_succeed(line: str) -> None:
+    done = posttrain(shlex.split(line)[1:])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]*)(#[\w-]*)?\)", page.read_text())
+    for target, anchor in targets:
+        if target.startswith("http"):
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.M)
+            assert anchor[1:] in {h.lower().replace(" ", "-") for h in headings}
+
+
+def test_the_reference_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "make_reference.py")
+    assert spec
+    assert spec.loader
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    assert reference.PAGE.read_text() == reference.page(), "run: make docs"
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    """Each module of the package stands in the README with one line, and nothing else does."""
+    block = re.search(r"^posttrain/ .*?^recipes/", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert block
+    told = set(re.findall(r"^  ([\w.]+)/? ", block[0], re.M))
+    modules = {
+        path.name
+        for path in (ROOT / "posttrain").iterdir()
+        if path.name[0] != "_" and (path.suffix == ".py" or (path / "__init__.py").exists())
+    }
+    assert told == modules
+
+
+def test_every_doctest_is_run() -> None:
+    """A worked example in a module that pytest does not collect would rot."""
+    collected = [ROOT / path for path in PROJECT["tool"]["pytest"]["ini_options"]["testpaths"]]
+    for path in (ROOT / "posttrain").rglob("*.py"):
+        if re.search(r"^\s*>>> ", path.read_text(), re.M):
+            assert any(path == c or c in path.parents for c in collected), path
+
+
+def test_makefile_and_ci_run_the_same_tests() -> None:
+    assert re.search(r'^make test VENV="\$venv"$', (ROOT / ".ci" / "run").read_text(), re.M)
+    assert (
+        subprocess.run(["bash", "-n", ".ci/run", ".ci/env"], cwd=ROOT, check=False).returncode == 0
+    )
+
+
+def test_the_floor_table_and_the_type_checker_agree() -> None:
+    """Floors 0 and 1 are checked strictly."""
+    spec = importlib.util.spec_from_file_location("floors", ROOT / "tests" / "test_floors.py")
+    assert spec
+    assert spec.loader
+    floors = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(floors)
+    strict = {Path(path).stem for path in PROJECT["tool"]["pyright"]["strict"]}
+    assert strict == floors.LOW - {"__version__"}
