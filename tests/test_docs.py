@@ -110,11 +110,11 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
 
 
 def test_every_doctest_is_run() -> None:
-    """A worked example in a module that pytest does not collect would rot."""
-    collected = [ROOT / path for path in PROJECT["tool"]["pytest"]["ini_options"]["testpaths"]]
-    for path in (ROOT / "posttrain").rglob("*.py"):
-        if re.search(r"^\s*>>> ", path.read_text(), re.M):
-            assert any(path == c or c in path.parents for c in collected), path
+    """The one module that pytest does not collect has no worked example that could rot."""
+    options = PROJECT["tool"]["pytest"]["ini_options"]
+    assert "posttrain" in options["testpaths"]
+    ignored = [a.partition("=")[2] for a in options["addopts"] if a.startswith("--ignore=")]
+    assert not [path for path in ignored if ">>> " in (ROOT / path).read_text()]
 
 
 def test_makefile_and_ci_run_the_same_tests() -> None:
