@@ -50,6 +50,14 @@ AFTER_SFT = {"sft", "eval-sft", *AFTER_RL}
 AFTER_DPO = {"dpo", "eval-dpo", "report"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_disk() -> Generator[None, None, None]:
+    """A killed process loses nothing that it wrote; only a power cut would need the syncs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     toy_stages.write_recipe(tmp_path)

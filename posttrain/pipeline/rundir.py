@@ -22,6 +22,7 @@ from posttrain.tables import read_json, write_bytes, write_json
 
 LOCK = "lock"
 IDENTITY = "run.json"
+RUNNING = "running.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

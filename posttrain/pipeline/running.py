@@ -22,7 +22,7 @@ from posttrain.pipeline.rundir import RunDir
 from posttrain.pipeline.stages import STAGES, Stage
 from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
-from posttrain.tables import write_bytes
+from posttrain.tables import write_bytes, write_json
 
 REPORT = "report.html"
 
@@ -138,6 +138,8 @@ def _run_stage(
         out_dir=out,
     )
     began, clock = time.time(), time.monotonic()
+    running = place.work / rundir.RUNNING
+    write_json(running, {"stage": stage.name, "started": began})
     try:
         result = launcher(stage, context)
         seconds = round(time.monotonic() - clock, 3)
@@ -156,6 +158,8 @@ def _run_stage(
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
+    finally:
+        running.unlink(missing_ok=True)
     fault_point(f"{stage.name}.before_rename")
     manifest.put_in_place(out, place.stage(stage))
     fault_point(f"{stage.name}.after_rename")

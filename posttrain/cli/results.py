@@ -1,0 +1,147 @@
+"""The tables at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.pipeline import Finished
+from posttrain.tables import read_json
+
+POINTS = ("base", "sft", "rl", "dpo")
+MACRO = "macro average"
+
+
+def show_results(done: Finished) -> None:
+    """Print what the evaluations found, how long each stage took, and where the report is."""
+    console = Console()
+    summaries = read_summaries(done.run_dir)
+    suites = dict.fromkeys(name for s in summaries.values() for name in s["suites"])
+    for suite in suites:
+        console.print(_suite_table(suite, summaries, read_manifests(done.run_dir)))
+    console.print(_stage_table(read_manifests(done.run_dir), done))
+    if not done.ran:
+        console.print(Text("nothing to do: every stage is finished"))
+    report = done.run_dir / "report.html"
+    if report.exists():
+        console.print(Text(f"report: {_short(report)}"), soft_wrap=True)
+
+
+def read_summaries(run_dir: Path) -> dict[str, Mapping[str, Any]]:
+    """Point (`base`, `sft`, ...) -> the evaluation's summary, in order."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for point in POINTS:
+        for path in run_dir.glob(f"stages/*-eval-{point}/summary.json"):
+            found[point] = read_json(path)
+    return found
+
+
+def read_manifests(run_dir: Path) -> dict[str, Mapping[str, Any]]:
+    """Stage -> its manifest, in order."""
+    folders = sorted(
+        run_dir.glob("stages/[0-9]*-*/MANIFEST.json"),
+        key=lambda path: int(path.parent.name.partition("-")[0]),
+    )
+    manifests = [read_json(path) for path in folders]
+    return {manifest["stage"]: manifest for manifest in manifests}
+
+
+def result_rows(
+    suite: str, summaries: Mapping[str, Mapping[str, Any]], manifests: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """A row per stage and capability; the last of a stage is the average, with tokens and seconds.
+
+    Tokens and seconds are those of the training stage, for `base` those of the evaluation.
+    """
+    for point, summary in summaries.items():
+        measured = summary["suites"].get(suite)
+        if measured is None:
+            continue
+        for name, entry in measured["capabilities"].items():
+            yield {"stage": point, "capability": name, **entry, "tokens": None, "seconds": None}
+        manifest = manifests.get(f"eval-{point}" if point == "base" else point, {})
+        counts = manifest.get("counts", {})
+        yield {
+            "stage": point,
+            "capability": MACRO,
+            "pass@1": measured["macro"],
+            "pass@k": _mean_at_k(measured["capabilities"]),
+            "constant": _mean([e["constant"] for e in measured["capabilities"].values()]),
+            "num_prompts": sum(e["num_prompts"] for e in measured["capabilities"].values()),
+            "tokens": counts.get("generated_tokens", counts.get("tokens")),
+            "seconds": manifest.get("seconds"),
+        }
+
+
+def _suite_table(
+    suite: str, summaries: Mapping[str, Mapping[str, Any]], manifests: Mapping[str, Any]
+) -> Table:
+    rows = list(result_rows(suite, summaries, manifests))
+    ks = sorted({k for row in rows for k in row["pass@k"]}, key=int)
+    table = Table(title=Text(f"suite {suite}"), title_justify="left")
+    table.add_column("stage")
+    table.add_column("capability")
+    numeric = ["pass@1", "95 % interval", *(f"pass@{k}" for k in ks), "best constant"]
+    for name in (*numeric, "tokens", "seconds"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        interval = row["pass@1"]
+        is_last = row["capability"] == MACRO
+        cells = [
+            row["stage"],
+            row["capability"],
+            _share(interval["mean"]),
+            f"[{_share(interval['low'])}, {_share(interval['high'])}]",
+            *(_share(row["pass@k"].get(k)) for k in ks),
+            _share(row["constant"]),
+            "" if row["tokens"] is None else f"{row['tokens']:,}",
+            "" if row["seconds"] is None else f"{row['seconds']:.1f}",
+        ]
+        style = "bold" if is_last else ""
+        table.add_row(*(Text(cell, style=style) for cell in cells), end_section=is_last)
+    return table
+
+
+def _stage_table(manifests: Mapping[str, Mapping[str, Any]], done: Finished) -> Table:
+    table = Table(title=Text("stages"), title_justify="left", show_footer=True)
+    total = sum(float(manifest["seconds"]) for manifest in manifests.values())
+    peaks = [m["peak_rss_bytes"] for m in manifests.values() if m["peak_rss_bytes"]]
+    table.add_column("stage", footer="all")
+    table.add_column("this time", footer=f"{done.seconds:.1f} s")
+    table.add_column("seconds", justify="right", footer=f"{total:.1f}")
+    most = f"{max(peaks) / 2**30:.2f}" if peaks else ""
+    table.add_column("peak GiB", justify="right", footer=most)
+    table.add_column("counts")
+    for name, manifest in manifests.items():
+        peak = manifest["peak_rss_bytes"]
+        counts = ", ".join(
+            f"{value:,} {key.replace('_', ' ')}" for key, value in manifest["counts"].items()
+        )
+        state = "ran" if name in done.ran else "cached" if name in done.cached else "old"
+        cells = [name, state, f"{manifest['seconds']:.1f}", f"{peak / 2**30:.2f}" if peak else ""]
+        table.add_row(*(Text(cell) for cell in (*cells, counts)))
+    return table
+
+
+def _mean_at_k(capabilities: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    ks = dict.fromkeys(k for entry in capabilities.values() for k in entry["pass@k"])
+    return {k: _mean([e["pass@k"].get(k) for e in capabilities.values()]) for k in ks}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if values and len(present) == len(values) else None
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

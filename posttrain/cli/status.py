@@ -1,0 +1,84 @@
+"""How far a run is, as values and for people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.cli.results import read_manifests
+from posttrain.pipeline import STAGES, RunDir, holder_of, read_progress, stages_of
+from posttrain.pipeline.rundir import RUNNING
+from posttrain.recipe import Recipe
+from posttrain.tables import read_json
+
+
+def status_values(run_dir: Path) -> dict[str, Any]:
+    """The state of every stage, and the holder of the lock, as JSON values."""
+    place = RunDir(path=run_dir)
+    holder = holder_of(place)
+    manifests = read_manifests(run_dir)
+    running = _running(place) if holder is not None else None
+    recipe = Recipe.model_validate(read_json(run_dir / "recipe.resolved.json"))
+    rows: list[dict[str, Any]] = []
+    for stage in stages_of(recipe, STAGES):
+        work = place.work / stage.name
+        row: dict[str, Any] = {"stage": stage.name, "seconds": None, "progress": None}
+        if stage.name == running:
+            row |= {"state": "running", "progress": read_progress(work)}
+        elif stage.name in manifests:
+            row |= {"state": "done", "seconds": manifests[stage.name]["seconds"]}
+        elif work.exists():
+            row |= {"state": "unfinished", "progress": read_progress(work)}
+        else:
+            row["state"] = "waiting"
+        rows.append(row)
+    crashes = sorted(str(path) for path in run_dir.glob("crash-*.txt"))
+    return {
+        "run_dir": str(run_dir),
+        "name": recipe.name,
+        "holder": holder,
+        "stages": rows,
+        "crashes": crashes,
+    }
+
+
+def show_status(values: Mapping[str, Any]) -> None:
+    """Print the state."""
+    console = Console()
+    table = Table(title=Text(values["run_dir"]), title_justify="left")
+    for name in ("stage", "state", "seconds", "progress"):
+        table.add_column(name, justify="right" if name == "seconds" else "left")
+    for row in values["stages"]:
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+        cells = (row["stage"], row["state"], seconds, _progress(row["progress"]))
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    holder = values["holder"]
+    if holder is None:
+        said = "nobody works on it"
+    else:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["started"]))
+        said = f"process {holder['pid']} on {holder['host']} works on it since {since}"
+    console.print(Text(said))
+    for crash in values["crashes"]:
+        console.print(Text(f"a bug left its traceback in {crash}"), soft_wrap=True)
+
+
+def _running(place: RunDir) -> str | None:
+    path = place.work / RUNNING
+    return read_json(path)["stage"] if path.exists() else None
+
+
+def _progress(progress: Mapping[str, Any] | None) -> str:
+    if progress is None:
+        return ""
+    total = "" if progress["total"] is None else f"/{progress['total']}"
+    fields = "".join(f", {name} {value}" for name, value in progress["fields"].items())
+    age = f" ({progress['age_seconds']:.0f} s ago)"
+    return f"{progress['label']} {progress['done']}{total}{fields}{age}"
