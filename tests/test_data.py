@@ -505,7 +505,8 @@ def test_the_tables_are_the_same_bytes_in_another_process(tmp_path: Path) -> Non
     program = (
         "import sys; from pathlib import Path\n"
         "from posttrain.data import load_data; from posttrain.recipe.schema import Recipe\n"
-        "from posttrain.records import Prompt; from posttrain.tables import file_sha256, write_records\n"
+        "from posttrain.records import Prompt\n"
+        "from posttrain.tables import file_sha256, write_records\n"
         "if __name__ == '__main__':\n"
         "    r = Recipe.model_validate({'model': {'base': 'm'}, 'rl': {'data': [{'reasoning_gym':"
         " ['word_ladder', 'chain_sum'], 'size': 8}]}, 'eval': {'heldout_size': 4}})\n"
@@ -574,7 +575,8 @@ def test_count_rows_is_cheap_and_right(tmp_path: Path) -> None:
 def test_loading_imports_no_training_library() -> None:
     program = (
         "import sys; import posttrain.data; "
-        "print([m for m in ('torch', 'datasets', 'transformers', 'reasoning_gym') if m in sys.modules])"
+        "heavy = ('torch', 'datasets', 'transformers', 'reasoning_gym'); "
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
