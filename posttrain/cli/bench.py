@@ -7,56 +7,60 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from posttrain.cli.options import AsJson, RecipeFile, Settings, load, print_json
+
 if TYPE_CHECKING:
     from posttrain.bench.record import Result
 
-app = typer.Typer(no_args_is_help=True, help="Measure what posttrain costs on this machine.")
-
-Out = Annotated[
+OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", help="Folder for the result as JSON and Markdown.", file_okay=False),
+    typer.Option("--out", metavar="FOLDER", help="Also write the result there: JSON, Markdown."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
 
-@app.command("cli")
+def add_to(app: typer.Typer) -> None:
+    """Add the group `bench`."""
+    bench = typer.Typer(
+        help="Measure what posttrain costs.", no_args_is_help=True, rich_markup_mode=None
+    )
+    bench.command("cli")(bench_cli)
+    bench.command("engine")(bench_engine)
+    bench.command("stages")(bench_stages)
+    app.add_typer(bench, name="bench")
+
+
 def bench_cli(
-    out: Out = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Processes per command.")] = 10,
-    as_json: Json = False,
+    out: OutFolder = None,
+    num_runs: Annotated[int, typer.Option("--runs", min=1, help="Of each command.")] = 10,
+    as_json: AsJson = False,
 ) -> None:
     """Time the quick commands as whole processes."""
     from posttrain.bench.latency import bench_latency
 
-    _tell(bench_latency(num_runs=runs), out, as_json)
+    _tell(bench_latency(num_runs=num_runs), out, as_json)
 
 
-@app.command("engine")
 def bench_engine(
-    recipe: Annotated[Path, typer.Argument(help="Whose model, engine and RL prompts to use.")],
-    out: Out = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a key: --set engine.max_num_seqs=64.")
-    ] = None,
-    prompts: Annotated[int, typer.Option("--prompts", min=1, help="Prompts per round.")] = 64,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds that count.")] = 7,
-    as_json: Json = False,
+    settings: Settings,
+    recipe: RecipeFile = Path("quickstart.yaml"),
+    out: OutFolder = None,
+    num_prompts: Annotated[int, typer.Option("--prompts", min=1, help="In each round.")] = 64,
+    num_rounds: Annotated[int, typer.Option("--rounds", min=1, help="That count.")] = 7,
+    as_json: AsJson = False,
 ) -> None:
     """Generate through posttrain and through vLLM by hand, in turns; tell the ratio."""
     from posttrain.bench.throughput import bench_engine as measure
     from posttrain.pipeline.steps.preparing import cache_dir
-    from posttrain.recipe import load_recipe
 
-    loaded = load_recipe(recipe, settings or [])
-    result = measure(loaded, cache_dir=cache_dir(), num_prompts=prompts, num_rounds=rounds)
+    loaded = load(recipe, settings)
+    result = measure(loaded, cache_dir=cache_dir(), num_prompts=num_prompts, num_rounds=num_rounds)
     _tell(result, out, as_json)
 
 
-@app.command("stages")
 def bench_stages(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
-    out: Out = None,
-    as_json: Json = False,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
+    out: OutFolder = None,
+    as_json: AsJson = False,
 ) -> None:
     """Tell seconds and peak memory of a run's finished stages."""
     from posttrain.bench.stages import bench_stages as read
@@ -65,8 +69,6 @@ def bench_stages(
 
 
 def _tell(result: Result, out: Path | None, as_json: bool) -> None:
-    import json
-
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -75,7 +77,7 @@ def _tell(result: Result, out: Path | None, as_json: bool) -> None:
 
     written = write_result(result, out) if out is not None else []
     if as_json:
-        print(json.dumps(result.figures, indent=2))
+        print_json(result.figures)
         return
     console = Console()
     table = Table(title=Text(result.title), title_justify="left")

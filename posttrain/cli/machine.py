@@ -1,4 +1,4 @@
-"""Commands about models and the machine: model upcycle, doctor, bench."""
+"""Commands about models and the machine: model upcycle, doctor."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from posttrain.cli.options import AsJson, RecipeFile, Settings, load, print_json
+from posttrain.cli.options import AsJson, print_json
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the commands and the groups `model` and `bench`."""
+    """Add `doctor` and the group `model`."""
     app.command()(doctor)
     model = typer.Typer(help="Make models.", no_args_is_help=True, rich_markup_mode=None)
     model.command("upcycle")(upcycle)
     app.add_typer(model, name="model")
-    bench = typer.Typer(help="Measure posttrain.", no_args_is_help=True, rich_markup_mode=None)
-    bench.command("cli")(bench_cli)
-    bench.command("engine")(bench_engine)
-    bench.command("stages")(bench_stages)
-    app.add_typer(bench, name="bench")
 
 
 def doctor(
@@ -69,43 +64,3 @@ def upcycle(
     from posttrain.models import upcycle as upcycle_model
 
     typer.echo(upcycle_model(source, out, experts=experts, every=every, dtype=dtype, seed=seed))
-
-
-OutFolder = Annotated[Path, typer.Option("--out", help="The folder for the results.")]
-
-
-def bench_cli(
-    out: OutFolder = Path("benchmarks"),
-    num_runs: Annotated[int, typer.Option("--runs", min=1, help="Of each command.")] = 10,
-) -> None:
-    """Time the quick commands."""
-    from posttrain.bench.latency import bench_latency
-    from posttrain.bench.record import write_result
-
-    for path in write_result(bench_latency(num_runs=num_runs), out):
-        typer.echo(path)
-
-
-def bench_engine(
-    recipe: RecipeFile = Path("quickstart.yaml"),
-    settings: Settings = [],  # noqa: B006
-    out: OutFolder = Path("benchmarks"),
-) -> None:
-    """Measure the engine through posttrain beside raw vLLM."""
-    from posttrain.bench.record import write_result
-    from posttrain.bench.throughput import bench_engine as measure
-
-    for path in write_result(measure(load(recipe, settings)), out):
-        typer.echo(path)
-
-
-def bench_stages(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
-    out: OutFolder = Path("benchmarks"),
-) -> None:
-    """Write down where a finished run spent its time and memory."""
-    from posttrain.bench.record import write_result
-    from posttrain.bench.stages import bench_stages as measure
-
-    for path in write_result(measure(run_dir), out):
-        typer.echo(path)
