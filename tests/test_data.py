@@ -539,6 +539,7 @@ def test_a_name_that_is_neither_file_nor_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
+    import datasets.exceptions
 
     def absent(*args: Any, **kwargs: Any) -> Any:
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'no/such' doesn't exist on the Hub")
