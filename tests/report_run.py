@@ -309,7 +309,7 @@ def write_rl(
             pool = [p for p in prompts if p.capability == capability]
             mine = [
                 make_group(p, 0.25 + 0.4 * step / steps, rng, step=step, note=note)
-                for p in rng.sample(pool, 6)
+                for p in rng.sample(pool, min(6, len(pool)))
             ]
             signal = sum(g.has_signal for g in mine)
             solved = sum(g.num_passed == g.num_decided > 0 for g in mine)
@@ -319,10 +319,10 @@ def write_rl(
                 {
                     "step": step,
                     "capability": capability,
-                    "proposed": 6,
+                    "proposed": len(mine),
                     "no_signal_solved": solved,
                     "no_signal_failed": failed - filler,
-                    "undecided": 6 - signal - solved - failed,
+                    "undecided": len(mine) - signal - solved - failed,
                     "trained": signal - surplus,
                     "filler": filler,
                     "surplus": surplus,

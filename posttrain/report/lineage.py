@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from posttrain.report.blocks import (
@@ -124,16 +125,23 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def base_model(recipe: Mapping[str, Any]) -> str:
-    """The base model in words, as the recipe names it."""
+    """The base model in words; of a path only its last part, for pages and cards are passed on."""
     base = (recipe.get("model") or {}).get("base")
-    if isinstance(base, Mapping):
-        made = base.get("upcycle") or {}
-        source = made.get("from") or made.get("from_") or "unknown"
-        return (
-            f"{source}, upcycled to {made.get('experts', '?')} experts in every "
-            f"{_nth(made.get('every', '?'))} layer"
-        )
-    return str(base) if base else "unknown"
+    if not isinstance(base, Mapping):
+        return _source(base)
+    made = base.get("upcycle") or {}
+    source = _source(made.get("from") or made.get("from_"))
+    every = _nth(made.get("every", 2))
+    return f"{source}, upcycled to {made.get('experts', '?')} experts in every {every}layer"
+
+
+def _source(source: Any) -> str:
+    if not source:
+        return "unknown"
+    path = Path(str(source))
+    if path.is_absolute() or str(source).startswith((".", "~")) or path.exists():
+        return f"{path.name} (a local path)"
+    return str(source)
 
 
 def pretty(value: Any) -> str:
@@ -141,12 +149,8 @@ def pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False)
 
 
-def _nth(every: Any) -> str:
-    return (
-        {1: "", 2: "second", 3: "third", 4: "fourth"}.get(every, f"{every}th")
-        if isinstance(every, int)
-        else str(every)
-    )
+def _nth(every: int) -> str:
+    return {1: "", 2: "second ", 3: "third "}.get(every, f"{every}th ")
 
 
 def _counts(counts: Mapping[str, Any]) -> str:
