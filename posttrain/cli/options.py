@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,12 @@ RecipeFile = Annotated[
 ]
 Settings = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key: --set rl.trainer.max_steps=5"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key: --set rl.trainer.max_steps=5",
+        default_factory=list,
+    ),
 ]
 RunFolder = Annotated[
     Path | None,
@@ -28,9 +34,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def load(recipe: Path, settings: Sequence[str]) -> LoadedRecipe:
     """The recipe, checked; prints its warnings."""
-    from posttrain.recipe import load_recipe
+    from posttrain.recipe import RecipeProblems, load_recipe
 
-    loaded = load_recipe(recipe, settings)
+    try:
+        loaded = load_recipe(recipe, settings)
+    except RecipeProblems as error:
+        error.hint = error.hint.replace("RECIPE", shlex.quote(str(recipe)))
+        raise
     for problem in loaded.notes:
         typer.echo(f"warning: {problem}", err=True)
     return loaded

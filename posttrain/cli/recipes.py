@@ -58,7 +58,7 @@ def init(
     typer.echo(f"wrote {recipe}; next: posttrain check {recipe}")
 
 
-def check(recipe: RecipeFile, settings: Settings = [], as_json: AsJson = False) -> None:  # noqa: B006
+def check(recipe: RecipeFile, settings: Settings, as_json: AsJson = False) -> None:
     """Check a recipe: every error at once, with file, line and key."""
     from dataclasses import asdict
 
@@ -92,7 +92,7 @@ def schema(
 
 def plan(
     recipe: RecipeFile,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings,
     run_dir: RunFolder = None,
     as_json: AsJson = False,
 ) -> None:
@@ -109,7 +109,7 @@ def plan(
 
 def run(
     recipe: RecipeFile,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings,
     run_dir: RunFolder = None,
     until: Annotated[
         str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")

@@ -1,7 +1,7 @@
 """Rows, tokens and memory of a recipe, before anything is run.
 
-Tokens are upper bounds: for training rows x epochs x max_length (or max_steps x batch x max_length),
-for RL max_steps x generated completions x max_completion_length, refills left out; for an evaluation
+Tokens are upper bounds: for training rows x epochs x max_length, or max_steps x batch x max_length;
+for RL max_steps x completions x max_completion_length, refills left out; for an evaluation
 prompts x num_generations x max_tokens.
 """
 

