@@ -7,14 +7,17 @@ import shutil
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from posttrain.errors import HealthStop, RecipeError
 from posttrain.faults import fault_point
 from posttrain.progress import Bar, note, progress
+from posttrain.recipe.schema import Recipe
 from posttrain.tables import MetricsLog, file_sha256, read_json, write_json
 
 MARKER = "COMPLETE.json"
@@ -44,6 +47,22 @@ def trainer_arguments(config_class: type[Any], block: dict[str, Any], *, stage: 
             f"{stage}.trainer: {config_class.__name__} refuses it: {error}",
             hint="see `posttrain check` and TRL's documentation of " + config_class.__name__,
         ) from error
+
+
+def check_trainer_blocks(recipe: Recipe) -> None:
+    """Build all three of TRL's configs, so that a value TRL refuses in the last stage fails before the first."""
+    blocks = {"sft": (recipe.sft, SFTConfig), "rl": (recipe.rl, GRPOConfig), "dpo": (recipe.dpo, DPOConfig)}
+    for stage, (section, config_class) in blocks.items():
+        if section is not None:
+            with TemporaryDirectory() as folder:
+                trainer_arguments(
+                    config_class,
+                    section.trainer,
+                    stage=stage,
+                    dtype=recipe.model.dtype,
+                    seed=recipe.seed,
+                    work_dir=Path(folder),
+                )
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:

@@ -20,11 +20,25 @@ from posttrain.models.policy import PolicyPath
 ADAPTER_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 
+def _shards(base: Path) -> list[str]:
+    index = base / "model.safetensors.index.json"
+    if index.exists():
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return ["model.safetensors"]
+
+
+def checkpoint_shapes(base: Path) -> dict[str, list[int]]:
+    """The shape of every tensor of a safetensors checkpoint, from the headers alone."""
+    shapes: dict[str, list[int]] = {}
+    for shard in _shards(base):
+        with safe_open(base / shard, framework="pt") as tensors:
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    return shapes
+
+
 def checkpoint_tensors(base: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of a safetensors checkpoint under its own name, one shard open at a time."""
-    index = base / "model.safetensors.index.json"
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    for shard in shards:
+    for shard in _shards(base):
         with safe_open(base / shard, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
                 yield name, tensors.get_tensor(name)

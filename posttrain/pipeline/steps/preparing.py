@@ -19,7 +19,8 @@ def cache_dir() -> Path:
 
 def prepare_model(context: StageContext) -> Counts:
     """Find, fetch or make the base model; check the trainer blocks with TRL itself."""
-    from posttrain.models import check_trainer_blocks, count_parameters, resolve_base
+    from posttrain.models import count_parameters, resolve_base
+    from posttrain.training import check_trainer_blocks
 
     check_trainer_blocks(context.recipe)
     path = resolve_base(context.recipe.model, cache_dir=cache_dir())
