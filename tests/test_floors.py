@@ -24,6 +24,7 @@ FLOORS = [
     {"pipeline"},
     {"bench"},
     {"cli"},
+    {"__main__"},
 ]
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets"}
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -90,7 +91,7 @@ def test_imports_go_down(path: Path) -> None:
 
 
 def test_every_module_has_a_floor() -> None:
-    houses = {house_of(module) for module in MODULES} - {None, "__main__"}
+    houses = {house_of(module) for module in MODULES} - {None}
     assert houses <= set(FLOOR_OF), "add the new module to the floor table, here and in AGENTS.md"
 
 
