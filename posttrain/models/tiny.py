@@ -8,13 +8,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Llama4ForCausalLM, Llama4TextConfig, PreTrainedTokenizerFast
 
-BEGIN, PAD, HEADER, HEADER_END, END_OF_TURN = (
+SPECIAL_TOKENS = (
     "<|begin_of_text|>",
     "<|finetune_right_pad|>",
     "<|header_start|>",
     "<|header_end|>",
     "<|eot|>",
 )
+"""Their ids are their places; the second pads, the last ends a turn."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -43,8 +44,7 @@ def write_tiny_llama4(path: Path, *, seed: int = 0) -> Path:
     wide, the least that vLLM's CPU attention takes. The same seed writes the same weights.
     """
     path.mkdir(parents=True, exist_ok=True)
-    tokenizer = _train_tokenizer()
-    tokenizer.save_pretrained(path)
+    _train_tokenizer().save_pretrained(path)
     config = Llama4TextConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
@@ -62,9 +62,9 @@ def write_tiny_llama4(path: Path, *, seed: int = 0) -> Path:
         tie_word_embeddings=False,
         # Five times the usual: at 0.02 a wrong expert would hardly show in the log-probabilities.
         initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=0,
+        eos_token_id=4,
+        pad_token_id=1,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -82,7 +82,7 @@ def _train_tokenizer() -> PreTrainedTokenizerFast:
         CORPUS,
         trainers.BpeTrainer(
             vocab_size=VOCAB_SIZE,
-            special_tokens=[BEGIN, PAD, HEADER, HEADER_END, END_OF_TURN],
+            special_tokens=list(SPECIAL_TOKENS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
@@ -90,9 +90,9 @@ def _train_tokenizer() -> PreTrainedTokenizerFast:
     assert bpe.get_vocab_size() == VOCAB_SIZE, "the corpus is too small for the vocabulary"
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        bos_token=BEGIN,
-        eos_token=END_OF_TURN,
-        pad_token=PAD,
+        bos_token=SPECIAL_TOKENS[0],
+        eos_token=SPECIAL_TOKENS[4],
+        pad_token=SPECIAL_TOKENS[1],
         chat_template=CHAT_TEMPLATE,
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
