@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from posttrain.bench.contender import Measured, Work
+from posttrain.bench.contender import Contender, Measured, Work
 from posttrain.bench.record import Result, describe_circumstances, markdown, write_result
 from posttrain.bench.spread import spread_of, take_turns
 from posttrain.bench.stages import bench_stages
-from posttrain.bench.throughput import KINDS, summarise
+from posttrain.bench.throughput import KINDS, bench_engine, summarise, work_of
 from posttrain.engines.base import SamplingRequest
-from posttrain.errors import RecipeError
+from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.recipe import load_recipe
 from posttrain.recipe.schema import EngineSpec
 from posttrain.tables import read_json, write_json
 
+TINY = Path(__file__).parent.parent / "recipes" / "tiny.yaml"
 WORK = Work(
     base=Path("base"),
     spec=EngineSpec(kind="vllm"),
@@ -121,15 +124,35 @@ def test_page_says_when_the_tree_was_dirty() -> None:
 
 
 @pytest.mark.slow
+def test_a_contender_lives_in_its_own_process(tiny_llama4: Path, tmp_path: Path) -> None:
+    loaded = load_recipe(TINY, [f"model.base={tiny_llama4}", "engine.kind=transformers"])
+    work = work_of(loaded, cache_dir=tmp_path, num_prompts=3)
+    assert len(work.prompts_P) == 3
+    assert loaded.recipe.rl is not None
+    assert work.request.num_generations == loaded.recipe.rl.trainer["num_generations"]
+    with Contender("ours", work, "posttrain") as contender:
+        first, other, again = (contender.measure(seed) for seed in (1, 2, 1))
+    assert first.digest == again.digest != other.digest
+    assert 0 < first.num_tokens <= 3 * work.request.num_generations * work.request.max_tokens
+    with pytest.raises(EnvironmentFault, match="compares with vLLM"):
+        bench_engine(loaded, cache_dir=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_contender_that_dies_is_named(tmp_path: Path) -> None:
+    work = replace(WORK, base=tmp_path / "nothing", spec=EngineSpec(kind="transformers"))
+    with (
+        pytest.raises(EnvironmentFault, match="engine of 'ours' died"),
+        Contender("ours", work, "posttrain"),
+    ):
+        pass
+
+
+@pytest.mark.slow
 def test_engine_against_raw_vllm(tiny_llama4: Path, tmp_path: Path) -> None:
     """The real comparison on the tiny model: the same seeds give all three the same tokens."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    from posttrain.bench.throughput import bench_engine
-    from posttrain.recipe import load_recipe
-
-    loaded = load_recipe(
-        Path("recipes/tiny.yaml"), [f"model.base={tiny_llama4}", "engine.kind=vllm"]
-    )
+    loaded = load_recipe(TINY, [f"model.base={tiny_llama4}", "engine.kind=vllm"])
     result = bench_engine(loaded, cache_dir=tmp_path, num_prompts=4, num_rounds=2)
     json.dumps(result.figures)
     assert all(rate > 0 for rates in result.figures["rates"].values() for rate in rates)
