@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    page for folder in ("", "docs", "benchmarks") for page in (ROOT / folder).glob("*.md")
+)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Read-only, quick, and needing nothing but the checkout.
 RUNNABLE = {"check", "schema"}
