@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.cli.results import show_results, wide_console
 from posttrain.pipeline.environment import describe_environment, has_package, version_of
 
 GIB = 2**30
@@ -36,7 +36,7 @@ def diagnose() -> dict[str, Any]:
 
 def show_diagnosis(found: Mapping[str, Any]) -> None:
     """Print it."""
-    console = Console()
+    console = wide_console()
     table = Table(title=Text("packages"), title_justify="left")
     for name in ("package", "required", "installed", "extra", ""):
         table.add_column(name)
@@ -63,7 +63,6 @@ def try_everything() -> None:
     """Run every stage of the tiny recipe on a random checkpoint, in a folder that is deleted."""
     import tempfile
 
-    from posttrain.cli.results import show_results
     from posttrain.models.tiny import write_tiny_llama4
     from posttrain.pipeline import run
     from posttrain.recipe import load_recipe

@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.cli.results import wide_console
+from posttrain.models.base import upcycled_path
 from posttrain.pipeline import STAGES, FileHashes, PlannedStage, RunDir, shown_launch_line
 from posttrain.pipeline import plan as plan_stages
 from posttrain.pipeline.estimates import estimate
 from posttrain.pipeline.preflight import GIB, disk_needed_bytes
+from posttrain.pipeline.steps.preparing import cache_dir
 from posttrain.recipe import LoadedRecipe
+from posttrain.recipe.schema import UpcycledBase
+from posttrain.tables import read_json
 
 
 def plan_values(loaded: LoadedRecipe, run_dir: Path) -> dict[str, Any]:
@@ -26,12 +30,25 @@ def plan_values(loaded: LoadedRecipe, run_dir: Path) -> dict[str, Any]:
     return {
         "run_dir": str(run_dir),
         "stages": [_stage(item, run_dir, loaded) for item in planned],
-        **estimate(loaded),
+        **estimate(loaded, base=known_base(loaded, place)),
         "disk": {
             "needed_bytes": disk_needed_bytes(loaded),
             "free_bytes": shutil.disk_usage(nearest).free,
         },
     }
+
+
+def known_base(loaded: LoadedRecipe, place: RunDir) -> Path | None:
+    """The base model's folder: of this run, beside the recipe, or made before; else None."""
+    written = place.stages / "1-model" / "model.json"
+    if written.exists() and (path := Path(read_json(written)["path"])).exists():
+        return path
+    if "model.base" in loaded.files:
+        return loaded.files["model.base"]
+    if isinstance(loaded.recipe.model.base, UpcycledBase):
+        path = upcycled_path(loaded.recipe.model, cache_dir=cache_dir())
+        return path if path.exists() else None
+    return None
 
 
 def _stage(item: PlannedStage, run_dir: Path, loaded: LoadedRecipe) -> dict[str, Any]:
@@ -48,7 +65,7 @@ def _stage(item: PlannedStage, run_dir: Path, loaded: LoadedRecipe) -> dict[str,
 
 def show_plan(values: Mapping[str, Any]) -> None:
     """Print the plan."""
-    console = Console()
+    console = wide_console()
     table = Table(title=Text(f"{values['run_dir']}"), title_justify="left")
     for name in ("stage", "state", "why"):
         table.add_column(name)
@@ -79,15 +96,9 @@ def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _memory(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (
-            name.replace("_bytes", "").replace("_", " "),
-            f"{value / GIB:.2f} GiB" if name.endswith("_bytes") else _plain(value),
-        )
-        for name, value in memory.items()
-        if value is not None
-    ]
-
-
-def _plain(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    """Weights and bytes; the recipe's own words for what needs them."""
+    if not memory:
+        return [("", "known once the base model is there")]
+    weights = f"{memory['num_parameters']:,}, {memory['trained_parameters']:,} of them trained"
+    sizes = [(name, f"{size / GIB:.2f} GiB") for name, size in memory["bytes"].items()]
+    return [("parameters", weights), *sizes]

@@ -15,11 +15,12 @@ from posttrain.tables import read_json
 
 POINTS = ("base", "sft", "rl", "dpo")
 MACRO = "macro average"
+WIDTH_OF_FILES = 110
 
 
 def show_results(done: Finished) -> None:
     """Print what the evaluations found, how long each stage took, and where the report is."""
-    console = Console()
+    console = wide_console()
     summaries = read_summaries(done.run_dir)
     suites = dict.fromkeys(name for s in summaries.values() for name in s["suites"])
     for suite in suites:
@@ -30,6 +31,12 @@ def show_results(done: Finished) -> None:
     report = done.run_dir / "report.html"
     if report.exists():
         console.print(Text(f"report: {_short(report)}"), soft_wrap=True)
+
+
+def wide_console() -> Console:
+    """A console that is wide enough for the tables where it is no terminal, whose width counts."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, WIDTH_OF_FILES))
 
 
 def read_summaries(run_dir: Path) -> dict[str, Mapping[str, Any]]:
@@ -84,19 +91,19 @@ def _suite_table(
     rows = list(result_rows(suite, summaries, manifests))
     ks = sorted({k for row in rows for k in row["pass@k"]}, key=int)
     table = Table(title=Text(f"suite {suite}"), title_justify="left")
-    table.add_column("stage")
-    table.add_column("capability")
-    numeric = ["pass@1", "95 % interval", *(f"pass@{k}" for k in ks), "best constant"]
-    for name in (*numeric, "tokens", "seconds"):
-        table.add_column(name, justify="right")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("capability", no_wrap=True)
+    numeric = ["pass@1 [95 %]", *(f"pass@{k}" for k in ks), "constant", "tokens", "seconds"]
+    for name in numeric:
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = ""
     for row in rows:
         interval = row["pass@1"]
         is_last = row["capability"] == MACRO
         cells = [
-            row["stage"],
+            "" if row["stage"] == shown else row["stage"],
             row["capability"],
-            _share(interval["mean"]),
-            f"[{_share(interval['low'])}, {_share(interval['high'])}]",
+            f"{_share(interval['mean'])} [{_share(interval['low'])}, {_share(interval['high'])}]",
             *(_share(row["pass@k"].get(k)) for k in ks),
             _share(row["constant"]),
             "" if row["tokens"] is None else f"{row['tokens']:,}",
@@ -104,6 +111,7 @@ def _suite_table(
         ]
         style = "bold" if is_last else ""
         table.add_row(*(Text(cell, style=style) for cell in cells), end_section=is_last)
+        shown = row["stage"]
     return table
 
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.results import read_manifests
+from posttrain.cli.results import read_manifests, wide_console
 from posttrain.pipeline import STAGES, RunDir, holder_of, read_progress, stages_of
 from posttrain.pipeline.rundir import RUNNING
 from posttrain.recipe import Recipe
@@ -50,7 +49,7 @@ def status_values(run_dir: Path) -> dict[str, Any]:
 
 def show_status(values: Mapping[str, Any]) -> None:
     """Print the state."""
-    console = Console()
+    console = wide_console()
     table = Table(title=Text(values["run_dir"]), title_justify="left")
     for name in ("stage", "state", "seconds", "progress"):
         table.add_column(name, justify="right" if name == "seconds" else "left")

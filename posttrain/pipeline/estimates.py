@@ -8,6 +8,7 @@ prompts x num_generations x max_tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from posttrain.recipe import LoadedRecipe
@@ -22,9 +23,13 @@ TRL_COMPLETION_LENGTH = 256
 """TRL's own defaults for keys that a trainer block leaves out."""
 
 
-def estimate(loaded: LoadedRecipe) -> dict[str, Any]:
-    """`rows`, `tokens`, `judge_calls` and `memory`, as JSON values; None where it is not known."""
+def estimate(loaded: LoadedRecipe, *, base: Path | None) -> dict[str, Any]:
+    """`rows`, `tokens`, `judge_calls` and `memory`, as JSON values; None where it is not known.
+
+    `base` is the base model's folder, where there is one already.
+    """
     from posttrain.data import count_rows
+    from posttrain.models import plan_memory
 
     recipe = loaded.recipe
     rows = count_rows(recipe, find=loaded.find)
@@ -32,7 +37,7 @@ def estimate(loaded: LoadedRecipe) -> dict[str, Any]:
         "rows": {name: rows[name] for name in ("sft", "rl") if getattr(recipe, name) is not None},
         "tokens": _tokens(recipe, rows),
         "judge_calls": rows["sft"] if recipe.sft is not None and recipe.sft.judge else None,
-        "memory": _memory(recipe),
+        "memory": plan_memory(recipe, base),
     }
 
 
@@ -80,9 +85,3 @@ def _batch(block: Mapping[str, Any], recipe: Recipe) -> int:
         * block.get("gradient_accumulation_steps", 1)
         * recipe.launch.num_processes
     )
-
-
-def _memory(recipe: Recipe) -> dict[str, Any]:
-    from posttrain.models import plan_memory
-
-    return plan_memory(recipe)

@@ -42,6 +42,8 @@ QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CONFIGURE_LOGGING": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
 }
 """Set for stage processes where the user has not set them."""
 
@@ -115,7 +117,9 @@ def run_in_child(stage: Stage, context: StageContext) -> StageResult:
         command, env=_child_environment(stage, work, num_processes), process_group=0
     )
     with _passing_on(child) as received:
-        code = child.wait()
+        # Not reaped yet, so that its number still names its group when that is cleared away.
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    code = child.wait()
     if (work / RESULT).exists() and not received:
         result = read_json(work / RESULT)
         return StageResult(counts=result["counts"], peak_rss_bytes=result["peak_rss_bytes"])
@@ -167,17 +171,28 @@ def _passing_on(child: subprocess.Popen[bytes]) -> Generator[list[int], None, No
             os._exit(Interrupted.exit_code)
         note("stopping; finished work is kept (once more: leave at once)")
 
+    try:
+        with handling_signals(handle):
+            yield received
+    finally:
+        with suppress(ProcessLookupError):  # what the stage left running, engine workers say
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextmanager
+def handling_signals(
+    handle: Callable[[int, FrameType | None], object],
+) -> Generator[None, None, None]:
+    """Let `handle` have SIGINT and SIGTERM; only the main thread can, elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        with suppress(ProcessLookupError):  # what the stage left running, engine workers say
-            os.killpg(child.pid, signal.SIGKILL)
 
 
 @contextmanager

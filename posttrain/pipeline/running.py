@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from posttrain.errors import PosttrainError, RecipeError
 from posttrain.faults import fault_point
@@ -15,7 +17,7 @@ from posttrain.pipeline import manifest, rundir
 from posttrain.pipeline.context import StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
 from posttrain.pipeline.keys import FileHashes
-from posttrain.pipeline.launch import Launcher, StageCrash, run_in_child
+from posttrain.pipeline.launch import Launcher, StageCrash, handling_signals, run_in_child
 from posttrain.pipeline.planning import PlannedStage, plan
 from posttrain.pipeline.preflight import check_environment
 from posttrain.pipeline.rundir import RunDir
@@ -56,7 +58,8 @@ def run(
     rundir.check_identity(loaded, place)
     with rundir.hold(place):
         try:
-            return _run(loaded, place, table, launcher, until, started)
+            with handling_signals(_interrupt):
+                return _run(loaded, place, table, launcher, until, started)
         except PosttrainError:
             raise
         except (Exception, KeyboardInterrupt) as error:
@@ -65,6 +68,10 @@ def run(
                 message, hint = bug_message("the run", error, write_crash(run_dir, "run", error))
                 known = StageCrash(message, hint=hint)
             raise known from error
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _run(
