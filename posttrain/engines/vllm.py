@@ -46,6 +46,9 @@ class VllmEngine:
             seed=seed,
             max_model_len=spec.max_model_len,
             max_num_seqs=spec.max_num_seqs,
+            # Prompts are shared between the generations of a group block by block; the CPU build's
+            # default block of 128 tokens would share none of a short prompt.
+            block_size=32 if on_cpu else None,
             enforce_eager=on_cpu,
             gpu_memory_utilization=spec.gpu_memory_utilization,
             logprobs_mode="processed_logprobs",
@@ -55,7 +58,9 @@ class VllmEngine:
         self._max_model_len = spec.max_model_len
         self.policy_version = 0
 
-    def generate(self, prompts_P: Sequence[list[int]], request: SamplingRequest) -> list[list[Completion]]:
+    def generate(
+        self, prompts_P: Sequence[list[int]], request: SamplingRequest
+    ) -> list[list[Completion]]:
         """Sample; a request's seed seeds the engine, since the CPU build has no seed per sequence."""
         params = vllm.SamplingParams(
             n=request.num_generations,
@@ -70,9 +75,13 @@ class VllmEngine:
             outputs = self._llm.generate(_token_prompts(prompts_P), params, use_tqdm=False)
         return [[_completion(choice) for choice in output.outputs] for output in outputs]
 
-    def score(self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]) -> list[list[float]]:
+    def score(
+        self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]
+    ) -> list[list[float]]:
         """Log-probabilities from a prefill over prefix and continuation."""
-        params = vllm.SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        params = vllm.SamplingParams(
+            max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False
+        )
         sequences_N = [p + c for p, c in zip(prefixes_N, continuations_N, strict=True)]
         outputs = self._llm.generate(_token_prompts(sequences_N), params, use_tqdm=False)
         scores: list[list[float]] = []
@@ -83,7 +92,9 @@ class VllmEngine:
             scores.append([output.prompt_logprobs[i][ids[i]].logprob for i in positions])
         return scores
 
-    def sync_weights(self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
+    def sync_weights(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int
+    ) -> None:
         """Reload these weights in place, mend the CPU build's expert layout, forget cached prefixes."""
         with torch.random.fork_rng(), torch.no_grad():
             self._llm.collective_rpc(_reload, args=(list(tensors),))
@@ -115,7 +126,9 @@ def _reload(worker: Worker, tensors: list[tuple[str, torch.Tensor]]) -> None:
     """
     runner = worker.model_runner
     runner.reload_weights(weights_iterator=iter(tensors))
-    touched = {name.split(".experts.")[0] + ".experts." for name, _ in tensors if ".experts." in name}
+    touched = {
+        name.split(".experts.")[0] + ".experts." for name, _ in tensors if ".experts." in name
+    }
     for name, layer in runner.get_model().named_modules():
         experts = _cpu_experts(layer)
         if experts is not None and any(prefix in name + "." for prefix in touched):

@@ -47,6 +47,10 @@ QUIET = {
 }
 """Set for stage processes where the user has not set them."""
 
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+"""Without CUDA the tensors of each step lie in the C library's heap, which would otherwise give
+them back to the system and fault them in again at every step."""
+
 
 class StageCrash(PosttrainError):
     """A stage ended by a bug; its traceback is in a file."""
@@ -131,6 +135,7 @@ def run_in_child(stage: Stage, context: StageContext) -> StageResult:
 def _child_environment(stage: Stage, work: Path, num_processes: int) -> dict[str, str]:
     environment = {
         **QUIET,
+        **({} if has_cuda() else KEEP_MEMORY),
         **os.environ,
         PROGRESS_FILE_VARIABLE: str(work / PROGRESS),
         PARENT_VARIABLE: str(os.getpid()),
