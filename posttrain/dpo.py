@@ -1,4 +1,4 @@
-"""Stage 3: a light DPO on `trl.DPOTrainer`; the reference is a frozen copy of the policy it starts from."""
+"""Stage 3: a light DPO on `trl.DPOTrainer`, its reference a frozen copy of the starting policy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ def train(
     Returns the stage's summary: seconds, steps, tokens, final loss.
     """
     args = trainer_arguments(
-        DPOConfig, {"num_train_epochs": 1, **trainer}, stage="dpo", dtype=model.dtype, seed=seed, work_dir=work_dir
+        DPOConfig,
+        {"num_train_epochs": 1, **trainer},
+        stage="dpo",
+        dtype=model.dtype,
+        seed=seed,
+        work_dir=work_dir,
     )
     tokenizer = load_tokenizer(policy.base)
     rows = [
@@ -63,8 +68,10 @@ def train(
     return summary | {"pairs": len(pairs)}
 
 
-def _reference(policy: PolicyPath, policy_model: PreTrainedModel | PeftModel, spec: Model) -> PreTrainedModel | None:
-    """None for an adapter: TRL then copies it under the name `ref`; a second copy of the weights for full training."""
+def _reference(
+    policy: PolicyPath, policy_model: PreTrainedModel | PeftModel, spec: Model
+) -> PreTrainedModel | None:
+    """None for an adapter, which TRL copies as `ref`; else a second copy of the weights."""
     if isinstance(policy_model, PeftModel):
         return None
     reference = load_policy(policy, spec, trainable=False)
@@ -73,16 +80,20 @@ def _reference(policy: PolicyPath, policy_model: PreTrainedModel | PeftModel, sp
 
 
 def check_reference(dpo: DPOTrainer) -> None:
-    """Make sure that before the first step the reference is the policy, not the base beneath its adapter.
+    """Raise ValueError unless the reference is the policy, not the base beneath its adapter.
 
-    TRL falls back to the base with adapters off where it cannot copy an adapter, and says so only in a warning.
+    To be called before the first step. Where TRL cannot copy an adapter it falls back to the base
+    with adapters off, and says so only in a warning.
     """
     model = dpo.accelerator.unwrap_model(dpo.model)
     if not isinstance(model, PeftModel):
         assert dpo.ref_model is not None
         return
     if "ref" not in model.peft_config:
-        raise ValueError("TRL made no frozen copy of the adapter, so DPO's reference would be the bare base model")
+        raise ValueError(
+            "TRL made no frozen copy of the adapter, "
+            "so DPO's reference would be the bare base model"
+        )
     state = model.state_dict()
     for name, weight in state.items():
         if ".default." in name and not state[name.replace(".default.", ".ref.")].equal(weight):

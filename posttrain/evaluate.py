@@ -25,7 +25,10 @@ def evaluate(
     seed: int,
     label: str = "evaluate",
 ) -> list[RolloutGroup]:
-    """Sample `num_generations` answers per prompt and verify them; groups come in the prompts' order, step 0."""
+    """Sample `num_generations` answers per prompt and verify them.
+
+    Groups come in the prompts' order, with step 0.
+    """
     groups: list[RolloutGroup] = []
     with progress(label, total=len(prompts)) as bar:
         for start in range(0, len(prompts), PROMPTS_PER_BATCH):

@@ -26,11 +26,13 @@ def train(
     work_dir: Path,
     out_dir: Path,
 ) -> dict[str, Any]:
-    """Fine-tune `policy` on the samples' last turns and write `out_dir/policy`; resumes from `work_dir`.
+    """Fine-tune `policy` on the samples' last turns and write `out_dir/policy`.
 
-    Returns the stage's summary: seconds, steps, tokens, final loss.
+    Resumes from `work_dir`. Returns the stage's summary: seconds, steps, tokens, final loss.
     """
-    args = trainer_arguments(SFTConfig, trainer, stage="sft", dtype=model.dtype, seed=seed, work_dir=work_dir)
+    args = trainer_arguments(
+        SFTConfig, trainer, stage="sft", dtype=model.dtype, seed=seed, work_dir=work_dir
+    )
     tokenizer = load_tokenizer(policy.base)
     rows = [{"prompt": s.messages[:-1], "completion": s.messages[-1:]} for s in samples]
     sft = SFTTrainer(
@@ -43,7 +45,10 @@ def train(
     probe = take_probe(
         sft.accelerator.unwrap_model(sft.model),
         [prompt_ids(tokenizer, s.messages[:-1]) for s in samples[:8]],
-        [tokenizer.encode(s.messages[-1]["content"], add_special_tokens=False) for s in samples[:8]],
+        [
+            tokenizer.encode(s.messages[-1]["content"], add_special_tokens=False)
+            for s in samples[:8]
+        ],
     )
     save_probe(probe, out_dir / "policy" / PROBE_FILE)
     return summary | {"samples": len(samples)}

@@ -1,4 +1,4 @@
-"""What the three training stages have in common: TRL arguments, checkpoints that verify, metrics, health."""
+"""What the training stages share: TRL arguments, checkpoints that verify, metrics, health."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from posttrain.errors import HealthStop, RecipeError
@@ -21,17 +28,31 @@ from posttrain.recipe.schema import Recipe
 from posttrain.tables import MetricsLog, file_sha256, read_json, write_json
 
 MARKER = "COMPLETE.json"
-"""Written last into a trainer checkpoint, with the hash of every file; one without it does not count."""
+"""Written last into a checkpoint, with the hash of every file; one without it does not count."""
 
 
-def trainer_arguments(config_class: type[Any], block: dict[str, Any], *, stage: str, dtype: str, seed: int, work_dir: Path) -> Any:
+def trainer_arguments(
+    config_class: type[Any],
+    block: dict[str, Any],
+    *,
+    stage: str,
+    dtype: str,
+    seed: int,
+    work_dir: Path,
+) -> Any:
     """Build TRL's config from the recipe's `trainer` block and what posttrain decides itself.
 
-    Left out of the block: the learning rate and schedule stay TRL's; checkpoints come five times per run.
-    Raises RecipeError where TRL refuses the values.
+    Left out of the block: the learning rate and schedule stay TRL's; checkpoints come five times
+    per run. Raises RecipeError where TRL refuses the values.
     """
     on_cpu = not torch.cuda.is_available()
-    defaults = {"save_strategy": "steps", "save_steps": 0.2, "save_total_limit": 2, "logging_steps": 1, "report_to": "none"}
+    defaults = {
+        "save_strategy": "steps",
+        "save_steps": 0.2,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+    }
     own = {
         "output_dir": str(work_dir / "checkpoints"),
         "seed": seed,
@@ -50,8 +71,15 @@ def trainer_arguments(config_class: type[Any], block: dict[str, Any], *, stage: 
 
 
 def check_trainer_blocks(recipe: Recipe) -> None:
-    """Build all three of TRL's configs, so that a value TRL refuses in the last stage fails before the first."""
-    blocks = {"sft": (recipe.sft, SFTConfig), "rl": (recipe.rl, GRPOConfig), "dpo": (recipe.dpo, DPOConfig)}
+    """Build every stage's TRL config; raise RecipeError where TRL refuses one.
+
+    So a value that TRL refuses in the last stage fails before the first.
+    """
+    blocks = {
+        "sft": (recipe.sft, SFTConfig),
+        "rl": (recipe.rl, GRPOConfig),
+        "dpo": (recipe.dpo, DPOConfig),
+    }
     for stage, (section, config_class) in blocks.items():
         if section is not None:
             with TemporaryDirectory() as folder:
@@ -66,9 +94,14 @@ def check_trainer_blocks(recipe: Recipe) -> None:
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
-    """The newest checkpoint whose every file has the hash its marker names; others are set aside, never deleted."""
+    """The newest checkpoint whose every file has the hash its marker names.
+
+    Newer ones that do not verify are set aside, never deleted.
+    """
     folders = sorted(
-        (work_dir / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True
+        (work_dir / "checkpoints").glob("checkpoint-*"),
+        key=lambda p: int(p.name.rsplit("-", 1)[1]),
+        reverse=True,
     )
     for folder in folders:
         if _is_complete(folder):
@@ -76,7 +109,10 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
         aside = work_dir / "incomplete"
         aside.mkdir(exist_ok=True)
         folder.rename(aside / f"{folder.name}-{time.time_ns()}")
-        note(f"{folder.name} is incomplete or damaged; moved to {aside} and going on from an older one")
+        note(
+            f"{folder.name} is incomplete or damaged; "
+            f"moved to {aside} and going on from an older one"
+        )
     return None
 
 
@@ -85,7 +121,10 @@ def _is_complete(folder: Path) -> bool:
     if not marker.exists():
         return False
     files: dict[str, str] = read_json(marker)
-    return all((folder / name).exists() and file_sha256(folder / name) == digest for name, digest in files.items())
+    return all(
+        (folder / name).exists() and file_sha256(folder / name) == digest
+        for name, digest in files.items()
+    )
 
 
 class RunCallback(TrainerCallback):
@@ -112,7 +151,11 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Count the step."""
         assert self._bar is not None
-        shown = {k: round(v, 4) for k, v in self.last_logs.items() if k in ("loss", "reward", "rewards/accuracies")}
+        shown = {
+            k: round(v, 4)
+            for k, v in self.last_logs.items()
+            if k in ("loss", "reward", "rewards/accuracies")
+        }
         self._bar.advance(1, **shown)
         fault_point(f"{self._stage}.after_step")
 
@@ -124,22 +167,28 @@ class RunCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append the numbers to metrics.jsonl; stop the run when the loss or the gradient is not finite."""
+        """Append the numbers to metrics.jsonl; stop on a loss or gradient that is not finite."""
         numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
         if state.is_world_process_zero:
-            self._metrics.append(state.global_step, {f"{self._stage}/{k}": v for k, v in numbers.items()})
+            self._metrics.append(
+                state.global_step, {f"{self._stage}/{k}": v for k, v in numbers.items()}
+            )
         self.last_logs = numbers
         for name in ("loss", "grad_norm"):
             if name in numbers and not math.isfinite(numbers[name]):
                 raise HealthStop(
                     f"{self._stage}: {name} is {numbers[name]} at step {state.global_step}",
-                    hint=f"lower {self._stage}.trainer.learning_rate, then run the same command again",
+                    hint=f"lower {self._stage}.trainer.learning_rate, "
+                    "then run the same command again",
                 )
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Mark the checkpoint as complete."""
         if state.is_world_process_zero:
             fault_point(f"{self._stage}.before_marker")
+            assert args.output_dir is not None
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER)
             write_json(folder / MARKER, {str(p.relative_to(folder)): file_sha256(p) for p in files})
@@ -152,8 +201,13 @@ class RunCallback(TrainerCallback):
         self._stack.close()
 
 
-def run_trainer(trainer: Trainer, *, stage: str, work_dir: Path, out_dir: Path, tokenizer: Any) -> dict[str, Any]:
-    """Train from the newest complete checkpoint, write `out_dir/policy` and metrics, return the stage's summary."""
+def run_trainer(
+    trainer: Trainer, *, stage: str, work_dir: Path, out_dir: Path, tokenizer: Any
+) -> dict[str, Any]:
+    """Train from the newest complete checkpoint; write `out_dir/policy` and metrics.
+
+    Returns the stage's summary.
+    """
     checkpoint = newest_checkpoint(work_dir)
     metrics = work_dir / "metrics.jsonl"
     trainer.add_callback(RunCallback(stage, MetricsLog(metrics)))
@@ -174,7 +228,7 @@ def run_trainer(trainer: Trainer, *, stage: str, work_dir: Path, out_dir: Path, 
 
 
 def save_policy(trainer: Trainer, folder: Path, tokenizer: Any) -> None:
-    """Write the adapter that was trained (never the frozen reference beside it), or the whole model."""
+    """Write the trained adapter (never the frozen reference beside it), or the whole model."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not trainer.is_world_process_zero():
         return

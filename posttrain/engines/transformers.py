@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -22,30 +21,49 @@ class TransformersEngine:
         self._max_model_len = spec.max_model_len
         self.policy_version = 0
         end = model.generation_config.eos_token_id
-        self._end_ids: list[int] = [] if end is None else [end] if isinstance(end, int) else list(end)
+        self._end_ids: list[int] = (
+            [] if end is None else [end] if isinstance(end, int) else list(end)
+        )
         if not self._end_ids:
-            raise ValueError("the model's generation_config names no eos_token_id, so no completion would end")
+            raise ValueError(
+                "the model's generation_config names no eos_token_id, so no completion would end"
+            )
 
     @torch.no_grad()
-    def generate(self, prompts_P: Sequence[list[int]], request: SamplingRequest) -> list[list[Completion]]:
+    def generate(
+        self, prompts_P: Sequence[list[int]], request: SamplingRequest
+    ) -> list[list[Completion]]:
         """Sample in left-padded batches of at most `max_num_seqs` sequences."""
         prompts_per_batch = max(1, self._max_num_seqs // request.num_generations)
         completions_P_G: list[list[Completion]] = []
         with torch.random.fork_rng():
             torch.manual_seed(request.seed)
             for start in range(0, len(prompts_P), prompts_per_batch):
-                completions_P_G += self._generate_batch(prompts_P[start : start + prompts_per_batch], request)
+                completions_P_G += self._generate_batch(
+                    prompts_P[start : start + prompts_per_batch], request
+                )
         return completions_P_G
 
-    def _generate_batch(self, prompts_P: Sequence[list[int]], request: SamplingRequest) -> list[list[Completion]]:
+    def _generate_batch(
+        self, prompts_P: Sequence[list[int]], request: SamplingRequest
+    ) -> list[list[Completion]]:
         width = max(map(len, prompts_P))
         pad = self._end_ids[0]
-        ids_PT = torch.tensor([[pad] * (width - len(p)) + p for p in prompts_P], device=self._model.device)
-        mask_PT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts_P], device=self._model.device)
+        ids_PT = torch.tensor(
+            [[pad] * (width - len(p)) + p for p in prompts_P], device=self._model.device
+        )
+        mask_PT = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in prompts_P], device=self._model.device
+        )
         sampling = {"do_sample": False}
         if request.temperature > 0:
-            sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
-        output = self._model.generate(
+            sampling = {
+                "do_sample": True,
+                "temperature": request.temperature,
+                "top_p": request.top_p,
+                "top_k": 0,
+            }
+        output = self._model.generate(  # pyright: ignore[reportCallIssue] from a mixin it is not typed with
             ids_PT,
             attention_mask=mask_PT,
             num_return_sequences=request.num_generations,
@@ -60,13 +78,16 @@ class TransformersEngine:
         tokens_NT = output.sequences[:, width:]
         logprobs_NT = torch.stack(
             [
-                (logits_NV.float() / temperature).log_softmax(-1).gather(1, tokens_NT[:, t : t + 1])[:, 0]
+                (logits_NV.float() / temperature)
+                .log_softmax(-1)
+                .gather(1, tokens_NT[:, t : t + 1])[:, 0]
                 for t, logits_NV in enumerate(output.logits)
             ],
             dim=1,
         )
         completions = [
-            self._cut(ids, logps) for ids, logps in zip(tokens_NT.tolist(), logprobs_NT.tolist(), strict=True)
+            self._cut(ids, logps)
+            for ids, logps in zip(tokens_NT.tolist(), logprobs_NT.tolist(), strict=True)
         ]
         size = request.num_generations
         return [completions[i : i + size] for i in range(0, len(completions), size)]
@@ -76,11 +97,15 @@ class TransformersEngine:
         ended = [t for t, token in enumerate(ids) if token in self._end_ids]
         length = ended[0] + 1 if ended else len(ids)
         return Completion(
-            token_ids=ids[:length], logprobs=logprobs[:length], finish_reason="stop" if ended else "length"
+            token_ids=ids[:length],
+            logprobs=logprobs[:length],
+            finish_reason="stop" if ended else "length",
         )
 
     @torch.no_grad()
-    def score(self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]) -> list[list[float]]:
+    def score(
+        self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]
+    ) -> list[list[float]]:
         """Log-probabilities from right-padded forward passes."""
         scores: list[list[float]] = []
         for start in range(0, len(prefixes_N), self._max_num_seqs):
@@ -88,7 +113,9 @@ class TransformersEngine:
             scores += sequence_logprobs(self._model, prefixes_N[chunk], continuations_N[chunk])
         return scores
 
-    def sync_weights(self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int) -> None:
+    def sync_weights(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int
+    ) -> None:
         """Copy the tensors into the model."""
         own = self._model.state_dict()
         for name, tensor in tensors:

@@ -1,6 +1,6 @@
 """vLLM in this process: the CPU build and the CUDA build through the same calls.
 
-Everything private that we rely on in vLLM stands in this file and is pinned by tests/test_upstream.py.
+Everything private that we rely on in vLLM stands in this file; tests/test_upstream.py pins it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,8 +16,8 @@ from torch import nn
 from posttrain.engines.base import Completion, SamplingRequest
 from posttrain.recipe.schema import EngineSpec
 
-# Read when vLLM is imported: one process (weights are handed over in memory), no thread pinning (the trainer's
-# threads share the cores), quiet.
+# Read when vLLM is imported: one process (weights are handed over in memory), no thread pinning
+# (the trainer's threads share the cores), quiet.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -25,6 +26,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import vllm
+from vllm.config.model import ModelDType
+from vllm.logprobs import LogprobsOnePosition
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.platforms import current_platform
@@ -42,7 +45,7 @@ class VllmEngine:
         self._llm = vllm.LLM(
             model=str(model),
             tokenizer=str(model),
-            dtype=dtype,
+            dtype=cast(ModelDType, dtype),
             seed=seed,
             max_model_len=spec.max_model_len,
             max_num_seqs=spec.max_num_seqs,
@@ -61,7 +64,7 @@ class VllmEngine:
     def generate(
         self, prompts_P: Sequence[list[int]], request: SamplingRequest
     ) -> list[list[Completion]]:
-        """Sample; a request's seed seeds the engine, since the CPU build has no seed per sequence."""
+        """Sample; the request's seed seeds the engine: the CPU build has none per sequence."""
         params = vllm.SamplingParams(
             n=request.num_generations,
             max_tokens=request.max_tokens,
@@ -87,15 +90,16 @@ class VllmEngine:
         scores: list[list[float]] = []
         for prefix, output in zip(prefixes_N, outputs, strict=True):
             assert output.prompt_logprobs is not None
+            assert output.prompt_token_ids is not None
             ids = output.prompt_token_ids
             positions = range(len(prefix), len(ids))
-            scores.append([output.prompt_logprobs[i][ids[i]].logprob for i in positions])
+            scores.append([_logprob(output.prompt_logprobs[i], ids[i]) for i in positions])
         return scores
 
     def sync_weights(
         self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int
     ) -> None:
-        """Reload these weights in place, mend the CPU build's expert layout, forget cached prefixes."""
+        """Reload these weights in place, mend the CPU expert layout, forget cached prefixes."""
         with torch.random.fork_rng(), torch.no_grad():
             self._llm.collective_rpc(_reload, args=(list(tensors),))
         self._llm.reset_prefix_cache()
@@ -110,19 +114,26 @@ def _token_prompts(prompts_P: Sequence[list[int]]) -> list[vllm.TokensPrompt]:
     return [vllm.TokensPrompt(prompt_token_ids=ids) for ids in prompts_P]
 
 
+def _logprob(position: LogprobsOnePosition | None, token: int) -> float:
+    # vLLM gives None for a sequence's first token alone, which nobody asks for.
+    assert position is not None
+    return position[token].logprob
+
+
 def _completion(choice: vllm.CompletionOutput) -> Completion:
     ids = list(choice.token_ids)
     assert choice.logprobs is not None
-    logprobs = [step[token].logprob for step, token in zip(choice.logprobs, ids, strict=True)]
+    logprobs = [_logprob(step, token) for step, token in zip(choice.logprobs, ids, strict=True)]
     reason = "length" if choice.finish_reason == "length" else "stop"
     return Completion(token_ids=ids, logprobs=logprobs, finish_reason=reason)
 
 
 def _reload(worker: Worker, tensors: list[tuple[str, torch.Tensor]]) -> None:
-    """Run inside vLLM's worker: reload in checkpoint format, then pack the experts where the CPU kernel needs it.
+    """Run inside vLLM's worker: reload in checkpoint format, then pack the experts on the CPU.
 
-    vLLM's reload leaves the plain layout in a CPU expert layer, of the same shape as the packed one the kernel reads:
-    nothing raises and every answer is wrong. vLLM's own packing, run again, mends it.
+    vLLM's reload leaves the plain layout in a CPU expert layer, of the same shape as the packed one
+    that the kernel reads: nothing raises and every answer is wrong. Running vLLM's own packing
+    again mends it.
     """
     runner = worker.model_runner
     runner.reload_weights(weights_iterator=iter(tensors))
@@ -139,7 +150,9 @@ def _cpu_experts(layer: nn.Module) -> CPUUnquantizedExperts | None:
     """The CPU kernel behind a routed-experts layer, None for every other module."""
     if not isinstance(layer, RoutedExperts):
         return None
-    experts = layer.quant_method.moe_kernel.fused_experts
+    kernel = layer.quant_method.moe_kernel
+    assert kernel is not None
+    experts = kernel.fused_experts
     return experts if isinstance(experts, CPUUnquantizedExperts) else None
 
 

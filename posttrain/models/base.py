@@ -18,7 +18,7 @@ from posttrain.records import content_hash
 
 WEIGHTS_AND_TOKENIZER = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 UPCYCLING = 1
-"""Raised when upcycling writes other weights for the same request, so that old cache entries are left alone."""
+"""Raised when the same request gives other weights, so that old cache entries are left alone."""
 
 
 def upcycled_path(spec: Model, *, cache_dir: Path) -> Path:
@@ -30,27 +30,38 @@ def upcycled_path(spec: Model, *, cache_dir: Path) -> Path:
 
 
 def resolve_base(spec: Model, *, cache_dir: Path) -> Path:
-    """The folder of the base model: a local path as it is, a hub name downloaded, an upcycled one built once.
+    """The folder of the base model.
 
-    Raises EnvironmentFault where there is no such model.
+    A local path is taken as it is, a hub name downloaded, an upcycled model built once. Raises
+    EnvironmentFault where there is no such model.
     """
     if isinstance(spec.base, UpcycledBase):
         path = upcycled_path(spec, cache_dir=cache_dir)
         if not path.exists():
             building = path.with_name(f".{path.name}.{os.getpid()}")
             request = spec.base.upcycle
-            upcycle(request.from_, building, experts=request.experts, every=request.every, dtype=spec.dtype)
+            upcycle(
+                request.from_,
+                building,
+                experts=request.experts,
+                every=request.every,
+                dtype=spec.dtype,
+            )
             _move_into_place(building, path)
         return path
     local = Path(spec.base).expanduser()
     if local.exists():
         return _checked(local)
     try:
-        found = snapshot_download(spec.base, revision=spec.revision, allow_patterns=WEIGHTS_AND_TOKENIZER)
+        found = snapshot_download(
+            spec.base, revision=spec.revision, allow_patterns=WEIGHTS_AND_TOKENIZER
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise EnvironmentFault(
-            f"model.base: {spec.base!r} is neither a folder here nor a model the hub gave: {str(error).splitlines()[0]}",
-            hint="check the name and the network, `hf auth login` for a gated model, or give a local folder",
+            f"model.base: {spec.base!r} is neither a folder here nor a model the hub gave: "
+            f"{str(error).splitlines()[0]}",
+            hint="check the name and the network, `hf auth login` for a gated model, "
+            "or give a local folder",
         ) from error
     return _checked(Path(found))
 
@@ -70,7 +81,8 @@ def _checked(path: Path) -> Path:
     if not config.is_file():
         raise EnvironmentFault(
             f"model.base: {path} is no model: it has no config.json",
-            hint="give a folder in Hugging Face layout: config.json, *.safetensors, tokenizer files",
+            hint="give a folder in Hugging Face layout: config.json, *.safetensors, "
+            "tokenizer files",
         )
     try:
         json.loads(config.read_text())["model_type"]

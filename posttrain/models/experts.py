@@ -1,7 +1,8 @@
 """Routed experts on the tokens that are routed to them, in place of every expert on every token.
 
-transformers' `Llama4TextMoe` repeats all tokens for all experts. With top-1 routing the outputs of the experts that
-were not chosen are zero, so sorting the tokens by expert and running each expert on its own gives the same sum.
+transformers' `Llama4TextMoe` repeats all tokens for all experts. With top-1 routing the outputs of
+the experts that were not chosen are zero, so sorting the tokens by expert and running each expert
+on its own gives the same sum.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from torch import nn
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
 
-def routed_moe_forward(moe: Llama4TextMoe, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `Llama4TextMoe.forward` returns: output (N, H) and router logits (N, E), N = batch x time.
+def routed_moe_forward(
+    moe: Llama4TextMoe, hidden_states: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `Llama4TextMoe.forward` returns: output (N, H) and router logits (N, E).
 
-    Only for top-1 routing. The router module is called, so router logits can still be recorded.
+    N = batch x time. Only for top-1 routing. The router module is called, so router logits can
+    still be recorded.
     """
     hidden_NH = hidden_states.reshape(-1, moe.hidden_dim)
     scores_NE, logits_NE = moe.router(hidden_NH)
@@ -33,7 +37,7 @@ def routed_moe_forward(moe: Llama4TextMoe, hidden_states: torch.Tensor) -> tuple
 
 
 def use_routed_experts(model: nn.Module) -> int:
-    """Switch every top-1 `Llama4TextMoe` inside `model` to `routed_moe_forward`; return how many were switched."""
+    """Switch every top-1 `Llama4TextMoe` in `model` to `routed_moe_forward`; return how many."""
     layers = [m for m in model.modules() if isinstance(m, Llama4TextMoe) and m.top_k == 1]
     for moe in layers:
         moe.forward = routed_moe_forward.__get__(moe)

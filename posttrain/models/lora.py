@@ -16,27 +16,41 @@ TARGET_PATTERNS: dict[LoraTarget, str] = {
     "shared_expert": r".*\.feed_forward\.shared_expert\.(gate|up|down)_proj",
     "router": r".*\.feed_forward\.router",
 }
-"""Full-match patterns over module names. Vision towers never match: their attention is not called self_attn.q_proj
-under `language_model`, and LoRA on them is not offered."""
+"""Full-match patterns over module names. Vision towers never match: their attention is not called
+self_attn.q_proj under `language_model`, and LoRA on them is not offered."""
+
+FEED_FORWARD: tuple[LoraTarget, ...] = ("mlp", "shared_expert")
+"""The same weights in dense and in mixture layers, so a model may well have only one of them."""
+
+
+def _layers_of(target: LoraTarget, layers: list[str]) -> list[str]:
+    return [name for name in layers if re.fullmatch(TARGET_PATTERNS[target], name)]
 
 
 def lora_config(spec: Lora, model: nn.Module) -> LoraConfig:
-    """Translate the recipe's LoRA section into PEFT's; raise RecipeError when a target is in no layer of the model.
+    """Translate the recipe's LoRA section into PEFT's.
 
-    `mlp` and `shared_expert` stand for the same weights in dense and mixture layers, so one of them may be empty.
+    Raises RecipeError when a target is in no layer of the model, except for one of FEED_FORWARD
+    where the other, also asked for, is.
     """
-    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and "vision" not in name]
-    hits = {t: [n for n in linear if re.fullmatch(TARGET_PATTERNS[t], n)] for t in spec.targets}
-    dense = {"mlp", "shared_expert"}
-    missing = [t for t in hits if not hits[t] and not (t in dense and any(hits.get(o) for o in dense))]  # type: ignore[call-overload]
+    linear = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear) and "vision" not in name
+    ]
+    hits = {target: _layers_of(target, linear) for target in spec.targets}
+    missing = [target for target, names in hits.items() if not names]
+    if any(hits.get(target) for target in FEED_FORWARD):
+        missing = [target for target in missing if target not in FEED_FORWARD]
     if missing:
+        offered = [target for target in TARGET_PATTERNS if _layers_of(target, linear)]
         raise RecipeError(
             f"model.lora.targets: {', '.join(missing)} matches no layer of {type(model).__name__}",
-            hint=f"choose among {', '.join(t for t, p in TARGET_PATTERNS.items() if any(re.fullmatch(p, n) for n in linear))}",
+            hint=f"choose among {', '.join(offered)}",
         )
     return LoraConfig(
         r=spec.rank,
-        lora_alpha=spec.alpha,
+        lora_alpha=spec.alpha,  # pyright: ignore[reportArgumentType] any number scales
         lora_dropout=spec.dropout,
         target_modules=sorted(name for names in hits.values() for name in names),
         bias="none",

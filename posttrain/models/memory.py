@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Llama4ForCausalLM
 from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    PreTrainedModel,
+)
 
 from posttrain.models.lora import TARGET_PATTERNS
 from posttrain.models.policy import LLAMA4_TYPES
@@ -19,19 +25,23 @@ MASTER_BYTES = 16
 """Per trained parameter: fp32 weight, gradient and the two moments of Adam."""
 
 
-def model_shapes(base: Path) -> nn.Module:
+def model_shapes(base: Path) -> PreTrainedModel:
     """The model on the meta device: shapes, no weights."""
     config = AutoConfig.from_pretrained(base)
     if config.model_type in LLAMA4_TYPES:
         config = config.get_text_config()
     with torch.device("meta"):
         if config.model_type in LLAMA4_TYPES:
+            assert isinstance(config, Llama4TextConfig)
             return Llama4ForCausalLM(config)
         return AutoModelForCausalLM.from_config(config)
 
 
 def parameters_by_kind(model: nn.Module) -> dict[str, int]:
-    """Count weights as embeddings, attention, mlp, shared_expert, experts, router, norms; tied ones once."""
+    """Count weights by kind, tied ones once.
+
+    Kinds: embeddings, attention, mlp, shared_expert, experts, router, norms.
+    """
     kinds: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         kind = _kind(name)
@@ -50,7 +60,7 @@ def _kind(name: str) -> str:
 
 
 def adapter_parameters(model: nn.Module, lora: Lora) -> int:
-    """Weights of the adapters that a recipe's LoRA section puts on the model: rank x (in + out) per layer."""
+    """Weights of the adapters a LoRA section puts on the model: rank x (in + out) per layer."""
     patterns = [TARGET_PATTERNS[target] for target in lora.targets]
     return sum(
         lora.rank * (m.in_features + m.out_features)
@@ -59,7 +69,7 @@ def adapter_parameters(model: nn.Module, lora: Lora) -> int:
     )
 
 
-def kv_bytes_per_token(model: nn.Module, dtype: str) -> int:
+def kv_bytes_per_token(model: PreTrainedModel, dtype: str) -> int:
     """Bytes of keys and values that one token holds over all layers."""
     config = model.config.get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -67,10 +77,11 @@ def kv_bytes_per_token(model: nn.Module, dtype: str) -> int:
 
 
 def plan_memory(recipe: Recipe, base: Path | None = None) -> dict[str, Any]:
-    """Bytes on one device for weights, training and the engine, by stage; activations are not counted.
+    """Bytes on one device for weights, training and the engine, by stage, without activations.
 
-    Training holds the frozen weights and, per trained parameter, MASTER_BYTES. RL holds the engine's copy of the
-    weights and its KV cache besides. Without a folder to read shapes from the answer is empty.
+    Training holds the frozen weights and, per trained parameter, MASTER_BYTES. RL holds the
+    engine's copy of the weights and its KV cache besides. Without a folder to read shapes from the
+    answer is empty.
     """
     if base is None:
         local = recipe.model.base if isinstance(recipe.model.base, str) else ""
@@ -90,10 +101,15 @@ def plan_memory(recipe: Recipe, base: Path | None = None) -> dict[str, Any]:
         "num_parameters": total,
         "trained_parameters": trained,
         "kv_bytes_per_token": kv_bytes_per_token(model, recipe.model.dtype),
-        "bytes": {"weights": weights, "training": training, "engine": engine, "rl": training + engine},
+        "bytes": {
+            "weights": weights,
+            "training": training,
+            "engine": engine,
+            "rl": training + engine,
+        },
     }
 
 
 def kv_cache_bytes(engine: EngineSpec) -> int:
-    """vLLM's KV cache where it is given in bytes, on the CPU; on CUDA it takes a share of the device."""
+    """vLLM's KV cache as given in bytes, on the CPU; on CUDA it takes a share of the device."""
     return int(engine.kv_cache_gib * (1 << 30))

@@ -32,7 +32,8 @@ def checkpoint_shapes(base: Path) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
     for shard in _shards(base):
         with safe_open(base / shard, framework="pt") as tensors:
-            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+            for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+                shapes[name] = tensors.get_slice(name).get_shape()
     return shapes
 
 
@@ -44,22 +45,27 @@ def checkpoint_tensors(base: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, tensors.get_tensor(name)
 
 
-def merged_tensors(policy: PolicyPath, *, changed_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the policy as one plain checkpoint: W + scale * B A, computed in fp32, in W's dtype.
+def merged_tensors(
+    policy: PolicyPath, *, changed_only: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the policy as one plain checkpoint: W + scale * B A.
 
-    With `changed_only` just the tensors in which the policy differs from its base.
+    Computed in fp32, given in W's dtype. With `changed_only` just the tensors in which the policy
+    differs from its base.
     """
     if policy.adapter is None:
         yield from () if changed_only else checkpoint_tensors(policy.base)
         return
-    config = LoraConfig.from_pretrained(policy.adapter)
+    config = LoraConfig.from_pretrained(str(policy.adapter))
     assert isinstance(config, LoraConfig)
     scale = config.lora_alpha / config.r
     sides: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(policy.adapter / "adapter_model.safetensors").items():
         match = ADAPTER_KEY.fullmatch(key)
         if match is None:
-            raise ValueError(f"{policy.adapter}: {key} is no LoRA weight of a linear layer; it cannot be merged")
+            raise ValueError(
+                f"{policy.adapter}: {key} is no LoRA weight of a linear layer; it cannot be merged"
+            )
         sides.setdefault(match["module"], {})[match["side"]] = tensor.float()
     for name, weight in checkpoint_tensors(policy.base):
         lora = sides.pop(_module_name(name), None)
@@ -72,30 +78,39 @@ def merged_tensors(policy: PolicyPath, *, changed_only: bool = False) -> Iterato
 
 
 def _module_name(tensor_name: str) -> str:
-    """The module a weight belongs to, a multimodal checkpoint's prefix left off as the text model leaves it off."""
+    """The text model's name of a weight's module: a multimodal checkpoint's prefix left off."""
     return tensor_name.removesuffix(".weight").replace("language_model.model.", "model.")
 
 
 def live_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a policy in memory that training changes, named as in the base's checkpoint.
 
-    For a LoRA model these are the adapted layers' weights, adapter folded in; for any other model all tensors.
+    For a LoRA model these are the adapted layers' weights, adapter folded in; for any other model
+    all tensors.
     """
     if not isinstance(model, PeftModel):
         yield from model.state_dict().items()
         return
     adapter = model.active_adapter
-    for name, layer in model.base_model.model.named_modules():
+    for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
             weight = layer.get_base_layer().weight
-            yield f"{name}.weight", (weight.float() + layer.get_delta_weight(adapter).float()).to(weight.dtype)
+            delta = layer.get_delta_weight(adapter)  # pyright: ignore[reportAttributeAccessIssue] every subclass has it
+            yield f"{name}.weight", (weight.float() + delta.float()).to(weight.dtype)
 
 
-def merge(policy: PolicyPath, out: Path, *, dtype: str | None = None, shard_bytes: int = 4 << 30) -> Path:
-    """Write the policy as one plain Hugging Face checkpoint, at most `shard_bytes` of it in memory at a time."""
+def merge(
+    policy: PolicyPath, out: Path, *, dtype: str | None = None, shard_bytes: int = 4 << 30
+) -> Path:
+    """Write the policy as one plain Hugging Face checkpoint, in shards.
+
+    At most `shard_bytes` of it are in memory at a time.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for file in policy.base.iterdir():
-        if file.suffix in {".json", ".jinja", ".model", ".txt"} and not file.name.startswith("model.safetensors"):
+        if file.suffix in {".json", ".jinja", ".model", ".txt"} and not file.name.startswith(
+            "model.safetensors"
+        ):
             shutil.copy2(file, out / file.name)
     shards: list[Path] = []
     weight_map: dict[str, int] = {}
@@ -124,6 +139,9 @@ def merge(policy: PolicyPath, out: Path, *, dtype: str | None = None, shard_byte
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for shard, name in zip(shards, names, strict=True):
         shard.rename(out / name)
-    index = {"metadata": {"total_size": total}, "weight_map": {k: names[i] for k, i in weight_map.items()}}
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {k: names[i] for k, i in weight_map.items()},
+    }
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     return out

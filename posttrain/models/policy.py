@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Llama4ForCausalLM
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Llama4ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from posttrain.errors import EnvironmentFault
 from posttrain.models.experts import use_routed_experts
@@ -29,19 +36,23 @@ class PolicyPath:
 
 
 def policy_in(folder: Path, *, base: Path) -> PolicyPath:
-    """The policy that a training stage wrote to `folder`: an adapter on `base`, or a whole model."""
+    """The policy a training stage wrote to `folder`: an adapter on `base`, or a whole model."""
     if (folder / "adapter_config.json").exists():
         return PolicyPath(base=base, adapter=folder)
     return PolicyPath(base=folder)
 
 
 def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, which must have a chat template; a missing pad token becomes the end token."""
+    """Load the tokenizer, a missing pad token set to the end token.
+
+    Raises EnvironmentFault where it has no chat template.
+    """
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokenizer.chat_template is None:
         raise EnvironmentFault(
             f"the tokenizer of {base} has no chat template",
-            hint="post-training starts from a chat model, or add a chat_template.jinja to the folder",
+            hint="post-training starts from a chat model, "
+            "or add a chat_template.jinja to the folder",
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -50,9 +61,12 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
     """Tokens of a conversation with the opening of the assistant's turn, as the policy sees it."""
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    conversation = cast(list[dict[str, str]], messages)
+    ids = tokenizer.apply_chat_template(
+        conversation, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
     assert isinstance(ids, list)
-    return ids
+    return cast(list[int], ids)
 
 
 def load_base(base: Path, *, dtype: str) -> PreTrainedModel:
@@ -64,16 +78,18 @@ def load_base(base: Path, *, dtype: str) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(base)
     loader = Llama4ForCausalLM if config.model_type in LLAMA4_TYPES else AutoModelForCausalLM
     device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
-    model = loader.from_pretrained(base, dtype=getattr(torch, dtype), device_map=device, attn_implementation="sdpa")
+    model = loader.from_pretrained(
+        base, dtype=getattr(torch, dtype), device_map=device, attn_implementation="sdpa"
+    )
     use_routed_experts(model)
     return model
 
 
 def load_policy(policy: PolicyPath, spec: Model, *, trainable: bool) -> PreTrainedModel | PeftModel:
-    """Load a policy; with `trainable` its adapter (a fresh one where it has none) or all weights take gradients.
+    """Load a policy; with `trainable` its adapter, or without LoRA every weight, takes gradients.
 
-    A fresh adapter starts as the identity. The load-balancing loss is off while the router is frozen: it could only
-    push on what feeds the router.
+    A policy without an adapter gets a fresh one, which starts as the identity. The load-balancing
+    loss is off while the router is frozen: it could only push on what feeds the router.
     """
     model = load_base(policy.base, dtype=spec.dtype)
     text_config = model.config.get_text_config()

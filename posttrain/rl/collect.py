@@ -16,8 +16,8 @@ from posttrain.engines.rollouts import roll_out
 from posttrain.records import Prompt, RolloutGroup, content_hash
 
 Use = Literal["trained", "no_signal_solved", "no_signal_failed", "undecided", "filler", "surplus"]
-"""What became of a group: trained on; replaced because all passed, all failed or too few could be decided; trained on
-without signal because the refill cap bound; with signal but one too many."""
+"""What became of a group: trained on; replaced because all passed, all failed or too few could be
+decided; trained on without signal because the refill cap bound; with signal but one too many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +59,12 @@ def collect_batch(
     rank: int = 0,
     world_size: int = 1,
 ) -> Batch:
-    """Generate until `num_groups` groups have signal or `max_refills` refills are used up; never more than asked.
+    """Generate until `num_groups` groups have signal or `max_refills` refills are used up.
 
-    The curriculum observes every group. A group without signal is replaced by one of the same capability; in the last
-    round, where a capability has none left to offer, by any. Every rank returns the same batch: each generates its
-    share and all exchange them. Seeds depend on step and round only, so a resumed run repeats the same draws.
+    Never more than asked. The curriculum observes every group. A group without signal is replaced
+    by one of the same capability; in the last round, where a capability has none left to offer, by
+    any. Every rank returns the same batch: each generates its share and all exchange them. Seeds
+    depend on step and round only, so a resumed run repeats the same draws.
     """
     groups: list[RolloutGroup] = []
     rounds: list[int] = []
@@ -78,7 +79,11 @@ def collect_batch(
             seed=int(content_hash(request.seed, step, refill, rank)[:8], 16) >> 1,
         )
         mine = list(enumerate(wanted))[rank::world_size]
-        local = roll_out([prompts[i] for _, i in mine], engine, tokenizer, seeded, step=step) if mine else []
+        local = (
+            roll_out([prompts[i] for _, i in mine], engine, tokenizer, seeded, step=step)
+            if mine
+            else []
+        )
         numbered = gather_object([(n, g) for (n, _), g in zip(mine, local, strict=True)])
         new = [group for _, group in sorted(numbered, key=lambda pair: pair[0])]
         for group in new:
@@ -90,11 +95,16 @@ def collect_batch(
         wanted = _replacements(groups, curriculum, prompts, shares)
         if not wanted:
             break
-    return Batch(groups=groups, uses=_uses(groups, prompts, num_groups, shares), refill_rounds=rounds)
+    return Batch(
+        groups=groups, uses=_uses(groups, prompts, num_groups, shares), refill_rounds=rounds
+    )
 
 
 def _replacements(
-    groups: Sequence[RolloutGroup], curriculum: Curriculum, prompts: Mapping[str, Prompt], shares: Counter[str]
+    groups: Sequence[RolloutGroup],
+    curriculum: Curriculum,
+    prompts: Mapping[str, Prompt],
+    shares: Counter[str],
 ) -> list[str]:
     """Prompts to make up, per capability, for the groups that still lack signal."""
     good = Counter(prompts[g.prompt_id].capability for g in groups if g.has_signal)
@@ -108,9 +118,12 @@ def _replacements(
 
 
 def _uses(
-    groups: Sequence[RolloutGroup], prompts: Mapping[str, Prompt], num_groups: int, shares: Counter[str]
+    groups: Sequence[RolloutGroup],
+    prompts: Mapping[str, Prompt],
+    num_groups: int,
+    shares: Counter[str],
 ) -> list[Use]:
-    """Decide per group: signal within the capability's share, then any signal, then groups without as filler."""
+    """Decide per group: signal within the capability's share, then any signal, then filler."""
     uses: list[Use] = ["surplus" if g.has_signal else without_signal(g) for g in groups]
     taken: defaultdict[str, int] = defaultdict(int)
     for i, group in enumerate(groups):
@@ -118,7 +131,8 @@ def _uses(
         if group.has_signal and taken[capability] < shares[capability]:
             uses[i] = "trained"
             taken[capability] += 1
-    for wanted, becomes in (("surplus", "trained"), (None, "filler")):
+    passes: tuple[tuple[Use | None, Use], ...] = (("surplus", "trained"), (None, "filler"))
+    for wanted, becomes in passes:
         for i in range(len(groups)):
             if uses.count("trained") + uses.count("filler") == num_groups:
                 return uses

@@ -1,4 +1,4 @@
-"""What became of the prompts, step by step and capability by capability, derived from the rollout tables."""
+"""What became of the prompts, by step and capability, derived from the rollout tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from posttrain.tables import read_table
 
 
 def curriculum_flow(rollouts: Path) -> list[dict[str, Any]]:
-    """One row per step and capability: groups proposed and by use, pass rate over decided rollouts, tokens."""
+    """One row per step and capability.
+
+    Groups proposed and by use, pass rate over decided rollouts, tokens.
+    """
     rows: list[dict[str, Any]] = []
     for table in sorted(rollouts.glob("step-*.parquet")):
         by_capability: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The state of an RL run: curriculum, engine, weight syncs, and the tables that record each step."""
+"""The state of an RL run: curriculum, engine, weight syncs, and the tables that record a step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_UNDECIDED = 0.05
 
 
 class RolloutSession:
-    """Feeds a trainer: brings its weights to the engine, collects a batch, writes down what happened."""
+    """Feeds a trainer: brings its weights to the engine, collects a batch, records the step."""
 
     def __init__(
         self,
@@ -78,7 +78,8 @@ class RolloutSession:
         groups = batch.training_groups
         if len(groups) < self._num_groups:
             raise HealthStop(
-                f"rl: the curriculum had {len(groups)} prompts left for a batch of {self._num_groups}",
+                f"rl: the curriculum had {len(groups)} prompts left "
+                f"for a batch of {self._num_groups}",
                 hint="give rl.data more rows, or lower the batch (per_device_train_batch_size x "
                 "gradient_accumulation_steps / num_generations)",
             )
@@ -91,9 +92,11 @@ class RolloutSession:
         self._engine.sync_weights(live_tensors(model), policy_version=trainer.state.global_step)
         seconds = time.monotonic() - started
         groups = self._last_groups or []
-        if not groups:  # the first sync of a resumed run: any prompt will do, its own tokens as the continuation
+        if not groups:
+            # The first sync of a resumed run: any prompt will do, split in the middle.
             ids = [self.prompt_ids(prompt_id) for prompt_id in sorted(self._prompts)[:4]]
-            prefixes, continuations = [i[: len(i) // 2] for i in ids], [i[len(i) // 2 :] for i in ids]
+            prefixes = [i[: len(i) // 2] for i in ids]
+            continuations = [i[len(i) // 2 :] for i in ids]
         else:
             prefixes = [self.prompt_ids(g.prompt_id) for g in groups]
             continuations = [g.rollouts[0].completion_ids for g in groups]
@@ -126,7 +129,7 @@ class RolloutSession:
         write_json(Path(checkpoint) / CURRICULUM_FILE, self._curriculum.state_dict())
 
     def restore(self, checkpoint: Path, step: int) -> None:
-        """Go on from a checkpoint at `step`; tables of later steps are set aside, since they will be made again."""
+        """Go on from a checkpoint at `step`; later steps' tables, to be made again, go aside."""
         self._curriculum.load_state_dict(read_json(checkpoint / CURRICULUM_FILE))
         self.rewind(step)
 
@@ -141,7 +144,10 @@ class RolloutSession:
 
     def _record(self, batch: Batch, step: int) -> None:
         """Write the step's rollout table, once and for good, with what became of each group."""
-        columns = [{"use": use, "refill": n} for use, n in zip(batch.uses, batch.refill_rounds, strict=True)]
+        columns = [
+            {"use": use, "refill": n}
+            for use, n in zip(batch.uses, batch.refill_rounds, strict=True)
+        ]
         path = self._work_dir / "rollouts" / f"step-{step:06d}.parquet"
         write_groups(path, batch.groups, self._prompts, columns=columns)
 
@@ -150,7 +156,7 @@ class RolloutSession:
         undecided = [o for o in outcomes if o.passed is None]
         if len(undecided) > MAX_UNDECIDED * len(outcomes):
             raise HealthStop(
-                f"rl: verifiers could not decide {len(undecided)} of {len(outcomes)} answers at step {step}; "
-                f"the first: {undecided[0].why}",
+                f"rl: verifiers could not decide {len(undecided)} of {len(outcomes)} answers "
+                f"at step {step}; the first: {undecided[0].why}",
                 hint="check the verifier and references of rl.data",
             )

@@ -38,11 +38,13 @@ def train(
 ) -> dict[str, Any]:
     """Train `policy` on verified rollouts of `prompts`; resumes from `work_dir`.
 
-    Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.json, parity.jsonl and rollouts/ to `out_dir`. `prior`
-    maps prompt ids to expected pass rates. Returns the stage's summary.
+    Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.json, parity.jsonl and rollouts/ to
+    `out_dir`. `prior` maps prompt ids to expected pass rates. Returns the stage's summary.
     """
     # Rows reach TRL with columns of their own, which it must not drop.
-    args = trainer_arguments(GRPOConfig, trainer, stage="rl", dtype=model.dtype, seed=seed, work_dir=work_dir)
+    args = trainer_arguments(
+        GRPOConfig, trainer, stage="rl", dtype=model.dtype, seed=seed, work_dir=work_dir
+    )
     tokenizer = load_tokenizer(policy.base)
     running = make_engine(engine, policy, dtype=model.dtype, seed=seed)
     session = RolloutSession(
@@ -87,4 +89,7 @@ def train(
     shutil.copytree(work_dir / "rollouts", out_dir / "rollouts")
     flow = curriculum_flow(out_dir / "rollouts")
     write_table(out_dir / "curriculum.jsonl", flow)
-    return summary | {"prompts": len(prompts), "generated_tokens": sum(row["tokens"] for row in flow)}
+    return summary | {
+        "prompts": len(prompts),
+        "generated_tokens": sum(row["tokens"] for row in flow),
+    }

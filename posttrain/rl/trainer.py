@@ -1,8 +1,9 @@
-"""`trl.GRPOTrainer` fed by a curriculum: three thin wrappers around `super()`, and no copied method.
+"""`trl.GRPOTrainer` fed by a curriculum: thin wrappers around `super()`, and no copied method.
 
-The data set TRL iterates is only a clock. When it asks for a generation batch, the batch comes from `Rollouts`: the
-wrapper swaps the rows, TRL's own `rollout_func` seam hands over the tokens, and a pass-through reward the outcomes.
-The private names of TRL that this relies on are pinned by tests/test_upstream.py.
+The data set TRL iterates is only a clock. When it asks for a generation batch, the batch comes from
+a `BatchSource`: the wrapper swaps the rows, TRL's own `rollout_func` seam hands over the tokens,
+and a pass-through reward the outcomes. The private names of TRL that this relies on are pinned by
+tests/test_upstream.py.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class BatchSource(Protocol):
     """Where a step's groups come from, and what must be saved with a checkpoint."""
 
     def next_groups(self, trainer: GRPOTrainer) -> list[RolloutGroup]:
-        """Groups to train on at `trainer.state.global_step`, for all ranks, those with signal first."""
+        """Groups for the step at hand, for all ranks, those with signal first."""
         ...
 
     def messages(self, prompt_id: str) -> list[Message]:
@@ -47,17 +48,21 @@ class CurriculumGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         groups = self._source.next_groups(self)
-        rows = [row for group in groups for row in self._rows(group, masked=_is_masked(group, groups))]
+        rows = [
+            row for group in groups for row in self._rows(group, masked=_is_masked(group, groups))
+        ]
         first = self.accelerator.process_index * len(inputs)
         self._rollouts = rows[first : first + len(inputs)]
         assert len(self._rollouts) == len(inputs), "a batch source must fill the generation batch"
         output = super()._generate_and_score_completions([dict(row) for row in self._rollouts])
-        # The policy that sampled is the engine's: its log-probabilities are the denominator of the ratio, so that
-        # what numerics make different between engine and trainer is corrected, and clipped where it is large.
+        # The policy that sampled is the engine's: its log-probabilities are the denominator of the
+        # ratio, so that what numerics make different between engine and trainer is corrected, and
+        # clipped where it is large.
         output["old_per_token_logps"] = output["sampling_per_token_logps"]
         return output
 
     def _rows(self, group: RolloutGroup, *, masked: bool) -> list[Row]:
+        passed = [rollout.outcome.passed for rollout in group.rollouts]
         return [
             {
                 "prompt": self._source.messages(group.prompt_id),
@@ -65,30 +70,36 @@ class CurriculumGRPOTrainer(GRPOTrainer):
                 "completion_ids": rollout.completion_ids,
                 "logprobs": rollout.logprobs,
                 "env_mask": [0 if masked else 1] * len(rollout.completion_ids),
-                "outcome": None if rollout.outcome.passed is None else float(rollout.outcome.passed),
+                "outcome": None if outcome is None else float(outcome),
             }
-            for rollout in group.rollouts
+            for rollout, outcome in zip(group.rollouts, passed, strict=True)
         ]
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            self._source.save(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
+            self._source.save(
+                f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}"
+            )
 
 
 def _is_masked(group: RolloutGroup, groups: list[RolloutGroup]) -> bool:
     """Whether a group is left out of the loss's token count: it has no signal while another has.
 
-    Its advantages are zero either way; counted, its tokens would thin out the others' gradient. Where no group has
-    signal nothing is masked, since a count of zero would make the loss 0/0.
+    Its advantages are zero either way; counted, its tokens would thin out the others' gradient.
+    Where no group has signal nothing is masked, since a count of zero would make the loss 0/0.
     """
     return not group.has_signal and any(g.has_signal for g in groups)
 
 
-def _hand_over(prompts: list[list[Message]], trainer: CurriculumGRPOTrainer) -> dict[str, list[Any]]:
+def _hand_over(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]:
     """TRL's rollout_func: the tokens that were already generated."""
+    assert isinstance(trainer, CurriculumGRPOTrainer)
     rows = trainer._rollouts
-    return {key: [row[key] for row in rows] for key in ("prompt_ids", "completion_ids", "logprobs", "env_mask")}
+    return {
+        key: [row[key] for row in rows]
+        for key in ("prompt_ids", "completion_ids", "logprobs", "env_mask")
+    }
 
 
 def verified(*, outcome: list[float | None], **_: Any) -> list[float | None]:

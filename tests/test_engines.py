@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from posttrain.engines import PROBE_FILE, Engine, SamplingRequest, make_engine
+from posttrain.engines.parity import check_parity, load_probe, save_probe, take_probe
+from posttrain.engines.rollouts import roll_out
+from posttrain.errors import EnvironmentFault, HealthStop
+from posttrain.models import PolicyPath, live_tensors, load_tokenizer
+from posttrain.models.policy import load_base
+from posttrain.recipe.schema import EngineSpec
+from tests.conftest import make_prompt
+
+PROMPTS = [[1, 20, 30, 40], [1, 50, 60], [1, 70, 80, 90, 100, 110]]
+SPEC = EngineSpec(kind="transformers", max_model_len=128, max_num_seqs=8)
+REQUEST = SamplingRequest(num_generations=4, max_tokens=6, seed=11)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llama4: Path) -> Iterator[Engine]:
+    running = make_engine(SPEC, PolicyPath(base=tiny_llama4), dtype="float32", seed=0)
+    yield running
+    running.close()
+
+
+def worst(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
+    """The largest difference between two ragged lists of numbers."""
+    return max(abs(x - y) for xs, ys in zip(a, b, strict=True) for x, y in zip(xs, ys, strict=True))
+
+
+def check_sampling(engine: Engine) -> None:
+    """What every engine owes: shape, reproducibility, log-probabilities that scoring confirms."""
+    groups = engine.generate(PROMPTS, REQUEST)
+    assert [len(group) for group in groups] == [4, 4, 4]
+    assert engine.generate(PROMPTS, REQUEST) == groups
+    other = SamplingRequest(num_generations=4, max_tokens=6, seed=12)
+    assert engine.generate(PROMPTS, other) != groups
+    flat = [(p, c) for p, group in zip(PROMPTS, groups, strict=True) for c in group]
+    scores = engine.score([p for p, _ in flat], [c.token_ids for _, c in flat])
+    assert worst(scores, [c.logprobs for _, c in flat]) < 1e-4
+    assert all(len(c.token_ids) == 6 or c.finish_reason == "stop" for _, c in flat)
+
+
+def check_sync(engine: Engine, base: Path) -> None:
+    """A sync takes, there and back, and a probe of other weights is told apart."""
+    model = load_base(base, dtype="float32")
+    right = take_probe(model, PROMPTS, [[5, 6, 7]] * 3)
+    assert check_parity(engine, right, tolerance=1e-4).num_tokens == 9
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "experts" in name or "o_proj" in name:
+                parameter.mul_(-1.5)
+    changed = take_probe(model, PROMPTS, [[5, 6, 7]] * 3)
+    with pytest.raises(HealthStop, match="does not hold the policy's weights"):
+        check_parity(engine, changed, tolerance=1e-2)
+    engine.sync_weights(live_tensors(model), policy_version=3)
+    assert engine.policy_version == 3
+    assert check_parity(engine, changed, tolerance=1e-4).policy_version == 3
+    engine.sync_weights(live_tensors(load_base(base, dtype="float32")), policy_version=4)
+    check_parity(engine, right, tolerance=1e-4)
+
+
+def test_transformers_samples(engine: Engine) -> None:
+    check_sampling(engine)
+
+
+def test_transformers_syncs(engine: Engine, tiny_llama4: Path) -> None:
+    check_sync(engine, tiny_llama4)
+
+
+def test_padding_does_not_change_the_odds(engine: Engine) -> None:
+    alone = [engine.score([p], [[5, 6, 7]])[0] for p in PROMPTS]
+    assert worst(alone, engine.score(PROMPTS, [[5, 6, 7]] * 3)) < 1e-5
+
+
+def test_an_engine_does_not_touch_the_trainers_random_numbers(engine: Engine) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    engine.generate(PROMPTS, REQUEST)
+    assert torch.rand(3).equal(expected)
+
+
+def test_not_a_number_is_no_parity(engine: Engine, tiny_llama4: Path) -> None:
+    model = load_base(tiny_llama4, dtype="float32")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(HealthStop):
+        check_parity(engine, take_probe(model, PROMPTS, [[5]] * 3), tolerance=1e9)
+
+
+def test_a_policy_with_a_probe_is_checked_when_it_is_loaded(
+    tiny_llama4: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    base = tmp_path / "model"
+    shutil.copytree(tiny_llama4, base)
+    probe = take_probe(load_base(base, dtype="float32"), PROMPTS, [[5, 6]] * 3)
+    save_probe(probe, base / PROBE_FILE)
+    assert load_probe(base / PROBE_FILE) == probe
+    make_engine(SPEC, PolicyPath(base=base), dtype="float32", seed=0).close()
+    wrong = [[x - 1.0 for x in row] for row in probe.logprobs_N]
+    save_probe(
+        type(probe)(
+            prefixes_N=probe.prefixes_N, continuations_N=probe.continuations_N, logprobs_N=wrong
+        ),
+        base / PROBE_FILE,
+    )
+    with pytest.raises(HealthStop):
+        make_engine(SPEC, PolicyPath(base=base), dtype="float32", seed=0)
+
+
+def test_a_missing_vllm_names_the_extra(tiny_llama4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    spec = SPEC.model_copy(update={"kind": "vllm"})
+    with pytest.raises(EnvironmentFault) as caught:
+        make_engine(spec, PolicyPath(base=tiny_llama4), dtype="float32", seed=0)
+    assert "posttrain[vllm]" in caught.value.hint
+
+
+def test_rolling_out_verifies_and_keeps_order(engine: Engine, tiny_llama4: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama4)
+    prompts = [make_prompt(f"{i} + {i}", str(2 * i)) for i in range(5)]
+    groups = roll_out(prompts, engine, tokenizer, REQUEST, step=7)
+    assert [g.prompt_id for g in groups] == [p.prompt_id for p in prompts]
+    assert {(g.step, len(g.rollouts)) for g in groups} == {(7, 4)}
+    for group in groups:
+        for rollout in group.rollouts:
+            assert rollout.text == tokenizer.decode(
+                rollout.completion_ids, skip_special_tokens=True
+            )
+            assert len(rollout.logprobs) == len(rollout.completion_ids)
+
+
+@pytest.mark.slow
+class TestVllm:
+    """The real engine, in this process."""
+
+    @pytest.fixture(scope="class")
+    def vllm_engine(self, tiny_llama4: Path) -> Iterator[Engine]:
+        pytest.importorskip("vllm")
+        spec = EngineSpec(kind="vllm", max_model_len=128, max_num_seqs=16)
+        running = make_engine(spec, PolicyPath(base=tiny_llama4), dtype="float32", seed=0)
+        yield running
+        running.close()
+
+    def test_samples(self, vllm_engine: Engine) -> None:
+        check_sampling(vllm_engine)
+
+    def test_syncs(self, vllm_engine: Engine, tiny_llama4: Path) -> None:
+        check_sync(vllm_engine, tiny_llama4)
+
+    def test_agrees_with_transformers(self, vllm_engine: Engine, engine: Engine) -> None:
+        continuations = [[5, 6, 7, 8, 9]] * 3
+        assert (
+            worst(vllm_engine.score(PROMPTS, continuations), engine.score(PROMPTS, continuations))
+            < 1e-4
+        )
+
+    def test_a_partial_sync_leaves_the_rest_alone(
+        self, vllm_engine: Engine, tiny_llama4: Path
+    ) -> None:
+        model = load_base(tiny_llama4, dtype="float32")
+        with torch.no_grad():
+            model.model.layers[1].self_attn.o_proj.weight.mul_(-2)
+        name = "model.layers.1.self_attn.o_proj.weight"
+        vllm_engine.sync_weights([(name, model.state_dict()[name])], policy_version=8)
+        check_parity(vllm_engine, take_probe(model, PROMPTS, [[5, 6, 7]] * 3), tolerance=1e-4)
+        original = load_base(tiny_llama4, dtype="float32")
+        vllm_engine.sync_weights([(name, original.state_dict()[name])], policy_version=9)
+        check_parity(vllm_engine, take_probe(original, PROMPTS, [[5, 6, 7]] * 3), tolerance=1e-4)
+
+    def test_without_the_repacking_parity_is_lost(
+        self, vllm_engine: Engine, tiny_llama4: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The defect this guards against: nothing raises, and every answer is wrong."""
+        import posttrain.engines.vllm as module
+
+        model = load_base(tiny_llama4, dtype="float32")
+        probe = take_probe(model, PROMPTS, [[5, 6, 7]] * 3)
+        with monkeypatch.context() as without:
+            without.setattr(module, "pack_experts", lambda experts, layer: None)
+            vllm_engine.sync_weights(live_tensors(model), policy_version=5)
+            with pytest.raises(HealthStop):
+                check_parity(vllm_engine, probe, tolerance=1e-3)
+        vllm_engine.sync_weights(live_tensors(model), policy_version=6)
+        check_parity(vllm_engine, probe, tolerance=1e-4)

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import Llama4ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama4.modeling_llama4 import Llama4TextConfig, Llama4TextMoe
+
+from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.models import (
+    PolicyPath,
+    count_parameters,
+    live_tensors,
+    load_policy,
+    merge,
+    merged_tensors,
+    plan_memory,
+    resolve_base,
+    sequence_logprobs,
+    upcycle,
+)
+from posttrain.models.experts import routed_moe_forward, use_routed_experts
+from posttrain.models.lora import lora_config
+from posttrain.models.memory import adapter_parameters, model_shapes
+from posttrain.models.policy import load_base, load_tokenizer
+from posttrain.recipe.schema import Lora, Model, Recipe
+
+IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
+
+
+def make_dense(path: Path, tiny: Path, **changes: object) -> Path:
+    """A random dense Llama with biases in attention and its own tokenizer."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        **{
+            "vocab_size": 300,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "initializer_range": 0.3,
+            "tie_word_embeddings": True,
+            "rope_theta": 5000.0,
+            **changes,
+        }
+    )
+    model = LlamaForCausalLM(config)
+    tokenizer = load_tokenizer(tiny)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_llama4: Path, tmp_path_factory: pytest.TempPathFactory) -> PolicyPath:
+    """The tiny model with an adapter that is not the identity."""
+    spec = Model(base=str(tiny_llama4), dtype="float32", lora=Lora(rank=4, alpha=16))
+    model = load_policy(PolicyPath(base=tiny_llama4), spec, trainable=True)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(str(folder))
+    return PolicyPath(base=tiny_llama4, adapter=folder)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("attention_bias", [False, True])
+def test_upcycling_keeps_the_logits(
+    tmp_path: Path, tiny_llama4: Path, every: int, attention_bias: bool
+) -> None:
+    source = make_dense(tmp_path / "dense", tiny_llama4, attention_bias=attention_bias)
+    upcycle(str(source), tmp_path / "moe", experts=3, every=every)
+    moe = Llama4ForCausalLM.from_pretrained(tmp_path / "moe", dtype=torch.float32)
+    dense = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
+    layers = [m for m in moe.modules() if isinstance(m, Llama4TextMoe)]
+    assert len(layers) == 4 // every
+    assert all(layer.num_experts == 3 for layer in layers)
+    with torch.no_grad():
+        expected, found = dense(IDS).logits, moe(IDS).logits
+    assert expected.abs().max() > 1
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_the_experts_of_an_upcycled_model_can_learn(tmp_path: Path, tiny_llama4: Path) -> None:
+    upcycle(str(make_dense(tmp_path / "dense", tiny_llama4)), tmp_path / "moe", experts=2)
+    moe = load_base(tmp_path / "moe", dtype="float32")
+    moe(IDS, labels=IDS).loss.backward()
+    layer = next(m for m in moe.modules() if isinstance(m, Llama4TextMoe))
+    assert layer.experts.down_proj.grad is not None
+    assert layer.experts.down_proj.grad.abs().max() > 0
+
+
+def test_upcycling_refuses_what_is_no_dense_llama(tmp_path: Path, tiny_llama4: Path) -> None:
+    with pytest.raises(RecipeError, match="dense Llama"):
+        upcycle(str(tiny_llama4), tmp_path / "x", experts=2)
+    with pytest.raises(EnvironmentFault, match="cannot load"):
+        upcycle(str(tmp_path / "nothing"), tmp_path / "x", experts=2)
+    source = make_dense(tmp_path / "dense", tiny_llama4)
+    with pytest.raises(RecipeError, match="every: 5"):
+        upcycle(str(source), tmp_path / "x", experts=2, every=5)
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 16])
+@pytest.mark.parametrize("num_tokens", [1, 3, 50])
+def test_routed_experts_equal_every_expert_on_every_token(
+    num_experts: int, num_tokens: int
+) -> None:
+    torch.manual_seed(num_experts + num_tokens)
+    config = Llama4TextConfig(
+        hidden_size=32, intermediate_size=48, num_local_experts=num_experts, num_hidden_layers=1
+    )
+    moe = Llama4TextMoe(config)
+    for parameter in moe.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x = torch.randn(1, num_tokens, 32, requires_grad=True)
+    twin = x.detach().clone().requires_grad_()
+    expected, expected_logits = moe(x)
+    expected.square().sum().backward()
+    gradients = {name: p.grad.clone() for name, p in moe.named_parameters() if p.grad is not None}
+    moe.zero_grad()
+    found, logits = routed_moe_forward(moe, twin)
+    found.square().sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(logits, expected_logits)
+    torch.testing.assert_close(twin.grad, x.grad)
+    for name, parameter in moe.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], msg=name)
+
+
+def test_loading_switches_every_mixture_layer(tiny_llama4: Path) -> None:
+    plain = Llama4ForCausalLM.from_pretrained(tiny_llama4, dtype=torch.float32)
+    ours = load_base(tiny_llama4, dtype="float32")
+    assert use_routed_experts(plain) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(ours(IDS).logits, plain(IDS).logits)
+
+
+def test_merging_agrees_with_peft(adapted: PolicyPath, tmp_path: Path) -> None:
+    assert adapted.adapter is not None
+    base = load_base(adapted.base, dtype="float32")
+    before = base(IDS).logits.detach()
+    oracle = PeftModel.from_pretrained(base, adapted.adapter).merge_and_unload()
+    merged = load_base(merge(adapted, tmp_path / "merged"), dtype="float32")
+    with torch.no_grad():
+        expected, found = oracle(IDS).logits, merged(IDS).logits
+    assert (expected - before).abs().max() > 1e-2
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
+
+
+def test_merging_in_many_shards_loses_nothing(adapted: PolicyPath, tmp_path: Path) -> None:
+    whole = dict(merged_tensors(adapted))
+    folder = merge(adapted, tmp_path / "merged", shard_bytes=40_000)
+    assert len(list(folder.glob("*.safetensors"))) > 3
+    found = dict(merged_tensors(PolicyPath(base=folder)))
+    assert whole.keys() == found.keys()
+    assert all(whole[name].equal(found[name]) for name in whole)
+    assert count_parameters(folder) == sum(t.numel() for t in whole.values())
+
+
+def test_live_and_stored_adapters_fold_alike(adapted: PolicyPath) -> None:
+    spec = Model(base=str(adapted.base), dtype="float32")
+    live = dict(live_tensors(load_policy(adapted, spec, trainable=True)))
+    stored = dict(merged_tensors(adapted, changed_only=True))
+    assert live.keys() == stored.keys()
+    for name, tensor in stored.items():
+        torch.testing.assert_close(live[name], tensor)
+
+
+def test_full_training_hands_over_every_tensor(tiny_llama4: Path) -> None:
+    spec = Model(base=str(tiny_llama4), dtype="float32", lora=None)
+    model = load_policy(PolicyPath(base=tiny_llama4), spec, trainable=True)
+    assert all(p.requires_grad for p in model.parameters())
+    names = set(dict(live_tensors(model)))
+    assert set(dict(merged_tensors(PolicyPath(base=tiny_llama4)))) <= names
+
+
+def test_lora_reaches_what_the_recipe_names(tiny_llama4: Path) -> None:
+    model = load_base(tiny_llama4, dtype="float32")
+    config = lora_config(Lora(targets=["attention", "shared_expert"]), model)
+    assert isinstance(config.target_modules, set)
+    assert len(config.target_modules) == 4 * 4 + 2 * 3
+    assert not any(".experts." in name or ".router" in name for name in config.target_modules)
+
+
+def test_a_lora_target_that_hits_nothing_is_an_error(tmp_path: Path, tiny_llama4: Path) -> None:
+    dense = load_base(make_dense(tmp_path / "dense", tiny_llama4), dtype="float32")
+    with pytest.raises(RecipeError, match="router matches no layer"):
+        lora_config(Lora(targets=["attention", "router"]), dense)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no config.json"),
+        ({"config.json": "{"}, "no model configuration"),
+        ({"config.json": "{}"}, "no model configuration"),
+        ({"config.json": '{"model_type": "llama"}'}, "no \\*.safetensors"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(
+    tmp_path: Path, files: dict[str, str], message: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(EnvironmentFault, match=message):
+        resolve_base(Model(base=str(tmp_path)), cache_dir=tmp_path / "cache")
+
+
+def test_an_upcycled_base_is_built_once(tmp_path: Path, tiny_llama4: Path) -> None:
+    source = make_dense(tmp_path / "dense", tiny_llama4)
+    spec = Model.model_validate(
+        {"base": {"upcycle": {"from": str(source), "experts": 2}}, "dtype": "float32"}
+    )
+    first = resolve_base(spec, cache_dir=tmp_path / "cache")
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    assert resolve_base(spec, cache_dir=tmp_path / "cache") == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == written
+    other = spec.model_copy(update={"dtype": "bfloat16"})
+    assert resolve_base(other, cache_dir=tmp_path / "cache") != first
+
+
+def test_log_probabilities_agree_with_a_forward_pass_of_each_alone(tiny_llama4: Path) -> None:
+    model = load_base(tiny_llama4, dtype="float32")
+    prefixes, continuations = [[1, 5, 9], [3, 3, 8, 100, 2]], [[17, 40], [60, 61, 62, 7, 7, 7]]
+    found = sequence_logprobs(model, prefixes, continuations)
+    for prefix, continuation, scores in zip(prefixes, continuations, found, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prefix + continuation])).logits[0].log_softmax(-1)
+        alone = [logits[len(prefix) - 1 + t, token].item() for t, token in enumerate(continuation)]
+        assert scores == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_memory_plan_counts_what_is_there(tiny_llama4: Path) -> None:
+    lora = Lora(rank=4)
+    recipe = Recipe.model_validate(
+        {
+            "model": {"base": str(tiny_llama4), "dtype": "float32", "lora": lora.model_dump()},
+            "rl": {"data": [{"reasoning_gym": ["gcd"], "size": 3}]},
+        }
+    )
+    plan = plan_memory(recipe)
+    real = load_policy(PolicyPath(base=tiny_llama4), recipe.model, trainable=True)
+    trained = sum(p.numel() for p in real.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in real.parameters() if not p.requires_grad)
+    assert (
+        plan["trained_parameters"] == trained == adapter_parameters(model_shapes(tiny_llama4), lora)
+    )
+    assert plan["num_parameters"] == frozen
+    assert plan["bytes"]["training"] == frozen * 4 + trained * 16

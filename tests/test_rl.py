@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from posttrain.curriculum import build_curriculum
+from posttrain.engines import Completion, SamplingRequest
+from posttrain.models import PolicyPath, load_tokenizer
+from posttrain.recipe.schema import EngineSpec, Lora, Model, UniformCurriculum
+from posttrain.records import Prompt
+from posttrain.rl import train
+from posttrain.rl.collect import Batch, collect_batch
+from posttrain.rl.trainer import _is_masked
+from posttrain.tables import read_groups, read_json, read_table
+from tests.conftest import make_group, make_prompt
+
+
+class ScriptedEngine:
+    """Answers right for the first n of the G generations of a prompt, as a script says."""
+
+    policy_version = 0
+
+    def __init__(
+        self, tokenizer: Any, prompts: Sequence[Prompt], right: Callable[[Prompt], int]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._right = right
+        self._by_ids = {tuple(self._ids(p)): p for p in prompts}
+        self.seeds: list[int] = []
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self._tokenizer.apply_chat_template(
+            prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+
+    def generate(
+        self, prompts_P: Sequence[list[int]], request: SamplingRequest
+    ) -> list[list[Completion]]:
+        self.seeds.append(request.seed)
+        answers: list[list[Completion]] = []
+        for ids in prompts_P:
+            prompt = self._by_ids[tuple(ids)]
+            texts = [
+                prompt.reference if i < self._right(prompt) else "wrong"
+                for i in range(request.num_generations)
+            ]
+            tokens = [self._tokenizer.encode(t, add_special_tokens=False) for t in texts]
+            answers.append(
+                [
+                    Completion(token_ids=t, logprobs=[-0.5] * len(t), finish_reason="stop")
+                    for t in tokens
+                ]
+            )
+        return answers
+
+    def score(self, prefixes_N: Any, continuations_N: Any) -> list[list[float]]:
+        raise AssertionError("collecting a batch scores nothing")
+
+    def sync_weights(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int
+    ) -> None:
+        raise AssertionError("collecting a batch syncs nothing")
+
+    def close(self) -> None:
+        pass
+
+
+def pool(num: int) -> list[Prompt]:
+    """`num` prompts each of the capabilities a and b; the reference tells them apart."""
+    return [
+        make_prompt(f"what is {c}{i}", f"{c}{i}", capability=c) for c in "ab" for i in range(num)
+    ]
+
+
+def collect(
+    tokenizer: Any,
+    right: Callable[[Prompt], int],
+    *,
+    num: int = 20,
+    num_groups: int = 4,
+    max_refills: int = 2,
+    step: int = 0,
+) -> tuple[Batch, dict[str, Prompt], ScriptedEngine]:
+    prompts = pool(num)
+    engine = ScriptedEngine(tokenizer, prompts, right)
+    by_id = {p.prompt_id: p for p in prompts}
+    batch = collect_batch(
+        curriculum=build_curriculum(UniformCurriculum(kind="uniform"), prompts, seed=0),
+        prompts=by_id,
+        engine=engine,
+        tokenizer=tokenizer,
+        request=SamplingRequest(num_generations=4, max_tokens=8, seed=1),
+        num_groups=num_groups,
+        max_refills=max_refills,
+        step=step,
+    )
+    return batch, by_id, engine
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_llama4: Path) -> Any:
+    return load_tokenizer(tiny_llama4)
+
+
+def test_groups_with_signal_need_no_refill(tokenizer: Any) -> None:
+    batch, _, engine = collect(tokenizer, lambda p: 2)
+    assert batch.uses == ["trained"] * 4
+    assert batch.refill_rounds == [0] * 4
+    assert len(engine.seeds) == 1
+
+
+def test_groups_without_signal_are_replaced_by_the_same_capability(tokenizer: Any) -> None:
+    batch, prompts, _ = collect(
+        tokenizer,
+        lambda p: 2 if p.capability == "b" else 4 * (hash(p.reference) % 2),
+        max_refills=1,
+    )
+    trained = [g for g, u in zip(batch.groups, batch.uses, strict=True) if u == "trained"]
+    assert all(g.has_signal for g in trained)
+    assert [prompts[g.prompt_id].capability for g in trained] == ["b", "b"]
+    refilled = [g for g, n in zip(batch.groups, batch.refill_rounds, strict=True) if n == 1]
+    assert [prompts[g.prompt_id].capability for g in refilled] == ["a", "a"]
+    assert batch.uses.count("filler") == 2
+    assert len(batch.training_groups) == 4
+
+
+def test_the_refill_cap_is_soft(tokenizer: Any) -> None:
+    batch, _, engine = collect(tokenizer, lambda p: 0, max_refills=3)
+    assert batch.uses == ["filler"] * 4 + ["no_signal_failed"] * 12
+    assert len(engine.seeds) == len(set(engine.seeds)) == 4
+
+
+def test_a_small_pool_ends_the_refills(tokenizer: Any) -> None:
+    batch, _, _ = collect(tokenizer, lambda p: 4, num=2, max_refills=5)
+    assert len(batch.groups) == 4
+    assert batch.uses == ["filler"] * 4
+
+
+def test_the_same_step_draws_the_same_batch_and_another_step_another_seed(tokenizer: Any) -> None:
+    one, _, first = collect(tokenizer, lambda p: 2, step=3)
+    two, _, again = collect(tokenizer, lambda p: 2, step=3)
+    _, _, later = collect(tokenizer, lambda p: 2, step=4)
+    assert [g.prompt_id for g in one.groups] == [g.prompt_id for g in two.groups]
+    assert (one.uses, one.refill_rounds) == (two.uses, two.refill_rounds)
+    assert first.seeds == again.seeds != later.seeds
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=40, max_size=40), st.integers(1, 12), st.integers(0, 3))
+def test_a_batch_is_full_and_everything_is_accounted_for(
+    tiny_llama4: Path, rights: list[int], num_groups: int, max_refills: int
+) -> None:
+    tokenizer = load_tokenizer(tiny_llama4)
+    script = {p.prompt_id: right for p, right in zip(pool(20), rights, strict=True)}
+    batch, _, _ = collect(
+        tokenizer, lambda p: script[p.prompt_id], num_groups=num_groups, max_refills=max_refills
+    )
+    assert len(batch.training_groups) == num_groups
+    assert len({g.prompt_id for g in batch.groups}) == len(batch.groups)
+    signal = [g.has_signal for g in batch.groups]
+    for has_signal, use in zip(signal, batch.uses, strict=True):
+        assert has_signal == (use in ("trained", "surplus"))
+    # A group without signal is trained on only where there were not enough with it.
+    if "filler" in batch.uses:
+        assert "surplus" not in batch.uses
+    flags = [g.has_signal for g in batch.training_groups]
+    assert flags == sorted(flags, reverse=True)
+
+
+def test_groups_without_signal_do_not_thin_out_the_gradient() -> None:
+    signal, dead = make_group([1, 0]), make_group([0, 0])
+    assert not _is_masked(signal, [signal, dead])
+    assert _is_masked(dead, [signal, dead])
+    assert not _is_masked(dead, [dead, dead])
+
+
+@pytest.mark.slow
+def test_training_records_every_step_and_ends_with_the_weights_it_trained(
+    tiny_llama4: Path, tmp_path: Path
+) -> None:
+    prompts = [make_prompt(f"{i} plus", str(i % 10), capability="ab"[i % 2]) for i in range(24)]
+    spec = EngineSpec(
+        kind="transformers", max_model_len=128, max_num_seqs=64, parity_tolerance=1e-3
+    )
+    block = {
+        "max_steps": 3,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 6,
+        "learning_rate": 1e-2,
+        "save_steps": 1,
+    }
+    model = Model(base=str(tiny_llama4), dtype="float32", lora=Lora(rank=4))
+    arguments: dict[str, Any] = {
+        "policy": PolicyPath(base=tiny_llama4), "model": model, "engine": spec,
+        "curriculum": UniformCurriculum(kind="uniform", max_refills=1), "trainer": block, "seed": 0,
+    }  # fmt: skip
+    out = tmp_path / "out"
+    out.mkdir()
+    summary = train(prompts, **arguments, work_dir=tmp_path / "work", out_dir=out)
+    assert summary["steps"] == 3
+    tables = sorted((out / "rollouts").iterdir())
+    assert [t.name for t in tables] == [f"step-{i:06d}.parquet" for i in range(3)]
+    for step, table in enumerate(tables):
+        groups = read_groups(table)
+        assert {(g.step, g.policy_version) for g in groups} == {(step, step)}
+        assert {row["use"] for row in read_table(table)} <= {
+            "trained", "filler", "no_signal_solved", "no_signal_failed", "undecided", "surplus",
+        }  # fmt: skip
+    flow = read_table(out / "curriculum.jsonl")
+    assert sum(row["proposed"] for row in flow) == sum(len(read_groups(t)) for t in tables)
+    parity = read_table(out / "parity.jsonl")
+    assert [row["step"] for row in parity] == [1, 2]
+    assert all(row["parity/mean"] < 1e-4 for row in parity)
+    assert read_json(out / "policy" / "parity.json")["logprobs"]
+    assert (out / "policy" / "adapter_model.safetensors").exists()
