@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PosttrainError(Exception):
-    """A failure that a person can act on: `message` says what is wrong, `hint` what to type next."""
+    """A failure a person can act on: `message` says what is wrong, `hint` what to type next."""
 
     exit_code = 1
 
@@ -27,7 +27,7 @@ class EnvironmentFault(PosttrainError):
 
 
 class HealthStop(PosttrainError):
-    """The run was stopped because going on would waste it: non-finite loss, lost parity, bad data."""
+    """Going on would waste the run: non-finite loss, lost parity, bad data."""
 
     exit_code = 4
 

@@ -9,7 +9,7 @@ _hits: dict[str, int] = {}
 
 
 def fault_point(name: str) -> None:
-    """Die by SIGKILL at the n-th visit when POSTTRAIN_FAULT is `name:n` (or `name` for the first); else do nothing."""
+    """Die by SIGKILL at the n-th visit where POSTTRAIN_FAULT is `name:n`; `name` is the first."""
     wanted = os.environ.get("POSTTRAIN_FAULT")
     if not wanted:
         return

@@ -30,12 +30,12 @@ def content_hash(*parts: Any) -> str:
 
 
 def question_hash(messages: Sequence[Message]) -> str:
-    """The hash of what is asked: every turn but system turns and the closing answer, whitespace folded.
+    """The hash of what is asked: all but system turns and the closing answer, whitespace folded.
 
     A training sample and a held-out prompt with the same question have the same hash.
 
-    >>> ask = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2 =\\n"}]
-    >>> answered = [{"role": "user", "content": "2 + 2 ="}, {"role": "assistant", "content": "4"}]
+    >>> system, user = {"role": "system", "content": "x"}, {"role": "user", "content": "2 + 2 =\\n"}
+    >>> ask, answered = [system, user], [user, {"role": "assistant", "content": "4"}]
     >>> question_hash(ask) == question_hash(answered)
     True
     """
@@ -49,8 +49,8 @@ def question_hash(messages: Sequence[Message]) -> str:
 class Sample:
     """One SFT example: a conversation that ends with the assistant's reference answer.
 
-    >>> Sample.make(messages=[{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}],
-    ...             capability="math").sample_id
+    >>> turns = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]
+    >>> Sample.make(messages=turns, capability="math").sample_id
     'f9ed385bf4d01076'
     """
 
@@ -91,7 +91,7 @@ class Sample:
 class Verdict:
     """A judge's opinion of how hard one sample is.
 
-    >>> Verdict(sample_id="f9ed385bf4d01076", score=0.25, reason="1.1 nats per token", judge="ab12").score
+    >>> Verdict(sample_id="f9ed385bf4d01076", score=0.25, reason="0.3 nats", judge="ab12").score
     0.25
     """
 
@@ -124,7 +124,7 @@ class Prompt:
     origin: str = "dataset"
     """`dataset`, or the prompt_id it was generated from."""
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What the verifier needs besides the reference (a reasoning-gym entry, say); JSON values only."""
+    """What the verifier needs besides the reference; JSON values only."""
 
     @classmethod
     def make(
@@ -215,7 +215,7 @@ class RolloutGroup:
 
     @property
     def has_signal(self) -> bool:
-        """Whether some passed and some failed: the verifier's binary outcome, never a shaped reward."""
+        """Whether some passed and some failed: binary outcomes, never a shaped reward."""
         return 0 < self.num_passed < self.num_decided
 
 
@@ -223,8 +223,14 @@ class RolloutGroup:
 class PreferencePair:
     """A chosen and a rejected completion of one prompt.
 
-    >>> PreferencePair(prompt_id="p1", prompt=[{"role": "user", "content": "2+2"}], chosen="4", rejected="5",
-    ...                corner_case="wrong_answer", origin={"chosen_step": 3, "rejected_step": 4}).rejected
+    >>> PreferencePair(
+    ...     prompt_id="p1",
+    ...     prompt=[{"role": "user", "content": "2+2"}],
+    ...     chosen="4",
+    ...     rejected="5",
+    ...     corner_case="wrong_answer",
+    ...     origin={"chosen_step": 3, "rejected_step": 4},
+    ... ).rejected
     '5'
     """
 

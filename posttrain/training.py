@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import (
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -210,6 +211,8 @@ def run_trainer(
     """
     checkpoint = newest_checkpoint(work_dir)
     metrics = work_dir / "metrics.jsonl"
+    # It prints every row that goes to metrics.jsonl.
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunCallback(stage, MetricsLog(metrics)))
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

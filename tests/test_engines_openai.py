@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from posttrain.engines.base import SamplingRequest
 from posttrain.engines.openai import OpenAIEngine, retry_after_seconds
 from posttrain.errors import EnvironmentFault
+from posttrain.models import load_tokenizer
 from posttrain.recipe.schema import EngineSpec
 
 
@@ -297,3 +299,27 @@ def test_fewer_completions_than_asked_are_a_fault(server, engine):
 def test_weights_are_refused(engine):
     with pytest.raises(EnvironmentFault, match="judging only"):
         engine.sync_weights([], 1)
+
+
+def test_a_served_model_with_another_tokenizer_is_found_out(
+    server: Server, tiny_llama4: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_llama4)
+
+    def reading(shift: int) -> Callable[[dict[str, Any]], Any]:
+        def change(reply: dict[str, Any]) -> dict[str, Any]:
+            for row in reply["choices"][0]["prompt_logprobs"][1:]:
+                for token, entry in row.items():
+                    entry["decoded_token"] = tokenizer.decode([int(token) + shift])
+            return reply
+
+        return change
+
+    spec = EngineSpec(kind="openai", base_url=server.url, model="m")
+    engine = OpenAIEngine(spec, max_attempts=1)
+    server.change = reading(0)
+    engine.check_tokenizer(tokenizer)
+    server.change = reading(1)
+    with pytest.raises(EnvironmentFault, match="has another tokenizer"):
+        engine.check_tokenizer(tokenizer)
+    engine.close()

@@ -18,6 +18,7 @@ import tenacity
 import torch
 from openai.types import Completion as Reply
 from openai.types import CompletionChoice
+from transformers import PreTrainedTokenizerBase
 
 from posttrain.engines.base import Completion, SamplingRequest
 from posttrain.errors import EnvironmentFault
@@ -110,6 +111,24 @@ class OpenAIEngine:
 
         pairs = zip(prefixes_N, continuations_N, strict=True)
         return self._runner.run(self._all([one(p, c) for p, c in pairs]))
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise EnvironmentFault where the served model reads token ids in another way."""
+        ids = tokenizer.encode(_PROBE_TEXT, add_special_tokens=False)
+        reply = self._runner.run(
+            self._ask(ids, max_tokens=1, temperature=0.0, extra_body={"prompt_logprobs": 0})
+        )
+        self._prompt_logprobs(reply, ids)
+        rows = (reply.choices[0].model_extra or {})["prompt_logprobs"]
+        # Nothing precedes the first token, so the server says nothing of it.
+        pairs = zip(rows[1:], ids[1:], strict=True)
+        read = "".join(row[str(token)].get("decoded_token") or "" for row, token in pairs)
+        if read != tokenizer.decode(ids[1:]):
+            raise self._fault(
+                f"has another tokenizer: it reads {tokenizer.decode(ids[1:])!r} as {read[:80]!r}",
+                "the judge is sent token ids of the recipe's model: serve one of the same family, "
+                "or leave sft.judge_engine out",
+            )
 
     def sync_weights(
         self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int
@@ -219,6 +238,7 @@ class OpenAIEngine:
         return EnvironmentFault(message, hint=hint)
 
 
+_PROBE_TEXT = "How hard is it to add 12 and 30? The answer is 42."
 _NEEDS_VLLM = "serve the judge with vLLM: `vllm serve MODEL`"
 
 

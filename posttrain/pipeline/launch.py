@@ -44,6 +44,8 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore",
 }
 """Set for stage processes where the user has not set them."""
 

@@ -25,6 +25,7 @@ def judge(context: StageContext) -> Counts:
     nor a longer data set pays for one twice.
     """
     from posttrain.engines import make_engine
+    from posttrain.engines.openai import OpenAIEngine
     from posttrain.judge import judge_identity, judge_samples, run_pilot
     from posttrain.models import load_tokenizer
     from posttrain.rewards import close_workers
@@ -47,6 +48,8 @@ def judge(context: StageContext) -> Counts:
     with closing(
         make_engine(judge_engine, policy, dtype=recipe.model.dtype, seed=context.seed)
     ) as engine:
+        if isinstance(engine, OpenAIEngine):
+            engine.check_tokenizer(tokenizer)
         verdicts = judge_samples(
             samples,
             context.judge,
