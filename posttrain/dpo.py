@@ -59,6 +59,8 @@ def train(
     )
     check_reference(dpo)
     summary = run_trainer(dpo, stage="dpo", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
+    if not dpo.is_world_process_zero():
+        return summary
     probe = take_probe(
         dpo.accelerator.unwrap_model(dpo.model),
         [prompt_ids(tokenizer, pair.prompt) for pair in pairs[:8]],

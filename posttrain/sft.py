@@ -42,6 +42,8 @@ def train(
         processing_class=tokenizer,
     )
     summary = run_trainer(sft, stage="sft", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
+    if not sft.is_world_process_zero():
+        return summary
     probe = take_probe(
         sft.accelerator.unwrap_model(sft.model),
         [prompt_ids(tokenizer, s.messages[:-1]) for s in samples[:8]],

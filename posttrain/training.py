@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -97,8 +98,16 @@ def check_trainer_blocks(recipe: Recipe) -> None:
 def newest_checkpoint(work_dir: Path) -> Path | None:
     """The newest checkpoint whose every file has the hash its marker names.
 
-    Newer ones that do not verify are set aside, never deleted.
+    Newer ones that do not verify are set aside, never deleted; by the main process, while the
+    others wait.
     """
+    state = PartialState()
+    found = _newest_complete(work_dir) if state.is_main_process else None
+    state.wait_for_everyone()
+    return found if state.is_main_process else _newest_complete(work_dir)
+
+
+def _newest_complete(work_dir: Path) -> Path | None:
     folders = sorted(
         (work_dir / "checkpoints").glob("checkpoint-*"),
         key=lambda p: int(p.name.rsplit("-", 1)[1]),
@@ -142,7 +151,8 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the bar; forget metrics past the checkpoint that training goes on from."""
-        self._metrics.rewind(state.global_step)
+        if state.is_world_process_zero:
+            self._metrics.rewind(state.global_step)
         self._bar = self._stack.enter_context(progress(self._stage, total=state.max_steps))
         if state.global_step:
             self._bar.advance(state.global_step)
@@ -219,13 +229,15 @@ def run_trainer(
     save_policy(trainer, out_dir / "policy", tokenizer)
     if trainer.is_world_process_zero():
         shutil.copy2(metrics, out_dir / metrics.name)
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    history = trainer.state.log_history
+    losses = [row["loss"] for row in history if "loss" in row]
+    tokens = [row["num_tokens"] for row in history if "num_tokens" in row]
     fault_point(f"{stage}.after_save")
     return {
         "seconds": time.monotonic() - started,
         "steps": trainer.state.global_step,
         "resumed_from_step": int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0,
-        "tokens": int(trainer.state.num_input_tokens_seen),
+        "tokens": int(tokens[-1]) if tokens else None,
         "final_loss": losses[-1] if losses else None,
     }
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
@@ -135,6 +136,8 @@ class RolloutSession:
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded at `step` and later: the next batch is that step's."""
+        if not PartialState().is_main_process:
+            return
         self._parity.rewind(step - 1)
         aside = self._work_dir / "superseded" / str(time.time_ns())
         for table in sorted((self._work_dir / "rollouts").glob("step-*.parquet")):

@@ -77,6 +77,8 @@ def train(
         source=session,
     )
     summary = run_trainer(grpo, stage="rl", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
+    if not grpo.is_world_process_zero():
+        return summary
     session.save(str(out_dir))
     probe = take_probe(
         grpo.accelerator.unwrap_model(grpo.model),
