@@ -6,6 +6,9 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Modules are installed uncompiled, and most are never imported: what is, stays compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help env env-run demo test test-fast test-gpu check format docs bench constraints clean
 
