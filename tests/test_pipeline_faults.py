@@ -27,7 +27,7 @@ model: {base: MODEL, dtype: float32, lora: {rank: 8, alpha: 16}}
 engine: {kind: transformers, max_model_len: 128, max_num_seqs: 32}
 sft:
   data: [{path: sft.jsonl, capability: letters, verifier: exact}]
-  judge: judges/answer_likelihood.yaml
+  judge: judge.yaml
   pilot: {num_samples: 4, num_generations: 2, max_tokens: 4}
   prune: {drop_easiest: 0.25}
   trainer:
@@ -135,6 +135,7 @@ def unbroken(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
     assert server.ask(model=str(folder / "model"))["code"] == 0
     (folder / "recipe.yaml").write_text(RECIPE.replace("MODEL", str(folder / "model")))
+    (folder / "judge.yaml").write_text("kind: answer_likelihood\nbatch_size: 16\n")
     for name, word, num_rows in (("sft", "Pick", 40), ("rl", "Choose", 30)):
         rows = [
             json.dumps({"question": f"{word} {i}: a or b?", "answer": "ab"[i * 7 % 5 % 2]})
@@ -155,7 +156,9 @@ def copy_without(unbroken: Path, folder: Path, stage: str) -> None:
 
 def artefacts(run_dir: Path) -> dict[str, str]:
     """Every file of every stage that holds data -> its hash, times left out."""
-    return {name: digest for path in _data_files(run_dir) for name, digest in _hashed(run_dir, path)}
+    return {
+        name: digest for path in _data_files(run_dir) for name, digest in _hashed(run_dir, path)
+    }
 
 
 def _data_files(run_dir: Path) -> Iterator[Path]:
