@@ -19,7 +19,7 @@ from posttrain import cli, pipeline
 from posttrain.cli import results
 from posttrain.cli.results import result_rows
 from posttrain.errors import HealthStop
-from posttrain.pipeline import Finished, run, run_in_process
+from posttrain.pipeline import Finished, run, run_in_process, rundir
 from posttrain.tables import write_json
 
 
@@ -177,7 +177,7 @@ def test_a_locked_run_directory_exits_6(
     posttrain_command: Invoke, toy_table: Callable[..., None]
 ) -> None:
     toy_table()
-    with pipeline.running.rundir.hold(pipeline.RunDir(path=Path("runs/toy").resolve())):
+    with rundir.hold(pipeline.RunDir(path=Path("runs/toy").resolve())):
         said = posttrain_command("run", "recipe.yaml")
     assert said.code == 6
     assert str(os.getpid()) in said.err
@@ -221,7 +221,7 @@ def test_status_before_during_and_after(
     assert (states["sft"], states["rl"], states["pairs"]) == ("done", "unfinished", "waiting")
     assert found["holder"] is None
     place = pipeline.RunDir(path=Path("runs/toy").resolve())
-    with pipeline.running.rundir.hold(place):
+    with rundir.hold(place):
         write_json(place.work / "running.json", {"stage": "rl"})
         write_json(
             place.work / "rl" / "progress.json",
