@@ -21,6 +21,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from posttrain.errors import HealthStop, RecipeError
@@ -31,6 +32,8 @@ from posttrain.tables import MetricsLog, file_sha256, read_json, write_json
 
 MARKER = "COMPLETE.json"
 """Written last into a checkpoint, with the hash of every file; one without it does not count."""
+REFERENCE = "ref"
+"""TRL's name for the frozen copy of an adapter."""
 
 
 def trainer_arguments(
@@ -201,6 +204,9 @@ class RunCallback(TrainerCallback):
             fault_point(f"{self._stage}.before_marker")
             assert args.output_dir is not None
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            # With an adapter in a subfolder, transformers resumes that one and leaves the trained
+            # one untouched. The reference is made anew from the policy that the stage starts from.
+            shutil.rmtree(folder / REFERENCE, ignore_errors=True)
             files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER)
             write_json(folder / MARKER, {str(p.relative_to(folder)): file_sha256(p) for p in files})
         fault_point(f"{self._stage}.after_checkpoint")
@@ -225,7 +231,11 @@ def run_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunCallback(stage, MetricsLog(metrics)))
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is not None and _is_last(checkpoint, trainer):
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_policy(trainer, out_dir / "policy", tokenizer)
     if trainer.is_world_process_zero():
         shutil.copy2(metrics, out_dir / metrics.name)
@@ -240,6 +250,17 @@ def run_trainer(
         "tokens": int(tokens[-1]) if tokens else None,
         "final_loss": losses[-1] if losses else None,
     }
+
+
+def _is_last(checkpoint: Path, trainer: Trainer) -> bool:
+    """Whether training had ended there: resumed from it, transformers would train one step more.
+
+    Sharded checkpoints are loaded by `Trainer.train` alone, and take that step.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return False
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    return state.global_step >= state.max_steps
 
 
 def save_policy(trainer: Trainer, folder: Path, tokenizer: Any) -> None:

@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from transformers import Llama4ForCausalLM, Llama4ForConditionalGeneration, Llama4TextConfig
+from transformers import (
+    Llama4ForCausalLM,
+    Llama4ForConditionalGeneration,
+    Llama4TextConfig,
+    Trainer,
+)
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts, Llama4TextMoe
 from trl import DPOTrainer, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer import grpo_trainer
@@ -25,6 +30,7 @@ PARAMETERS: dict[Callable[..., Any], list[str]] = {
     GRPOTrainer._generate_and_score_completions: ["self", "inputs"],
     GRPOTrainer._save_checkpoint: ["self", "model", "trial"],
     Llama4TextMoe.forward: ["self", "hidden_states"],
+    Trainer._load_from_checkpoint: ["self", "resume_from_checkpoint", "model"],
 }
 
 
