@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from posttrain.recipe.schema import Pairs
 from posttrain.records import PreferencePair, Prompt, Rollout, RolloutGroup
@@ -54,11 +55,21 @@ def mine_pairs(
     for prompt_id, of_prompt in sorted(by_prompt.items()):
         # One generator per prompt: what is mined from it does not depend on the other prompts.
         rng = random.Random(f"{seed} {prompt_id}")
+        # Nor on the order in which its groups were read.
+        of_prompt.sort(key=_reading_order)
         for pair in _pairs_of(prompts[prompt_id], of_prompt, spec, rng):
             age = -max(pair.origin["chosen_step"], pair.origin["rejected_step"])
             candidates.append((age, rng.random(), pair))
     candidates.sort(key=lambda candidate: candidate[:2])
     return [pair for _, _, pair in candidates[: spec.max_pairs]]
+
+
+def _reading_order(group: RolloutGroup) -> tuple[Any, ...]:
+    return (
+        group.step,
+        group.policy_version,
+        [(r.text, r.completion_ids, r.finish_reason, r.outcome.why) for r in group.rollouts],
+    )
 
 
 def pair_summary(pairs: Sequence[PreferencePair]) -> dict[str, int]:
