@@ -217,3 +217,14 @@ def test_vllm_takes_the_same_way(server: Server, unbroken: Path, tmp_path: Path)
     ]
     summary = json.loads((tmp_path / "run/stages/8-rl/summary.json").read_text())
     assert summary["resumed_from_step"] == 2
+
+
+def test_a_finished_run_does_nothing_and_says_so(unbroken: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (unbroken / "run" / "stages").rglob("*")}
+    command = [sys.executable, "-m", "posttrain", "run", str(unbroken / "recipe.yaml")]
+    done = subprocess.run(
+        [*command, "--run-dir", str(unbroken / "run")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do: every stage is finished" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
