@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -219,12 +220,20 @@ def test_vllm_takes_the_same_way(server: Server, unbroken: Path, tmp_path: Path)
     assert summary["resumed_from_step"] == 2
 
 
-def test_a_finished_run_does_nothing_and_says_so(unbroken: Path) -> None:
+def test_a_finished_run_does_nothing_and_soon_says_so(unbroken: Path) -> None:
+    """Processor seconds, which waiting for other processes does not lengthen; limit 5 s."""
     before = {path: path.stat().st_mtime_ns for path in (unbroken / "run" / "stages").rglob("*")}
     command = [sys.executable, "-m", "posttrain", "run", str(unbroken / "recipe.yaml")]
+    used = _child_seconds()
     done = subprocess.run(
         [*command, "--run-dir", str(unbroken / "run")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "nothing to do: every stage is finished" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert _child_seconds() - used < 5.0
+
+
+def _child_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
