@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.results import show_results, wide_console
+from posttrain.cli.results import wide_console
 from posttrain.pipeline.environment import describe_environment, has_package, version_of
 
 GIB = 2**30
@@ -70,7 +70,8 @@ def try_everything() -> None:
     with tempfile.TemporaryDirectory(prefix="posttrain-doctor-") as folder:
         base = write_tiny_llama4(Path(folder) / "model")
         loaded = load_recipe(Path("tiny.yaml"), [f"model.base={base}", "engine.kind=auto"])
-        show_results(run(loaded, Path(folder) / "run"))
+        done = run(loaded, Path(folder) / "run")
+    wide_console().print(Text(f"all {len(done.ran)} stages work: {done.seconds:.0f} s"))
 
 
 def _package(requirement: Requirement) -> dict[str, Any]:
