@@ -23,6 +23,7 @@ Settings = Annotated[
         metavar="KEY=VALUE",
         help="Change one key: --set rl.trainer.max_steps=5",
         default_factory=list,
+        show_default=False,
     ),
 ]
 RunFolder = Annotated[
