@@ -10,6 +10,7 @@ import pytest
 
 from posttrain.bench.contender import Contender, Measured, Work
 from posttrain.bench.record import Result, describe_circumstances, markdown, write_result
+from posttrain.bench.results import bench_results
 from posttrain.bench.spread import spread_of, take_turns
 from posttrain.bench.stages import bench_stages
 from posttrain.bench.throughput import KINDS, bench_engine, summarise, work_of
@@ -18,6 +19,7 @@ from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.recipe import load_recipe
 from posttrain.recipe.schema import EngineSpec
 from posttrain.tables import read_json, write_json
+from tests.report_run import build_run
 
 TINY = Path(__file__).parent.parent / "recipes" / "tiny.yaml"
 WORK = Work(
@@ -121,6 +123,24 @@ def test_page_says_when_the_tree_was_dirty() -> None:
     result = Result(name="x", title="X", columns=["a"], rows=[], figures={})
     context = {**describe_circumstances(), "commit": "abc", "uncommitted_changes": True}
     assert "commit abc with uncommitted changes" in markdown(result, context)
+
+
+def test_results_are_those_of_the_evaluations(tmp_path: Path) -> None:
+    run_dir = build_run(tmp_path / "run", steps=2, size=4)
+    result = bench_results(run_dir)
+    json.dumps(result.figures)
+    stages = list(dict.fromkeys(row[0] for row in result.rows))
+    assert stages == ["base", "sft", "rl", "dpo"]
+    for stage in stages:
+        path = next(run_dir.glob(f"stages/*-eval-{stage}/summary.json"))
+        measured = read_json(path)["suites"]["heldout"]
+        rows = {row[1]: row for row in result.rows if row[0] == stage}
+        assert rows.keys() == {*measured["capabilities"], "macro average"}
+        assert rows["macro average"][2].startswith(f"{measured['macro']['mean']:.3f} [")
+    steps = [(c["before"], c["after"]) for c in result.figures["changes"]]
+    assert steps == [("base", "sft"), ("sft", "rl"), ("rl", "dpo"), ("base", "dpo")]
+    with pytest.raises(RecipeError, match="no finished evaluation"):
+        bench_results(tmp_path)
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ def add_to(app: typer.Typer) -> None:
     bench.command("cli")(bench_cli)
     bench.command("engine")(bench_engine)
     bench.command("stages")(bench_stages)
+    bench.command("results")(bench_results)
     app.add_typer(bench, name="bench")
 
 
@@ -64,6 +65,17 @@ def bench_stages(
 ) -> None:
     """Tell seconds and peak memory of a run's finished stages."""
     from posttrain.bench.stages import bench_stages as read
+
+    _tell(read(run_dir), out, as_json)
+
+
+def bench_results(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
+    out: OutFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what each stage of a run did to held-out pass rates, with paired differences."""
+    from posttrain.bench.results import bench_results as read
 
     _tell(read(run_dir), out, as_json)
 

@@ -1,0 +1,89 @@
+"""What each stage of a finished run did to held-out pass rates, read from its evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from posttrain.bench.record import Result
+from posttrain.errors import RecipeError
+from posttrain.metrics import Interval
+from posttrain.report.changes import Change, measured_changes
+from posttrain.report.read import MACRO, Evaluated, Run, read_evaluated, read_prompts, read_run
+
+
+def bench_results(run_dir: Path) -> Result:
+    """Pass rates per stage and capability, and the paired differences between stages.
+
+    Of the first suite; raises RecipeError where nothing was evaluated.
+    """
+    run = read_run(run_dir) if (run_dir / "stages").is_dir() else None
+    evaluated = read_evaluated(run) if run is not None else []
+    if run is None or not evaluated:
+        raise RecipeError(
+            f"{run_dir} holds no finished evaluation",
+            hint=f"posttrain run RECIPE --run-dir {run_dir}",
+        )
+    suite = evaluated[0]
+    changes = measured_changes(suite, read_prompts(run))
+    name = f"{run.name}-seed-{run.recipe.get('seed')}"
+    return Result(
+        name=f"results-{name}",
+        title=f"What each stage did: {name}",
+        columns=["stage", "capability", "pass@1 [95 %]", "pass@k", "best constant", "seconds"],
+        rows=[row for point in suite.summaries for row in _rows(run, suite, point)],
+        figures={
+            "suite": suite.suite,
+            "stages": suite.summaries,
+            "changes": [_figures(change) for change in changes],
+            "seed": run.recipe.get("seed"),
+            "commit_of_run": run.environment.get("commit"),
+        },
+        notes=[
+            f"The run is of commit {run.environment.get('commit')}, seed {run.recipe.get('seed')}, "
+            f"{suite.suite} suite. Seconds are the training stage's, for base the evaluation's.",
+            "Differences of the macro average, paired over the prompts, with 95 % intervals: "
+            + "; ".join(_words(change) for change in changes)
+            + ".",
+        ],
+    )
+
+
+def _rows(run: Run, suite: Evaluated, point: str) -> Iterator[list[str]]:
+    entries: Mapping[str, Any] = suite.summaries[point]["capabilities"]
+    for capability, entry in entries.items():
+        largest = max(entry["pass@k"], key=int, default=None)
+        at_k = "-" if largest is None else f"{entry['pass@k'][largest]:.3f} (k = {largest})"
+        constant = "-" if entry["constant"] is None else f"{entry['constant']:.3f}"
+        yield [point, capability, _interval(entry["pass@1"]), at_k, constant, ""]
+    stage = run.stages.get("eval-base" if point == "base" else point)
+    seconds = "-" if stage is None else f"{stage.manifest['seconds']:.1f}"
+    constants = [e["constant"] for e in entries.values() if e["constant"] is not None]
+    constant = f"{fmean(constants):.3f}" if constants else "-"
+    yield [point, MACRO, _interval(suite.summaries[point]["macro"]), "", constant, seconds]
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _figures(change: Change) -> dict[str, Any]:
+    return {
+        "before": change.before,
+        "after": change.after,
+        "macro": _values(change.macro),
+        "capabilities": {name: _values(found) for name, found in change.capabilities.items()},
+    }
+
+
+def _values(found: Interval) -> dict[str, float]:
+    return {"mean": found.mean, "low": found.low, "high": found.high}
+
+
+def _words(change: Change) -> str:
+    found = change.macro
+    return (
+        f"{change.after} - {change.before} {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    )
