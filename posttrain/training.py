@@ -26,6 +26,8 @@ from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from posttrain.errors import HealthStop, RecipeError
 from posttrain.faults import fault_point
+from posttrain.models.experts import moe_layers
+from posttrain.models.health import MoeHealth, gradient_norms
 from posttrain.progress import Bar, note, progress
 from posttrain.recipe.schema import Recipe
 from posttrain.tables import MetricsLog, file_sha256, read_json, write_json
@@ -141,13 +143,18 @@ def _is_complete(folder: Path) -> bool:
 
 
 class RunCallback(TrainerCallback):
-    """Progress, metrics.jsonl, checkpoint markers, fault points, and a stop on non-finite loss."""
+    """Progress, metrics.jsonl, checkpoint markers, fault points, and a stop on non-finite loss.
+
+    Of a mixture of experts the metrics also tell load per expert and gradients by kind of weight.
+    """
 
     def __init__(self, stage: str, metrics: MetricsLog) -> None:
         self._stage = stage
         self._metrics = metrics
         self._stack = ExitStack()
         self._bar: Bar | None = None
+        self._moe: MoeHealth | None = None
+        self._gradient_norms: dict[str, float] = {}
         self.last_logs: dict[str, float] = {}
 
     def on_train_begin(
@@ -156,9 +163,19 @@ class RunCallback(TrainerCallback):
         """Open the bar; forget metrics past the checkpoint that training goes on from."""
         if state.is_world_process_zero:
             self._metrics.rewind(state.global_step)
+        if moe_layers(kwargs["model"]):
+            self._moe = MoeHealth(kwargs["model"])
+            self._stack.callback(self._moe.close)
         self._bar = self._stack.enter_context(progress(self._stage, total=state.max_steps))
         if state.global_step:
             self._bar.advance(state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the gradients by kind of weight, as they are after clipping."""
+        if self._moe is not None:
+            self._gradient_norms = gradient_norms(kwargs["model"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -183,6 +200,9 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Append the numbers to metrics.jsonl; stop on a loss or gradient that is not finite."""
         numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
+        if self._moe is not None:
+            numbers |= self._moe.take() | self._gradient_norms
+            self._gradient_norms = {}
         if state.is_world_process_zero:
             self._metrics.append(
                 state.global_step, {f"{self._stage}/{k}": v for k, v in numbers.items()}

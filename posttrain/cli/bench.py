@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,6 +25,7 @@ def add_to(app: typer.Typer) -> None:
     )
     bench.command("cli")(bench_cli)
     bench.command("engine")(bench_engine)
+    bench.command("experts")(bench_experts)
     bench.command("stages")(bench_stages)
     bench.command("results")(bench_results)
     app.add_typer(bench, name="bench")
@@ -56,6 +57,30 @@ def bench_engine(
     loaded = load(recipe, settings)
     result = measure(loaded, cache_dir=cache_dir(), num_prompts=num_prompts, num_rounds=num_rounds)
     _tell(result, out, as_json)
+
+
+def bench_experts(
+    out: OutFolder = None,
+    device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="What it runs on.")] = None,
+    num_rounds: Annotated[int, typer.Option("--rounds", min=1, help="That count.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Train LoRA on routed experts in six ways, in turns; tell times, memory and errors."""
+    import torch
+
+    from posttrain.bench.expert_contenders import FLOOR, LOOP, OURS
+    from posttrain.bench.expert_errors import bench_errors, bench_packed
+    from posttrain.bench.experts import SWEEPS
+    from posttrain.bench.experts import bench_experts as measure
+
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _tell(bench_errors(), out, as_json)
+    _tell(bench_packed(), out, as_json)
+    _tell(measure(device=place, num_rounds=num_rounds), out, as_json)
+    few = (LOOP, OURS, FLOOR)
+    swept = measure(works=SWEEPS, contenders=few, name="experts-sweep", device=place,
+                    num_rounds=num_rounds)  # fmt: skip
+    _tell(swept, out, as_json)
 
 
 def bench_stages(

@@ -1,4 +1,4 @@
-"""Commands about models and the machine: model upcycle, doctor."""
+"""Commands about models and the machine: model upcycle, model export, doctor."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from posttrain.cli.options import AsJson, print_json
+from posttrain.cli.options import AsJson, check_new_folder, print_json
 
 
 def add_to(app: typer.Typer) -> None:
     """Add `doctor` and the group `model`."""
     app.command()(doctor)
-    model = typer.Typer(help="Make models.", no_args_is_help=True, rich_markup_mode=None)
+    model = typer.Typer(help="Make models, and adapters that others read.", no_args_is_help=True, rich_markup_mode=None)
     model.command("upcycle")(upcycle)
+    model.command("export")(export)
     app.add_typer(model, name="model")
 
 
@@ -55,12 +56,40 @@ def upcycle(
     seed: Annotated[int, typer.Option(min=0, help="Of the new routers.")] = 0,
 ) -> None:
     """Make a Llama 4 mixture-of-experts from a dense Llama checkpoint, with the same logits."""
-    from posttrain.errors import RecipeError
-
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecipeError(
-            f"{out} is already there", hint=f"posttrain model upcycle {source} ANOTHER_FOLDER"
-        )
+    check_new_folder(out, command=f"posttrain model upcycle {source}")
     from posttrain.models import upcycle as upcycle_model
 
     typer.echo(upcycle_model(source, out, experts=experts, every=every, dtype=dtype, seed=seed))
+
+
+def export(
+    adapter: Annotated[
+        Path, typer.Argument(help="A stage's policy, as runs/NAME/stages/14-dpo/policy.")
+    ],
+    out: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
+    reader: Annotated[
+        Literal["vllm", "peft"],
+        typer.Option("--for", help="vllm serves it; peft loads it without posttrain."),
+    ],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="The base it was trained on; the folder it names itself if left out."),
+    ] = None,
+) -> None:
+    """Write a LoRA adapter as vLLM or PEFT read it: their names, their layouts."""
+    from posttrain.errors import RecipeError
+    from posttrain.tables import read_json
+
+    settings = adapter / "adapter_config.json"
+    if not settings.exists():
+        raise RecipeError(
+            f"{adapter} is no adapter: it has no adapter_config.json",
+            hint="give a stage's policy folder; a whole model needs no export",
+        )
+    trained_on = base or Path(read_json(settings)["base_model_name_or_path"])
+    if not (trained_on / "config.json").exists():
+        raise RecipeError(f"{trained_on} is no model: no config.json", hint="name it: --base")
+    check_new_folder(out, command=f"posttrain model export {adapter}")
+    from posttrain.models.export import export_adapter
+
+    typer.echo(export_adapter(adapter, out, base=trained_on, reader=reader))

@@ -55,3 +55,11 @@ def run_folder(loaded: LoadedRecipe, asked: Path | None) -> Path:
 def print_json(value: Any) -> None:
     """Print a value as JSON for other programs."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def check_new_folder(out: Path, *, command: str) -> None:
+    """Raise RecipeError where something is already there."""
+    from posttrain.errors import RecipeError
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecipeError(f"{out} is already there", hint=f"{command} ANOTHER_FOLDER")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from posttrain.cli.options import AsJson, print_json
+from posttrain.cli.options import AsJson, check_new_folder, print_json
 
 RunArgument = Annotated[
     Path | None,
@@ -61,10 +61,7 @@ def merge(
     from posttrain.errors import RecipeError
 
     folder = find_run(run_dir)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecipeError(
-            f"{out} is already there", hint=f"posttrain merge {run_dir} ANOTHER_FOLDER"
-        )
+    check_new_folder(out, command=f"posttrain merge {run_dir}")
     wanted = (after,) if after else ("dpo", "rl", "sft")
     found = [
         p for stage in wanted for p in folder.glob(f"stages/*-{stage}/policy") if _is(p, stage)

@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from posttrain.errors import EnvironmentFault
-from posttrain.models.merge import checkpoint_shapes
+from posttrain.models.checkpoint import checkpoint_shapes
 from posttrain.models.upcycle import upcycle
 from posttrain.recipe.schema import Model, UpcycledBase
 from posttrain.records import content_hash
@@ -51,7 +51,7 @@ def resolve_base(spec: Model, *, cache_dir: Path) -> Path:
         return path
     local = Path(spec.base).expanduser()
     if local.exists():
-        return _checked(local)
+        return _mended(_checked(local), cache_dir=cache_dir)
     try:
         found = snapshot_download(
             spec.base, revision=spec.revision, allow_patterns=WEIGHTS_AND_TOKENIZER
@@ -63,7 +63,31 @@ def resolve_base(spec: Model, *, cache_dir: Path) -> Path:
             hint="check the name and the network, `hf auth login` for a gated model, "
             "or give a local folder",
         ) from error
-    return _checked(Path(found))
+    return _mended(_checked(Path(found)), cache_dir=cache_dir)
+
+
+def _mended(path: Path, *, cache_dir: Path) -> Path:
+    """The folder itself, or one with the same files and a configuration that transformers reads.
+
+    Llama 4 as first published has `attn_temperature_tuning: 4`, and transformers wants a bool.
+    """
+    config = json.loads((path / "config.json").read_text())
+    text = config.get("text_config", config)
+    tuning = text.get("attn_temperature_tuning")
+    if tuning is None or isinstance(tuning, bool):
+        return path
+    text["attn_temperature_tuning"] = bool(tuning)
+    key = content_hash(str(path.resolve()), config)
+    mended = cache_dir / "models" / f"{path.resolve().name}-mended-{key}"
+    if not mended.exists():
+        building = mended.with_name(f".{mended.name}.{os.getpid()}")
+        building.mkdir(parents=True)
+        for file in path.iterdir():
+            if file.name != "config.json":
+                (building / file.name).symlink_to(file.resolve())
+        (building / "config.json").write_text(json.dumps(config, indent=2))
+        _move_into_place(building, mended)
+    return mended
 
 
 def _move_into_place(building: Path, path: Path) -> None:

@@ -1,58 +1,109 @@
-"""Which linear layers a recipe's LoRA targets mean."""
+"""Which layers a recipe's LoRA targets mean."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextExperts
 
 from posttrain.errors import RecipeError
+from posttrain.models.expert_lora import LoraExperts
+from posttrain.models.router_lora import LoraRouter
 from posttrain.recipe.schema import Lora, LoraTarget
 
 TARGET_PATTERNS: dict[LoraTarget, str] = {
     "attention": r".*\.self_attn\.(q|k|v|o)_proj",
     "mlp": r".*\.(mlp|feed_forward)\.(gate|up|down)_proj",
     "shared_expert": r".*\.feed_forward\.shared_expert\.(gate|up|down)_proj",
+    "experts": r".*\.feed_forward\.experts",
     "router": r".*\.feed_forward\.router",
 }
 """Full-match patterns over module names. Vision towers never match: their attention is not called
 self_attn.q_proj under `language_model`, and LoRA on them is not offered."""
 
-FEED_FORWARD: tuple[LoraTarget, ...] = ("mlp", "shared_expert")
-"""The same weights in dense and in mixture layers, so a model may well have only one of them."""
+FEED_FORWARD: tuple[LoraTarget, ...] = ("mlp", "shared_expert", "experts")
+"""Dense layers have one of these, mixture layers the others, so a model may well lack some."""
+
+OWN_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    Llama4TextExperts: LoraExperts,
+    Llama4Router: LoraRouter,
+}
+"""Layers of Llama 4 that PEFT has no LoRA layer for."""
 
 
-def _layers_of(target: LoraTarget, layers: list[str]) -> list[str]:
-    return [name for name in layers if re.fullmatch(TARGET_PATTERNS[target], name)]
+def target_of(module_name: str) -> LoraTarget | None:
+    """The target whose layers a module is among."""
+    for target, pattern in TARGET_PATTERNS.items():
+        if re.fullmatch(pattern, module_name):
+            return target
+    return None
+
+
+def adaptable_layers(model: nn.Module) -> dict[LoraTarget, list[str]]:
+    """The names of the layers each target means in this model; targets without any left out."""
+    found: dict[LoraTarget, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Llama4TextExperts) and "vision" not in name:
+            target = target_of(name)
+            if target is not None:
+                found.setdefault(target, []).append(name)
+    return found
 
 
 def lora_config(spec: Lora, model: nn.Module) -> LoraConfig:
     """Translate the recipe's LoRA section into PEFT's.
 
     Raises RecipeError when a target is in no layer of the model, except for one of FEED_FORWARD
-    where the other, also asked for, is.
+    where another, also asked for, is.
     """
-    linear = [
-        name
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Linear) and "vision" not in name
-    ]
-    hits = {target: _layers_of(target, linear) for target in spec.targets}
-    missing = [target for target, names in hits.items() if not names]
-    if any(hits.get(target) for target in FEED_FORWARD):
+    offered = adaptable_layers(model)
+    missing = [target for target in spec.targets if target not in offered]
+    if any(target in offered for target in spec.targets if target in FEED_FORWARD):
         missing = [target for target in missing if target not in FEED_FORWARD]
     if missing:
-        offered = [target for target in TARGET_PATTERNS if _layers_of(target, linear)]
         raise RecipeError(
             f"model.lora.targets: {', '.join(missing)} matches no layer of {type(model).__name__}",
-            hint=f"choose among {', '.join(offered)}",
+            hint=f"choose among {', '.join(sorted(offered))}",
         )
-    return LoraConfig(
+    config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,  # pyright: ignore[reportArgumentType] any number scales
         lora_dropout=spec.dropout,
-        target_modules=sorted(name for names in hits.values() for name in names),
+        target_modules=sorted(name for target in spec.targets for name in offered.get(target, [])),
         bias="none",
         task_type="CAUSAL_LM",
     )
+    return _with_own_layers(config)
+
+
+def load_adapter(model: nn.Module, adapter: Path, *, trainable: bool) -> PeftModel:
+    """Put a saved adapter on its base."""
+    config = LoraConfig.from_pretrained(str(adapter))
+    assert isinstance(config, LoraConfig)
+    config.inference_mode = not trainable
+    return PeftModel.from_pretrained(
+        model, adapter, is_trainable=trainable, config=_with_own_layers(config)
+    )
+
+
+def _with_own_layers(config: LoraConfig) -> LoraConfig:
+    """PEFT writes no custom modules to adapter_config.json, so each new config is told of them."""
+    config._register_custom_module(OWN_LAYERS)
+    return config
+
+
+def what_lora_hit(model: PeftModel) -> dict[LoraTarget, tuple[int, int]]:
+    """Target -> how many layers have an adapter, and how many weights these adapters have."""
+    hit: dict[LoraTarget, tuple[int, int]] = {}
+    for name, module in model.get_base_model().named_modules():
+        target = target_of(name)
+        if isinstance(module, LoraLayer) and target is not None:
+            assert isinstance(module, nn.Module)
+            size = sum(p.numel() for n, p in module.named_parameters() if "lora_" in n)
+            num_layers, num_weights = hit.get(target, (0, 0))
+            hit[target] = (num_layers + 1, num_weights + size)
+    return hit

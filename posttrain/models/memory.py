@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from posttrain.models.lora import TARGET_PATTERNS
+from posttrain.models.lora import adaptable_layers, target_of
 from posttrain.models.policy import LLAMA4_TYPES
 from posttrain.recipe.schema import EngineSpec, Lora, Recipe
 
@@ -51,22 +51,15 @@ def parameters_by_kind(model: nn.Module) -> dict[str, int]:
 
 def _kind(name: str) -> str:
     module = name.rsplit(".", 1)[0]
-    if ".experts." in name:
-        return "experts"
-    for kind, pattern in TARGET_PATTERNS.items():
-        if re.fullmatch(pattern, module):
-            return kind
-    return "norms" if "norm" in name else "embeddings"
+    return target_of(module) or ("norms" if "norm" in name else "embeddings")
 
 
 def adapter_parameters(model: nn.Module, lora: Lora) -> int:
-    """Weights of the adapters a LoRA section puts on the model: rank x (in + out) per layer."""
-    patterns = [TARGET_PATTERNS[target] for target in lora.targets]
-    return sum(
-        lora.rank * (m.in_features + m.out_features)
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Linear) and any(re.fullmatch(p, name) for p in patterns)
-    )
+    """Weights of the adapters a LoRA section puts on the model: rank x (in + out) per matrix."""
+    layers = adaptable_layers(model)
+    names = [name for target in lora.targets for name in layers.get(target, [])]
+    matrices = (w for name in names for w in model.get_submodule(name).parameters() if w.dim() > 1)
+    return sum(lora.rank * w.shape[:-2].numel() * (w.shape[-2] + w.shape[-1]) for w in matrices)
 
 
 def kv_bytes_per_token(model: PreTrainedModel, dtype: str) -> int:

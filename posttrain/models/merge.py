@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from posttrain.models.checkpoint import checkpoint_tensors, text_name
+from posttrain.models.expert_lora import PROJECTIONS, LoraExperts
 from posttrain.models.policy import PolicyPath
 
-ADAPTER_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-
-
-def _shards(base: Path) -> list[str]:
-    index = base / "model.safetensors.index.json"
-    if index.exists():
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return ["model.safetensors"]
-
-
-def checkpoint_shapes(base: Path) -> dict[str, list[int]]:
-    """The shape of every tensor of a safetensors checkpoint, from the headers alone."""
-    shapes: dict[str, list[int]] = {}
-    for shard in _shards(base):
-        with safe_open(base / shard, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                shapes[name] = tensors.get_slice(name).get_shape()
-    return shapes
-
-
-def checkpoint_tensors(base: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a safetensors checkpoint under its own name, one shard open at a time."""
-    for shard in _shards(base):
-        with safe_open(base / shard, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                yield name, tensors.get_tensor(name)
+ADAPTER_KEY = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.(?P<weight>weight|gate_up_proj|down_proj)"
+)
 
 
 def merged_tensors(
@@ -56,30 +36,37 @@ def merged_tensors(
     if policy.adapter is None:
         yield from () if changed_only else checkpoint_tensors(policy.base)
         return
-    config = LoraConfig.from_pretrained(str(policy.adapter))
-    assert isinstance(config, LoraConfig)
-    scale = config.lora_alpha / config.r
-    sides: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in load_file(policy.adapter / "adapter_model.safetensors").items():
-        match = ADAPTER_KEY.fullmatch(key)
-        if match is None:
-            raise ValueError(
-                f"{policy.adapter}: {key} is no LoRA weight of a linear layer; it cannot be merged"
-            )
-        sides.setdefault(match["module"], {})[match["side"]] = tensor.float()
+    deltas = adapter_deltas(policy.adapter)
     for name, weight in checkpoint_tensors(policy.base):
-        lora = sides.pop(_module_name(name), None)
-        if lora is not None:
-            yield name, (weight.float() + scale * (lora["B"] @ lora["A"])).to(weight.dtype)
+        delta = deltas.pop(text_name(name), None)
+        if delta is not None:
+            yield name, (weight.float() + delta()).to(weight.dtype)
         elif not changed_only:
             yield name, weight
-    if sides:
-        raise ValueError(f"{policy.adapter}: no base weight for {', '.join(sorted(sides)[:5])}")
+    if deltas:
+        raise ValueError(f"{policy.adapter}: no base weight for {', '.join(sorted(deltas)[:5])}")
 
 
-def _module_name(tensor_name: str) -> str:
-    """The text model's name of a weight's module: a multimodal checkpoint's prefix left off."""
-    return tensor_name.removesuffix(".weight").replace("language_model.model.", "model.")
+def adapter_deltas(adapter: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """Weight's name in the text model -> what a saved adapter adds to it, in fp32.
+
+    Each is computed when it is called for.
+    """
+    config = LoraConfig.from_pretrained(str(adapter))
+    assert isinstance(config, LoraConfig)
+    scale = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+    sides: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(adapter / "adapter_model.safetensors").items():
+        match = ADAPTER_KEY.fullmatch(key)
+        if match is None:
+            raise ValueError(f"{adapter}: {key} is no LoRA weight that can be merged")
+        sides.setdefault(f"{match['module']}.{match['weight']}", {})[match["side"]] = tensor.float()
+    return {name: partial(_delta, scale, both["A"], both["B"]) for name, both in sides.items()}
+
+
+def _delta(scale: float, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """Linear layers have A (r, in) and B (out, r), experts A (E, in, r) and B (E, r, out)."""
+    return scale * (B @ A if A.dim() == 2 else torch.bmm(A, B))
 
 
 def live_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -93,7 +80,12 @@ def live_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         return
     adapter = model.active_adapter
     for name, layer in model.get_base_model().named_modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, LoraExperts):
+            for projection in PROJECTIONS:
+                weight = getattr(layer.experts, projection)
+                delta = layer.delta_weight(adapter, projection)
+                yield f"{name}.{projection}", (weight.float() + delta).to(weight.dtype)
+        elif isinstance(layer, LoraLayer):
             weight = layer.get_base_layer().weight
             delta = layer.get_delta_weight(adapter)  # pyright: ignore[reportAttributeAccessIssue] every subclass has it
             yield f"{name}.weight", (weight.float() + delta.float()).to(weight.dtype)

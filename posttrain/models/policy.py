@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import torch
 from peft import PeftModel, get_peft_model
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
-    Llama4ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from posttrain.errors import EnvironmentFault
-from posttrain.models.experts import use_routed_experts
-from posttrain.models.lora import lora_config
-from posttrain.models.trl_shim import apply_trl_shim
-from posttrain.recipe.schema import Model
+from posttrain.models.loading import load_base
+from posttrain.models.lora import load_adapter, lora_config, what_lora_hit
+from posttrain.progress import note
+from posttrain.recipe.schema import LoraTarget, Model
 from posttrain.records import Message
-
-LLAMA4_TYPES = ("llama4", "llama4_text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,35 +64,28 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
     return cast(list[int], ids)
 
 
-def load_base(base: Path, *, dtype: str) -> PreTrainedModel:
-    """Load a causal language model for text, its routed experts run on routed tokens only.
-
-    A multimodal Llama 4 checkpoint is loaded as its language model alone.
-    """
-    apply_trl_shim()
-    config = AutoConfig.from_pretrained(base)
-    loader = Llama4ForCausalLM if config.model_type in LLAMA4_TYPES else AutoModelForCausalLM
-    device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
-    model = loader.from_pretrained(
-        base, dtype=getattr(torch, dtype), device_map=device, attn_implementation="sdpa"
-    )
-    use_routed_experts(model)
-    return model
-
-
 def load_policy(policy: PolicyPath, spec: Model, *, trainable: bool) -> PreTrainedModel | PeftModel:
     """Load a policy; with `trainable` its adapter, or without LoRA every weight, takes gradients.
 
     A policy without an adapter gets a fresh one, which starts as the identity. The load-balancing
     loss is off while the router is frozen: it could only push on what feeds the router.
     """
-    model = load_base(policy.base, dtype=spec.dtype)
+    model = load_base(policy.base, dtype=spec.dtype, frozen=spec.frozen)
     text_config = model.config.get_text_config()
     router_trains = spec.lora is None or "router" in spec.lora.targets
     if hasattr(text_config, "router_aux_loss_coef") and not (trainable and router_trains):
         text_config.router_aux_loss_coef = 0.0
     if policy.adapter is not None:
-        return PeftModel.from_pretrained(model, policy.adapter, is_trainable=trainable)
-    if trainable and spec.lora is not None:
-        return get_peft_model(model, lora_config(spec.lora, model))
+        model = load_adapter(model, policy.adapter, trainable=trainable)
+    elif trainable and spec.lora is not None:
+        model = get_peft_model(model, lora_config(spec.lora, model))
+    if trainable and isinstance(model, PeftModel):
+        note(f"LoRA on {_in_words(what_lora_hit(model))}")
     return model
+
+
+def _in_words(hit: Mapping[LoraTarget, tuple[int, int]]) -> str:
+    return ", ".join(
+        f"{num_layers} x {target} ({num_weights:,} weights)"
+        for target, (num_layers, num_weights) in hit.items()
+    )

@@ -36,12 +36,13 @@ CORPUS = (
 VOCAB_SIZE = 300
 
 
-def write_tiny_llama4(path: Path, *, seed: int = 0) -> Path:
+def write_tiny_llama4(path: Path, *, seed: int = 0, interleave_moe_layer_step: int = 2) -> Path:
     """Write a random Llama 4 text model with tokenizer and chat template to `path`; return `path`.
 
     It has what makes Llama 4 special: routed and shared experts in every second of its four layers,
     chunked attention (128 tokens), a layer without rotary positions, query-key norms. Heads are 32
-    wide, the least that vLLM's CPU attention takes. The same seed writes the same weights.
+    wide, the least that vLLM's CPU attention takes. The same seed writes the same weights. Past four,
+    `interleave_moe_layer_step` leaves no layer with experts.
     """
     path.mkdir(parents=True, exist_ok=True)
     _train_tokenizer().save_pretrained(path)
@@ -57,7 +58,7 @@ def write_tiny_llama4(path: Path, *, seed: int = 0) -> Path:
         max_position_embeddings=2048,
         num_local_experts=4,
         num_experts_per_tok=1,
-        interleave_moe_layer_step=2,
+        interleave_moe_layer_step=interleave_moe_layer_step,
         attention_chunk_size=128,
         tie_word_embeddings=False,
         # Five times the usual: at 0.02 a wrong expert would hardly show in the log-probabilities.

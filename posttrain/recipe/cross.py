@@ -14,6 +14,7 @@ from posttrain.recipe.trainer import trainer_fields
 def cross_faults(recipe: Recipe, unsound: frozenset[str]) -> list[Fault]:
     """Every clash between sections; a rule that needs an `unsound` section is left out."""
     rules: list[tuple[set[str], Callable[[Recipe], Iterator[Fault]]]] = [
+        ({"model"}, _model),
         ({"engine"}, _engine),
         ({"sft", "rl", "dpo"}, _stages),
         ({"sft", "rl", "dpo", "eval"}, _eval),
@@ -62,6 +63,14 @@ def notes(recipe: Recipe) -> Iterator[Fault]:
         yield Fault(
             path=("sft", "pilot", "num_samples"),
             message="0: nothing will say whether the judge is any good",
+        )
+
+
+def _model(recipe: Recipe) -> Iterator[Fault]:
+    if recipe.model.frozen is not None and recipe.model.lora is None:
+        yield Fault(
+            path=("model", "frozen"),
+            message="packed weights cannot be trained: give model.lora, or leave frozen out",
         )
 
 

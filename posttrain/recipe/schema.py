@@ -36,7 +36,7 @@ __all__ = [
     "UpcycledBase",
 ]
 
-LoraTarget = Literal["attention", "mlp", "shared_expert", "router"]
+LoraTarget = Literal["attention", "mlp", "shared_expert", "experts", "router"]
 Column = Literal["messages", "prompt", "question", "answer", "completion"]
 EvalPoint = Literal["base", "sft", "rl", "dpo"]
 
@@ -67,8 +67,20 @@ class Lora(Spec):
     """PEFT's lora_alpha: the update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """PEFT's lora_dropout."""
-    targets: list[LoraTarget] = Field(default=["attention", "mlp", "shared_expert"], min_length=1)
-    """Linear layers that get an adapter: attention, mlp (dense layers), shared_expert, router."""
+    targets: list[LoraTarget] = Field(
+        default=["attention", "mlp", "shared_expert", "experts"], min_length=1
+    )
+    """Layers that get an adapter: attention, mlp (dense layers), shared_expert, experts (the routed
+    ones), router."""
+
+
+class Frozen(Spec):
+    """How weights that are not trained are kept: in fewer bytes, unpacked where they are used."""
+
+    experts: Literal["fp8", "nf4"] | None = "fp8"
+    """Routed experts: fp8 takes 8 bits a weight, nf4 4.25; null keeps the model's dtype."""
+    linears: Literal["fp8", "nf4"] | None = None
+    """The other linear layers of attention, shared experts and dense layers."""
 
 
 class Model(Spec):
@@ -82,6 +94,8 @@ class Model(Spec):
     """Of the weights, in training and in the engine."""
     lora: Lora | None = Lora()
     """null trains every weight."""
+    frozen: Frozen | None = None
+    """Pack the frozen weights; null keeps them in the model's dtype. Needs lora."""
 
 
 class EngineSpec(Spec):

@@ -1,0 +1,91 @@
+"""Whether a mixture of experts is used well: load per expert, router scale, gradients by kind."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.models.experts import RoutedMoe, moe_layers
+from posttrain.models.shapes import kind_of
+
+
+class MoeHealth:
+    """Watches the mixture layers of a model in training and says how they fared since last asked.
+
+    Counts are of this process's own tokens. Watching costs a count of the router's choices.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = moe_layers(model)
+        self._load_E: dict[str, Tensor] = {}
+        self._squares: dict[str, Tensor] = {}
+        self._num_logits: dict[str, int] = {}
+        for name, moe in self._layers.items():
+            moe.watch = self._watcher(name, moe)
+
+    def _watcher(self, name: str, moe: RoutedMoe):  # noqa: ANN202  (RoutedMoe.watch says it)
+        def watch(chosen_NK: Tensor, logits_NE: Tensor) -> None:
+            if not moe.training:
+                return
+            with torch.no_grad():
+                load_E = torch.zeros(moe.num_experts, dtype=torch.long, device=chosen_NK.device)
+                ones = torch.ones_like(chosen_NK.flatten())
+                load_E.index_add_(0, chosen_NK.flatten(), ones)
+                squares = logits_NE.float().square().sum()
+            self._load_E[name] = self._load_E.get(name, 0) + load_E
+            self._squares[name] = self._squares.get(name, 0) + squares
+            self._num_logits[name] = self._num_logits.get(name, 0) + logits_NE.numel()
+
+        return watch
+
+    def take(self) -> dict[str, float]:
+        """Metrics since the last call, by layer, and over layers the worst; empty without any.
+
+        `load_max`: the fullest expert's tokens over the mean (1 is even, E is one expert alone).
+        `load_entropy`: of the load, over log E (1 is even). `dead`: share of experts without a
+        token. `router_rms`: root mean square of the router's logits.
+        """
+        found: dict[str, float] = {}
+        for name, load_E in self._load_E.items():
+            layer = name.split(".layers.")[-1].split(".")[0]
+            share_E = load_E.double() / load_E.sum()
+            found[f"moe/layer_{layer}/load_max"] = float(share_E.max()) * len(share_E)
+            found[f"moe/layer_{layer}/load_entropy"] = _entropy(share_E)
+            found[f"moe/layer_{layer}/dead"] = float((load_E == 0).double().mean())
+            mean_square = float(self._squares[name]) / self._num_logits[name]
+            found[f"moe/layer_{layer}/router_rms"] = math.sqrt(mean_square)
+        for figure, worst in (("load_max", max), ("load_entropy", min), ("dead", max)):
+            values = [v for key, v in found.items() if key.endswith(f"/{figure}")]
+            if values:
+                found[f"moe/{figure}"] = worst(values)
+        self._load_E, self._squares, self._num_logits = {}, {}, {}
+        return found
+
+    def close(self) -> None:
+        """Stop watching."""
+        for moe in self._layers.values():
+            moe.watch = None
+
+
+def _entropy(share_E: Tensor) -> float:
+    if len(share_E) == 1:
+        return 1.0
+    return float(-torch.xlogy(share_E, share_E).sum()) / math.log(len(share_E))
+
+
+def gradient_norms(model: nn.Module) -> dict[str, float]:
+    """Kind of weight -> the norm of its gradients (attention, experts, router, ...)."""
+    squares: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            kind = kind_of(_weight_name(name))
+            squares[kind] = squares.get(kind, 0) + parameter.grad.float().square().sum()
+    return {f"grad_norm/{kind}": float(total.sqrt()) for kind, total in squares.items()}
+
+
+def _weight_name(name: str) -> str:
+    """The name of the weight that a parameter, an adapter's or its own, stands for."""
+    module = name.removeprefix("module.").removeprefix("base_model.model.").split(".lora_")[0]
+    return f"{module}.weight" if ".lora_" in name else module

@@ -1,0 +1,121 @@
+"""A base model in memory, as it trains: experts grouped, frozen weights packed if asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, Llama4ForCausalLM, PreTrainedModel
+from transformers.models.llama4.modeling_llama4 import Llama4Router
+
+from posttrain.errors import EnvironmentFault
+from posttrain.models.checkpoint import checkpoint_shapes, checkpoint_tensors, is_text, text_name
+from posttrain.models.experts import GroupedExperts, use_grouped_experts
+from posttrain.models.packed import FORMATS, Format, PackedLinear
+from posttrain.models.trl_shim import apply_trl_shim
+from posttrain.recipe.schema import Frozen
+
+LLAMA4_TYPES = ("llama4", "llama4_text")
+
+
+def load_base(base: Path, *, dtype: str, frozen: Frozen | None = None) -> PreTrainedModel:
+    """Load a causal language model for text, its routed experts run on routed tokens only.
+
+    A multimodal Llama 4 checkpoint is loaded as its language model alone. With `frozen` the model
+    is read tensor by tensor and packed on the way, so that the host never holds more than what is
+    kept and one tensor; only Llama 4 can be. Raises EnvironmentFault where weights are missing,
+    cut short or of another layout.
+    """
+    apply_trl_shim()
+    config = AutoConfig.from_pretrained(base)
+    is_llama4 = config.model_type in LLAMA4_TYPES
+    if frozen is not None:
+        if not is_llama4:
+            raise EnvironmentFault(
+                f"model.frozen: packing knows Llama 4, and {base} is {config.model_type}",
+                hint="leave model.frozen out",
+            )
+        return _load_packed(base, config.get_text_config(), getattr(torch, dtype), frozen)
+    if is_llama4:
+        _check_layout(base, config.get_text_config())
+    loader = Llama4ForCausalLM if is_llama4 else AutoModelForCausalLM
+    model = loader.from_pretrained(
+        base,
+        dtype=getattr(torch, dtype),
+        device_map=None if _device() == "cpu" else {"": _device()},
+        attn_implementation="sdpa",
+    )
+    use_grouped_experts(model)
+    return model
+
+
+def _device() -> Any:
+    return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+
+
+def _empty(config: Any) -> Llama4ForCausalLM:
+    """The model without weights; what it computes from the configuration is there."""
+    with init_empty_weights(include_buffers=False):
+        return Llama4ForCausalLM._from_config(config, attn_implementation="sdpa")
+
+
+def _check_layout(base: Path, config: Any) -> None:
+    """Raise where the checkpoint's text weights are not those the configuration asks for."""
+    expected = {name: list(p.shape) for name, p in _empty(config).named_parameters()}
+    found = {text_name(n): s for n, s in checkpoint_shapes(base).items() if is_text(n)}
+    if config.tie_word_embeddings:
+        expected.pop("lm_head.weight", None)
+    missing = sorted(expected.keys() - found.keys())
+    if missing:
+        per_expert = any(".experts.0." in name for name in found)
+        raise EnvironmentFault(
+            f"{base} has no {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1)),
+            hint="its experts are stored one by one; save it with fused experts, as transformers "
+            "does" if per_expert else "fetch the whole checkpoint again",
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise EnvironmentFault(
+                f"{base}: {name} is {found[name]} and the configuration asks for {shape}",
+                hint="fused experts are (experts, in, out), gate before up; "
+                "save the model with transformers' save_pretrained",
+            )
+
+
+def _load_packed(
+    base: Path, config: Any, dtype: torch.dtype, frozen: Frozen
+) -> PreTrainedModel:
+    _check_layout(base, config)
+    model = _empty(config)
+    use_grouped_experts(model)
+    for name, tensor in checkpoint_tensors(base):
+        if is_text(name):
+            _place(model, text_name(name), tensor.to(_device(), dtype), frozen)
+    if config.tie_word_embeddings:
+        model.tie_weights()
+    model.to(_device())
+    return model.requires_grad_(False)
+
+
+def _place(model: nn.Module, name: str, tensor: Tensor, frozen: Frozen) -> None:
+    """Put one weight where it belongs, packed if its kind is."""
+    module_name, _, leaf = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    if isinstance(module, GroupedExperts) and frozen.experts is not None:
+        delattr(module, leaf)
+        setattr(module, leaf, FORMATS[frozen.experts](tensor))
+        return
+    setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+    if frozen.linears is not None and leaf == "weight" and _is_packed_linear(module_name, module):
+        parent_name, _, child = module_name.rpartition(".")
+        packed = PackedLinear(cast(nn.Linear, module), cast(Format, frozen.linears))
+        setattr(model.get_submodule(parent_name), child, packed)
+
+
+def _is_packed_linear(name: str, module: nn.Module) -> bool:
+    """Layers' linear weights, but for the router's, which is small and decides."""
+    is_linear = isinstance(module, nn.Linear) and not isinstance(module, Llama4Router)
+    return is_linear and ".layers." in name

@@ -1,0 +1,170 @@
+"""Frozen weights in fewer bytes: unpacked where they are used, again in the backward pass, and never
+kept.
+
+Two formats. fp8: e4m3 with one scale per output channel (and expert). nf4: four bits with one scale
+per block of 64 along the input, the 16 levels of QLoRA (Dettmers et al. 2023, appendix E), which are
+the quantiles of a normal distribution.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from posttrain.models.experts import GroupedExperts
+
+Format = Literal["fp8", "nf4"]
+FP8_MAX = 448.0
+"""The largest finite value of e4m3."""
+BLOCK = 64
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+class Packed(nn.Module):
+    """A weight of shape (..., in, out), packed; it computes in `dtype`.
+
+    The leading dimensions, experts or none, are packed each on their own.
+    """
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.shape = shape
+        self.dtype = dtype
+
+    def expert(self, index: int) -> Tensor:
+        """One expert's weight (in, out)."""
+        raise NotImplementedError
+
+    def dense(self) -> Tensor:
+        """The whole weight (..., in, out)."""
+        raise NotImplementedError
+
+
+class Fp8(Packed):
+    """One byte a weight."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight.shape, weight.dtype)
+        largest = weight.abs().amax(dim=-2, keepdim=True).float()
+        scale = (largest / FP8_MAX).clamp_min(torch.finfo(torch.float32).tiny).to(weight.dtype)
+        codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
+        for part, source, by in _each(codes, weight, scale):
+            part.copy_((source.float() / by.float()).clamp_(-FP8_MAX, FP8_MAX))
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+
+    def expert(self, index: int) -> Tensor:
+        """One expert's weight (in, out)."""
+        return self.codes[index].to(self.dtype) * self.scale[index]
+
+    def dense(self) -> Tensor:
+        """The whole weight (..., in, out)."""
+        return self.codes.to(self.dtype) * self.scale
+
+
+class Nf4(Packed):
+    """Four and a quarter bits a weight; the input dimension must be a multiple of BLOCK."""
+
+    codes: Tensor
+    scale: Tensor
+    levels: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight.shape, weight.dtype)
+        *lead, fan_in, fan_out = weight.shape
+        if fan_in % BLOCK:
+            raise ValueError(
+                f"nf4 packs blocks of {BLOCK} inputs, and this weight has {fan_in}: take fp8"
+            )
+        levels = torch.tensor(NF4_LEVELS, device=weight.device)
+        middles = (levels[1:] + levels[:-1]) / 2
+        codes = torch.empty(
+            (*lead, fan_in // 2, fan_out), dtype=torch.uint8, device=weight.device
+        )
+        scale = torch.empty(
+            (*lead, fan_in // BLOCK, 1, fan_out), dtype=torch.bfloat16, device=weight.device
+        )
+        for part, by, source in _each(codes, scale, weight):
+            blocks = source.float().view(-1, BLOCK, fan_out)
+            by.copy_(blocks.abs().amax(dim=1, keepdim=True))
+            unit = blocks / by.float().clamp_min(torch.finfo(torch.bfloat16).tiny)
+            level = torch.bucketize(unit, middles).to(torch.uint8).view(fan_in, fan_out)
+            part.copy_(level[0::2] | (level[1::2] << 4))
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("levels", levels.to(weight.dtype), persistent=False)
+
+    def expert(self, index: int) -> Tensor:
+        """One expert's weight (in, out)."""
+        return self._unpack(self.codes[index], self.scale[index])
+
+    def dense(self) -> Tensor:
+        """The whole weight (..., in, out)."""
+        return self._unpack(self.codes, self.scale)
+
+    def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
+        *lead, half, fan_out = codes.shape
+        pairs = torch.stack((codes & 15, codes >> 4), dim=-2)
+        values = self.levels[pairs.long()].view(*lead, 2 * half // BLOCK, BLOCK, fan_out)
+        return (values * scale.to(self.dtype)).view(*lead, 2 * half, fan_out)
+
+
+FORMATS: dict[Format, type[Packed]] = {"fp8": Fp8, "nf4": Nf4}
+
+
+def _each(*tensors: Tensor) -> Any:
+    """The same part of several tensors, an expert at a time, so that little is in fp32 at once."""
+    return zip(*tensors, strict=True) if tensors[0].dim() > 2 else [tensors]
+
+
+class PackedLinear(nn.Linear):
+    """A frozen linear layer whose weight is packed."""
+
+    def __init__(self, linear: nn.Linear, format: Format) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        self.packed = FORMATS[format](linear.weight.T)
+
+    @property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride] made when asked for
+        """The weight (out, in), unpacked."""
+        return self.packed.dense().T
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer: (..., in) -> (..., out)."""
+        return cast(Tensor, _PackedLinear.apply(x.to(self._compute_dtype(x)), self))
+
+    def _compute_dtype(self, x: Tensor) -> torch.dtype:
+        device = x.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class _PackedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
+        ctx.layer = layer
+        return functional.linear(x, layer.weight.to(x.dtype), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0] @ ctx.layer.weight.to(grads[0].dtype), None
+
+
+def pack_experts(experts: GroupedExperts, format: Format) -> None:
+    """Pack a layer's experts in place."""
+    for name in ("gate_up_proj", "down_proj"):
+        weight = getattr(experts, name)
+        delattr(experts, name)
+        setattr(experts, name, FORMATS[format](weight.detach()))
