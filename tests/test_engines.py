@@ -11,7 +11,7 @@ from posttrain.engines.parity import check_parity, load_probe, save_probe, take_
 from posttrain.engines.rollouts import roll_out
 from posttrain.errors import EnvironmentFault, HealthStop
 from posttrain.models import PolicyPath, live_tensors, load_tokenizer
-from posttrain.models.policy import load_base
+from posttrain.models.loading import load_base
 from posttrain.recipe.schema import EngineSpec
 from tests.conftest import make_prompt
 

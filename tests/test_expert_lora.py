@@ -17,7 +17,7 @@ from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, live_tensors, load_policy, merge, merged_tensors
 from posttrain.models.expert_lora import PROJECTIONS, LoraExperts
 from posttrain.models.lora import load_adapter, lora_config, what_lora_hit
-from posttrain.models.policy import load_base
+from posttrain.models.loading import load_base
 from posttrain.recipe.schema import Lora, LoraTarget, Model
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])

@@ -12,7 +12,7 @@ from transformers import Llama4ForCausalLM, Llama4TextConfig
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts, Llama4TextMoe
 
 from posttrain.models.experts import moe_layers, replayed_routing, use_grouped_experts
-from posttrain.models.policy import load_base
+from posttrain.models.loading import load_base
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
 

@@ -24,7 +24,8 @@ from posttrain.models import (
 from posttrain.models.experts import routed_moe_forward, use_routed_experts
 from posttrain.models.lora import lora_config
 from posttrain.models.memory import adapter_parameters, model_shapes
-from posttrain.models.policy import load_base, load_tokenizer
+from posttrain.models.loading import load_base
+from posttrain.models.policy import load_tokenizer
 from posttrain.recipe.schema import Lora, Model, Recipe
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from posttrain.models.lora import adaptable_layers, target_of
-from posttrain.models.policy import LLAMA4_TYPES
+from posttrain.models.loading import LLAMA4_TYPES
 from posttrain.recipe.schema import EngineSpec, Lora, Recipe
 
 BYTES = {"bfloat16": 2, "float32": 4}
