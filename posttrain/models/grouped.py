@@ -29,6 +29,11 @@ class ExpertWeight(Protocol):
         """What it computes in."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is kept."""
+        ...
+
     def expert(self, index: int) -> Tensor:
         """One expert's weight (I, O)."""
         ...

@@ -31,13 +31,26 @@ NF4_LEVELS = (
 class Packed(nn.Module):
     """A weight of shape (..., in, out), packed; it computes in `dtype`.
 
-    The leading dimensions, experts or none, are packed each on their own.
+    The leading dimensions, experts or none, are packed each on their own. What it keeps are frozen
+    parameters, so FSDP shards them.
     """
+
+    codes: Tensor
+    scale: Tensor
 
     def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
         super().__init__()
         self.shape = shape
         self.dtype = dtype
+
+    def _keep(self, codes: Tensor, scale: Tensor) -> None:
+        self.codes = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is kept."""
+        return self.scale.device
 
     def expert(self, index: int) -> Tensor:
         """One expert's weight (in, out)."""
@@ -51,9 +64,6 @@ class Packed(nn.Module):
 class Fp8(Packed):
     """One byte a weight."""
 
-    codes: Tensor
-    scale: Tensor
-
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight.shape, weight.dtype)
         largest = weight.abs().amax(dim=-2, keepdim=True).float()
@@ -61,8 +71,7 @@ class Fp8(Packed):
         codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
         for part, source, by in _each(codes, weight, scale):
             part.copy_((source.float() / by.float()).clamp_(-FP8_MAX, FP8_MAX))
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
+        self._keep(codes, scale)
 
     def expert(self, index: int) -> Tensor:
         """One expert's weight (in, out)."""
@@ -76,8 +85,6 @@ class Fp8(Packed):
 class Nf4(Packed):
     """Four and a quarter bits a weight; the input dimension must be a multiple of BLOCK."""
 
-    codes: Tensor
-    scale: Tensor
     levels: Tensor
 
     def __init__(self, weight: Tensor) -> None:
@@ -99,10 +106,9 @@ class Nf4(Packed):
             blocks = source.float().view(-1, BLOCK, fan_out)
             by.copy_(blocks.abs().amax(dim=1, keepdim=True))
             unit = blocks / by.float().clamp_min(torch.finfo(torch.bfloat16).tiny)
-            level = torch.bucketize(unit, middles).to(torch.uint8).view(fan_in, fan_out)
+            level = torch.bucketize(unit.contiguous(), middles).to(torch.uint8).view(fan_in, fan_out)
             part.copy_(level[0::2] | (level[1::2] << 4))
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
+        self._keep(codes, scale)
         self.register_buffer("levels", levels.to(weight.dtype), persistent=False)
 
     def expert(self, index: int) -> Tensor:

@@ -111,6 +111,18 @@ class EngineSpec(Spec):
     """Share of a CUDA device that vLLM may take; the trainer lives on the same one during RL."""
     kv_cache_gib: float = Field(default=1.0, gt=0.0)
     """vLLM's KV cache on the CPU, in GiB."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """vLLM: devices that one engine spans. During RL the training processes share engines in groups
+    of this size."""
+    quantization: Literal["fp8"] | None = None
+    """vLLM: quantise the weights on loading. Needs sync: adapter."""
+    checkpoint: str | None = None
+    """vLLM: the same model, quantised, loaded instead of model.base. Needs sync: adapter."""
+    sync: Literal["weights", "adapter"] = "weights"
+    """How a LoRA policy reaches vLLM: weights with the adapter folded in, or the adapter beside the
+    base's own weights."""
+    enable_sleep_mode: bool = False
+    """vLLM: leave the device to the trainer between rollouts, the weights in host memory."""
     parity_tolerance: float = Field(default=0.1, gt=0.0)
     """Mean |log-probability difference| per token between engine and trainer that stops the run."""
     base_url: str | None = None
@@ -134,6 +146,8 @@ class Launch(Spec):
 
     num_processes: int = Field(default=1, ge=1)
     """Of `accelerate launch`: one per device."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every device holds the whole model. fsdp: PyTorch's FSDP2, each layer sharded over all."""
 
 
 class DataSource(Spec):
@@ -219,6 +233,9 @@ class Rl(Spec):
     """Where its rows come from."""
     curriculum: str = "curricula/band.yaml"
     """A curriculum YAML."""
+    offload_policy: bool = False
+    """Keep the policy in host memory while the engine generates; with engine.enable_sleep_mode the
+    two take turns on one device. One process only."""
     trainer: dict[str, Any] = Field(default_factory=dict[str, Any])
     """trl.GRPOConfig's own names."""
 
