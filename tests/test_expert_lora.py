@@ -16,8 +16,8 @@ from transformers import Llama4ForCausalLM
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, live_tensors, load_policy, merge, merged_tensors
 from posttrain.models.expert_lora import PROJECTIONS, LoraExperts
-from posttrain.models.lora import load_adapter, lora_config, what_lora_hit
 from posttrain.models.loading import load_base
+from posttrain.models.lora import load_adapter, lora_config, what_lora_hit
 from posttrain.recipe.schema import Lora, LoraTarget, Model
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
@@ -84,18 +84,19 @@ def test_loss_and_gradients_are_those_of_w_plus_ba(
         A, B = factors[name], factors[name.replace(".lora_A.", ".lora_B.")]
         module, weight = name.removeprefix("base_model.model.").split(".lora_A.default.")
         delta = A @ B if A.dim() == 3 else B @ A
-        weights[f"{module}.{weight}"] = oracle.get_parameter(f"{module}.{weight}") + 16 / rank * delta
+        weights[f"{module}.{weight}"] = (
+            oracle.get_parameter(f"{module}.{weight}") + 16 / rank * delta
+        )
     out = functional_call(oracle, weights, (), {"input_ids": IDS, "labels": IDS})
     out.loss.backward()
 
-    torch.testing.assert_close(
-        ours(input_ids=IDS, labels=IDS).loss, out.loss, rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(ours(input_ids=IDS, labels=IDS).loss, out.loss, rtol=1e-5, atol=0)
     found = {n: p.grad for n, p in ours.named_parameters() if p.requires_grad}
     assert {".".join(n.split(".")[-3:]) for n in found if "experts.lora" in n}
     for name, factor in factors.items():
         gradient = found[name]
-        assert gradient is not None and factor.grad is not None, name
+        assert gradient is not None, name
+        assert factor.grad is not None, name
         error = (gradient.double() - factor.grad).norm() / factor.grad.norm()
         assert error < 2e-5, (name, float(error))
 

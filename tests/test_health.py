@@ -60,7 +60,9 @@ def test_gradient_norms_by_kind_add_up(tiny_llama4: Path) -> None:
     assert norms.keys() == {
         f"grad_norm/{kind}" for kind in ("attention", "mlp", "shared_expert", "experts")
     }
-    total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    total = torch.nn.utils.get_total_norm(
+        [p.grad for p in model.parameters() if p.grad is not None]
+    )
     assert math.sqrt(sum(n**2 for n in norms.values())) == pytest.approx(float(total), rel=1e-5)
 
 

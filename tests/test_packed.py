@@ -182,7 +182,7 @@ def test_experts_of_another_layout_are_refused(tiny_llama4: Path, tmp_path: Path
     fused = tensors.pop(name)
     apart = {name.replace("gate_up_proj", f"{i}.gate_up.weight"): fused[i] for i in range(4)}
     save_file(tensors | {k: t.contiguous() for k, t in apart.items()}, file, {"format": "pt"})
-    with pytest.raises(EnvironmentFault, match="has no .*gate_up_proj") as caught:
+    with pytest.raises(EnvironmentFault, match=r"has no .*gate_up_proj") as caught:
         load_base(tmp_path / "model", dtype="float32")
     assert "one by one" in str(caught.value.hint)
 
@@ -192,9 +192,12 @@ def test_only_llama4_is_packed(tmp_path: Path, tiny_llama4: Path) -> None:
 
     LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+            vocab_size=300,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
             num_attention_heads=2,
-        )  # fmt: skip
+        )
     ).save_pretrained(tmp_path)
     with pytest.raises(EnvironmentFault, match="packing knows Llama 4"):
         load_base(tmp_path, dtype="float32", frozen=Frozen())

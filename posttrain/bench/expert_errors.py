@@ -22,9 +22,7 @@ LOSS_LIMIT = 0.01
 MODEL = ExpertWork(
     num_experts=16, hidden_size=256, intermediate_size=512, rank=16, num_tokens=1024, num_layers=4
 )
-LAYER = ExpertWork(
-    num_experts=16, hidden_size=256, intermediate_size=512, rank=16, num_tokens=1024
-)
+LAYER = ExpertWork(num_experts=16, hidden_size=256, intermediate_size=512, rank=16, num_tokens=1024)
 NUM_STEPS = 50
 
 
@@ -154,9 +152,7 @@ def bench_packed() -> Result:
         error = relative_error(logits[name], logits["bfloat16"])
         change = curve[-1] / losses["bfloat16"][-1] - 1
         figures[name] = {"logits": error, "losses": curve, "loss_change": change}
-        rows.append(
-            [name, f"{error:.1%}", f"{curve[0]:.4f}", f"{curve[-1]:.4f}", f"{change:+.2%}"]
-        )
+        rows.append([name, f"{error:.1%}", f"{curve[0]:.4f}", f"{curve[-1]:.4f}", f"{change:+.2%}"])
     within = abs(figures["fp8"]["loss_change"]) <= LOSS_LIMIT
     return Result(
         name="experts-packed",

@@ -85,9 +85,11 @@ def step_of(name: str, work: ExpertWork, device: str) -> Callable[[int], Step]:
 
         before = _reset_peak(device)
         started = time.perf_counter()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            with torch.autocast(device, torch.bfloat16, enabled=work.dtype == torch.bfloat16):
-                loss = loss_of(model, inputs, work)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast(device, torch.bfloat16, enabled=work.dtype == torch.bfloat16),
+        ):
+            loss = loss_of(model, inputs, work)
         saved_bytes = sum(saved.values())
         loss.backward()
         if optimizer is not None:
@@ -95,9 +97,7 @@ def step_of(name: str, work: ExpertWork, device: str) -> Callable[[int], Step]:
             optimizer.zero_grad()
         _wait(device)
         seconds = time.perf_counter() - started
-        return Step(
-            seconds=seconds, saved_bytes=saved_bytes, peak_bytes=_peak(device) - before
-        )
+        return Step(seconds=seconds, saved_bytes=saved_bytes, peak_bytes=_peak(device) - before)
 
     return step
 
@@ -177,9 +177,7 @@ def ratio(taken: Mapping[str, Sequence[Step]], name: str) -> Spread:
     return spread_of([other.seconds / ours.seconds for other, ours in pairs])
 
 
-def _row(
-    label: str, name: str, taken: Mapping[str, Sequence[Step]], work: ExpertWork
-) -> list[str]:
+def _row(label: str, name: str, taken: Mapping[str, Sequence[Step]], work: ExpertWork) -> list[str]:
     seconds = spread_of([s.seconds for s in taken[name]])
     times = ratio(taken, name)
     return [

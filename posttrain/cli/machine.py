@@ -13,7 +13,11 @@ from posttrain.cli.options import AsJson, check_new_folder, print_json
 def add_to(app: typer.Typer) -> None:
     """Add `doctor` and the group `model`."""
     app.command()(doctor)
-    model = typer.Typer(help="Make models, and adapters that others read.", no_args_is_help=True, rich_markup_mode=None)
+    model = typer.Typer(
+        help="Make models, and adapters that others read.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
     model.command("upcycle")(upcycle)
     model.command("export")(export)
     app.add_typer(model, name="model")

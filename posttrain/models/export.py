@@ -109,7 +109,7 @@ def _linear_layers(one: Tensor, weight: str, side: str) -> Iterator[tuple[str, T
 
 
 def to_half_split(rows: Tensor, num_heads: int) -> Tensor:
-    """(heads x d, r) rows from interleaved rotary pairs, as Llama 4 has them, to half-split ones."""
+    """(heads x d, r) rows from interleaved rotary pairs, Llama 4's way, to half-split ones."""
     pairs = rows.view(num_heads, rows.shape[0] // num_heads // 2, 2, rows.shape[1])
     return pairs.transpose(1, 2).reshape(rows.shape)
 
@@ -135,13 +135,15 @@ def _for_peft(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             yield f"{name}A.weight", tensor.flatten(0, 1)
 
 
-OUTER = "gate_up_proj"
+OUTER = "down_proj"
 """Of the two weights the one whose layer PEFT puts outermost."""
 
 
 def _peft_targets(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     matches = [ADAPTER_KEY.fullmatch(key) for key in tensors]
     experts = sorted({m["module"] for m in matches if m and m["weight"] != "weight"})
-    modules = [name for name in settings["target_modules"] if name not in experts]
-    names = [f"{module}.{weight}" for module in experts for weight in ("down_proj", "gate_up_proj")]
+    # PEFT may have shortened a name to its end.
+    means_experts = tuple(experts) + tuple({f".{module}".rpartition(".")[2] for module in experts})
+    modules = [name for name in settings["target_modules"] if name not in means_experts]
+    names = [f"{module}.{weight}" for module in experts for weight in ("gate_up_proj", "down_proj")]
     return {"target_modules": sorted(modules), "target_parameters": names or None}

@@ -1,7 +1,7 @@
 """Linear layers with a weight per expert, on rows that are sorted by expert.
 
-`y_n = x_n W_e` for every row n of expert e's group. Groups are given by their ends, a running sum of
-group sizes, as `torch.nn.functional.grouped_mm` takes them; a group may be empty.
+`y_n = x_n W_e` for every row n of expert e's group. Groups are given by their ends, a running sum
+of group sizes, as `torch.nn.functional.grouped_mm` takes them; a group may be empty.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class _GroupedLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_EIO, ends_E = ctx.saved_tensors
         dy_NO = grads[0].contiguous()  # an expanded gradient has stride 0, which grouped_mm refuses
-        dx = products(dy_NO, weight_EIO.transpose(1, 2), ends_E) if ctx.needs_input_grad[0] else None
+        dx = (
+            products(dy_NO, weight_EIO.transpose(1, 2), ends_E) if ctx.needs_input_grad[0] else None
+        )
         dw = outer_products(x_NI, dy_NO, ends_E) if ctx.needs_input_grad[1] else None
         return dx, dw, None
 
@@ -117,7 +119,7 @@ def products(x_NI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
 
 
 def outer_products(x_NI: Tensor, dy_NO: Tensor, ends_E: Tensor) -> Tensor:
-    """The gradient of the weights: per expert x^T dy over its rows, (E, I, O); zero if it has none."""
+    """The weights' gradient: per expert x^T dy over its rows, (E, I, O); zero if it has none."""
     if _has_kernel(x_NI):
         num_in, num_out = x_NI.shape[1], dy_NO.shape[1]
         x_NI, dy_NO = _padded(x_NI, dim=1), _padded(dy_NO, dim=1)
@@ -143,7 +145,7 @@ def _groups(ends_E: Tensor) -> list[tuple[int, int]]:
 
 
 def _aligned(x_NI: Tensor, weight_EIO: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Inner and outer dimension padded with zeros where a row would not start at ALIGNMENT_BYTES."""
+    """Inner and outer dimension padded with zeros, so that rows start at ALIGNMENT_BYTES."""
     num_out = weight_EIO.shape[2]
     return _padded(x_NI, dim=1), _padded(_padded(weight_EIO, dim=1), dim=2), num_out
 

@@ -25,7 +25,7 @@ class MoeHealth:
         for name, moe in self._layers.items():
             moe.watch = self._watcher(name, moe)
 
-    def _watcher(self, name: str, moe: RoutedMoe):  # noqa: ANN202  (RoutedMoe.watch says it)
+    def _watcher(self, name: str, moe: RoutedMoe):
         def watch(chosen_NK: Tensor, logits_NE: Tensor) -> None:
             if not moe.training:
                 return

@@ -74,7 +74,9 @@ def _check_layout(base: Path, config: Any) -> None:
         raise EnvironmentFault(
             f"{base} has no {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1)),
             hint="its experts are stored one by one; save it with fused experts, as transformers "
-            "does" if per_expert else "fetch the whole checkpoint again",
+            "does"
+            if per_expert
+            else "fetch the whole checkpoint again",
         )
     for name, shape in expected.items():
         if found[name] != shape:
@@ -85,9 +87,7 @@ def _check_layout(base: Path, config: Any) -> None:
             )
 
 
-def _load_packed(
-    base: Path, config: Any, dtype: torch.dtype, frozen: Frozen
-) -> PreTrainedModel:
+def _load_packed(base: Path, config: Any, dtype: torch.dtype, frozen: Frozen) -> PreTrainedModel:
     _check_layout(base, config)
     model = _empty(config)
     use_grouped_experts(model)

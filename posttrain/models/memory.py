@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from posttrain.models.lora import adaptable_layers, target_of
 from posttrain.models.loading import LLAMA4_TYPES
+from posttrain.models.lora import adaptable_layers, target_of
 from posttrain.recipe.schema import EngineSpec, Lora, Recipe
 
 BYTES = {"bfloat16": 2, "float32": 4}

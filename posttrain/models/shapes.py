@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from posttrain.models.lora import adaptable_layers, target_of
 from posttrain.models.loading import LLAMA4_TYPES
+from posttrain.models.lora import adaptable_layers, target_of
 from posttrain.recipe.schema import Lora
 
 ROUTED = "experts"
@@ -59,7 +59,7 @@ def kind_of(weight_name: str) -> str:
 
 
 def adapter_parameters(model: nn.Module, lora: Lora) -> dict[str, int]:
-    """Weights of the adapters a LoRA section puts on the model, by target: r (in + out) a matrix."""
+    """Weights of the adapters that a LoRA section asks for, by target: r (in + out) a matrix."""
     layers = adaptable_layers(model)
     return {
         target: sum(
@@ -84,7 +84,13 @@ def active_parameters(model: PreTrainedModel) -> int:
 
 def kv_bytes_per_token(config: PreTrainedConfig, bytes_per_value: int) -> int:
     """Bytes of keys and values that one token holds over all layers."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim(config) * bytes_per_value
+    return (
+        2
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * head_dim(config)
+        * bytes_per_value
+    )
 
 
 def head_dim(config: PreTrainedConfig) -> int:

@@ -41,8 +41,8 @@ def write_tiny_llama4(path: Path, *, seed: int = 0, interleave_moe_layer_step: i
 
     It has what makes Llama 4 special: routed and shared experts in every second of its four layers,
     chunked attention (128 tokens), a layer without rotary positions, query-key norms. Heads are 32
-    wide, the least that vLLM's CPU attention takes. The same seed writes the same weights. Past four,
-    `interleave_moe_layer_step` leaves no layer with experts.
+    wide, the least that vLLM's CPU attention takes. The same seed writes the same weights. Past
+    four, `interleave_moe_layer_step` leaves no layer with experts.
     """
     path.mkdir(parents=True, exist_ok=True)
     _train_tokenizer().save_pretrained(path)
