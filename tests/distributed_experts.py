@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -13,9 +14,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from posttrain.models import PolicyPath, load_policy
-from posttrain.recipe.schema import Lora, Model
+from posttrain.recipe.schema import Lora, LoraTarget, Model
 
-TARGETS = ["attention", "shared_expert", "experts"]
+TARGETS: list[LoraTarget] = ["attention", "shared_expert", "experts"]
 
 
 def batch() -> torch.Tensor:
@@ -55,7 +56,7 @@ def main(base: Path, out: Path, kind: str) -> None:
         model = DistributedDataParallel(model)
     else:
         mesh = init_device_mesh("cpu", (2,))
-        for layer in model.get_base_model().model.layers:
+        for layer in cast(Any, model).get_base_model().model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
     ids = batch().chunk(2)[dist.get_rank()]

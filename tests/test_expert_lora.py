@@ -136,7 +136,7 @@ def test_unsafe_merges_are_refused(tiny_llama4: Path) -> None:
     model = adapted(tiny_llama4)
     layer = next(iter(lora_experts(model).values()))
     with torch.no_grad():
-        layer.lora_B["default"].down_proj.fill_(float("inf"))
+        layer.factors("default", "down_proj")[1].fill_(float("inf"))
     with pytest.raises(ValueError, match="not finite"):
         layer.merge(safe_merge=True)
 
@@ -165,7 +165,7 @@ def test_several_adapters_add_up_and_can_be_switched(tiny_llama4: Path) -> None:
             parameter.normal_(std=0.05)
     second = logits(model)
     assert (second - first).abs().max() > 1e-2
-    model.base_model.set_adapter(["default", "other"])
+    model.base_model.set_adapter(["default", "other"])  # pyright: ignore[reportCallIssue] its __getattr__
     layer = next(iter(lora_experts(model).values()))
     torch.manual_seed(0)
     rows, ends = torch.randn(6, 64), torch.tensor([1, 3, 3, 6], dtype=torch.int32)
@@ -191,7 +191,7 @@ def test_a_reference_copy_as_trl_makes_it(model: PeftModel, tiny_llama4: Path) -
     policy.set_adapter("default")
     with torch.no_grad():
         for layer in lora_experts(policy).values():
-            layer.lora_B["default"].gate_up_proj.mul_(2)
+            layer.factors("default", "gate_up_proj")[1].mul_(2)
     changed = logits(policy)
     policy.set_adapter("ref")
     assert torch.equal(logits(policy), before)

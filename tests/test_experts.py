@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def random_moe(num_experts: int, *, top_k: int = 1, dtype: torch.dtype = torch.f
 def grouped(moe: Llama4TextMoe) -> Llama4TextMoe:
     twin = torch.nn.Sequential(copy.deepcopy(moe))
     assert use_grouped_experts(twin) == 1
-    return twin[0]
+    return cast(Llama4TextMoe, twin[0])
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -64,8 +65,10 @@ def test_output_and_gradients_equal_transformers(
     assert relative_error(y.grad, x.grad) < 1e-5
     theirs = dict(moe.named_parameters())
     for name, parameter in twin.named_parameters():
+        expected_grad = theirs[name].grad
         assert parameter.grad is not None, name
-        assert relative_error(parameter.grad, theirs[name].grad) < 1e-5, name
+        assert expected_grad is not None, name
+        assert relative_error(parameter.grad, expected_grad) < 1e-5, name
 
 
 def test_one_expert_is_a_plain_mlp() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from transformers import Llama4ForCausalLM
 
 from posttrain.errors import EnvironmentFault
 from posttrain.models import PolicyPath, load_policy, sequence_logprobs
+from posttrain.models.expert_lora import LoraExperts
 from posttrain.models.export import export_adapter, to_half_split
 from posttrain.models.tiny import write_tiny_llama4
 from posttrain.recipe.schema import Lora, LoraTarget, Model
@@ -71,7 +74,7 @@ def test_vllms_keys_are_those_of_linear_layers(
     }
     assert all(tensor.dim() == 2 for tensor in tensors.values())
     for name, layer in model.get_base_model().named_modules():
-        if type(layer).__name__ != "LoraExperts":
+        if not isinstance(layer, LoraExperts):
             continue
         gate_up = layer.delta_weight("default", "gate_up_proj")
         down = layer.delta_weight("default", "down_proj")
@@ -122,72 +125,59 @@ def test_an_adapter_of_another_base_is_refused(
         export_adapter(odd, tmp_path / "out", base=tiny_llama4, reader="peft")
 
 
+def vllm_scores(base: Path, out: Path, *adapters: Path) -> list[list[list[float]]]:
+    """Log-probabilities of CONTINUATIONS in vLLM, per adapter."""
+    pytest.importorskip("vllm")
+    rows = [p + c for p, c in zip(PROMPTS, CONTINUATIONS, strict=True)]
+    request = {
+        "base": str(base),
+        "max_lora_rank": 8,
+        "rows": rows,
+        "adapters": [str(adapter) for adapter in adapters],
+    }
+    script = Path(__file__).with_name("vllm_scores.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(out)],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [
+        [scores[len(prompt) - 1 :] for scores, prompt in zip(per_row, PROMPTS, strict=True)]
+        for per_row in json.loads(out.read_text())
+    ]
+
+
+def mean_difference(a: list[list[float]], b: list[list[float]]) -> float:
+    pairs = [(x, y) for xs, ys in zip(a, b, strict=True) for x, y in zip(xs, ys, strict=True)]
+    return sum(abs(x - y) for x, y in pairs) / len(pairs)
+
+
 @pytest.mark.slow
 def test_vllm_serves_the_adapter_and_needs_the_permutation(tmp_path: Path) -> None:
     """On a Llama 4 without experts, which is what vLLM's CPU build can serve with LoRA."""
-    vllm = pytest.importorskip("vllm")
-    from vllm.lora.request import LoRARequest
-
     base = write_tiny_llama4(tmp_path / "base", interleave_moe_layer_step=5)
     model = adapted(base, ["attention", "mlp"])
     model.save_pretrained(str(tmp_path / "adapter"))
     expected = sequence_logprobs(model, PROMPTS, CONTINUATIONS)
     with model.disable_adapter():
-        without = sequence_logprobs(model, PROMPTS, CONTINUATIONS)
-    right = export_adapter(tmp_path / "adapter", tmp_path / "right", base=base, reader="vllm")
-
-    engine = vllm.LLM(
-        model=str(base), dtype="float32", max_model_len=128, max_num_seqs=8, enforce_eager=True,
-        enable_lora=True, max_lora_rank=8, max_loras=1,
-    )  # fmt: skip
-
-    def scores(number: int, folder: Path) -> list[list[float]]:
-        params = vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        rows = [p + c for p, c in zip(PROMPTS, CONTINUATIONS, strict=True)]
-        outputs = engine.generate(
-            [vllm.TokensPrompt(prompt_token_ids=ids) for ids in rows],
-            params,
-            lora_request=LoRARequest(folder.name, number, str(folder)),
-            use_tqdm=False,
-        )
-        return [
-            [output.prompt_logprobs[i][ids[i]].logprob for i in range(len(prompt), len(ids))]
-            for output, ids, prompt in zip(outputs, rows, PROMPTS, strict=True)
-        ]
-
-    def mean_difference(a: list[list[float]], b: list[list[float]]) -> float:
-        pairs = [(x, y) for xs, ys in zip(a, b, strict=True) for x, y in zip(xs, ys, strict=True)]
-        return sum(abs(x - y) for x, y in pairs) / len(pairs)
-
-    effect = mean_difference(expected, without)
+        effect = mean_difference(expected, sequence_logprobs(model, PROMPTS, CONTINUATIONS))
     assert effect > 0.1
-    assert mean_difference(scores(1, right), expected) < 1e-4
-    assert mean_difference(scores(2, tmp_path / "adapter"), expected) > 0.1 * effect
+    right = export_adapter(tmp_path / "adapter", tmp_path / "right", base=base, reader="vllm")
+    exported, as_it_was = vllm_scores(base, tmp_path / "out.json", right, tmp_path / "adapter")
+    assert mean_difference(exported, expected) < 1e-4
+    assert mean_difference(as_it_was, expected) > 0.1 * effect
 
 
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_vllm_serves_routed_experts(tmp_path: Path) -> None:
     """vLLM serves LoRA on experts on CUDA alone."""
-    vllm = pytest.importorskip("vllm")
-    from vllm.lora.request import LoRARequest
-
     base = write_tiny_llama4(tmp_path / "base")
     model = adapted(base, EVERYTHING)
     model.save_pretrained(str(tmp_path / "adapter"))
     expected = sequence_logprobs(model, PROMPTS, CONTINUATIONS)
     out = export_adapter(tmp_path / "adapter", tmp_path / "out", base=base, reader="vllm")
-    engine = vllm.LLM(
-        model=str(base), dtype="float32", max_model_len=128, max_num_seqs=8, enforce_eager=True,
-        enable_lora=True, max_lora_rank=8, gpu_memory_utilization=0.3,
-    )  # fmt: skip
-    rows = [p + c for p, c in zip(PROMPTS, CONTINUATIONS, strict=True)]
-    outputs = engine.generate(
-        [vllm.TokensPrompt(prompt_token_ids=ids) for ids in rows],
-        vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
-        lora_request=LoRARequest("out", 1, str(out)),
-        use_tqdm=False,
-    )
-    for output, ids, prompt, wanted in zip(outputs, rows, PROMPTS, expected, strict=True):
-        found = [output.prompt_logprobs[i][ids[i]].logprob for i in range(len(prompt), len(ids))]
-        assert found == pytest.approx(wanted, abs=1e-3)
+    (found,) = vllm_scores(base, tmp_path / "out.json", out)
+    assert mean_difference(found, expected) < 1e-3

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import PeftModel
 from torch import Tensor, nn
 
 from posttrain.errors import EnvironmentFault
@@ -112,6 +113,7 @@ def test_training_on_a_packed_base_is_training_on_what_it_unpacks_to(
         spec = Model(base=str(tiny_llama4), dtype="float32", lora=lora, frozen=kept)
         torch.manual_seed(0)
         model = load_policy(PolicyPath(base=tiny_llama4), spec, trainable=True)
+        assert isinstance(model, PeftModel)
         inner = model.get_base_model()
         with torch.no_grad():
             for name, parameter in model.named_parameters():

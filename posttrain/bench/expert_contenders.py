@@ -58,7 +58,6 @@ class ExpertWork:
             num_local_experts=self.num_experts,
             num_experts_per_tok=1,
             interleave_moe_layer_step=1,
-            attn_implementation="sdpa",
             pad_token_id=0,
         )
 
@@ -84,7 +83,8 @@ def base_model(work: ExpertWork, device: str) -> nn.Module:
             if isinstance(module, Llama4TextMoe):
                 for weight in module.parameters():
                     nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
-    return model.to(work.dtype).requires_grad_(False)
+    cast(nn.Module, model).to(work.dtype)
+    return model.requires_grad_(False)
 
 
 def _adapted(
@@ -127,7 +127,7 @@ def linearised(model: nn.Module, work: ExpertWork) -> nn.Module:
         experts = SequentialLlama4TextExperts(work.config)
         for index, mlp in enumerate(experts):
             _fill(cast(Llama4TextMLP, mlp), moe.experts, index)
-        moe.experts = experts.requires_grad_(False)
+        moe.experts = cast(Any, experts.requires_grad_(False))
     modules = r".*\.experts\.\d+\.(gate|up|down)_proj"
     return _adapted(model, work, modules=f"{_rest(work)}|{modules}")
 
@@ -136,7 +136,7 @@ def loop(model: nn.Module, work: ExpertWork) -> nn.Module:
     """A loop over the experts, each on its routed tokens, plain autograd, as torchtune."""
     adapted = _adapted(model, work, modules=_rest(work)) if work.num_layers else model
     for moe in _moes(adapted):
-        moe.experts = LoopExperts(moe.experts, work.rank)
+        moe.experts = cast(Any, LoopExperts(moe.experts, work.rank))
         moe.forward = _loop_moe.__get__(moe)
     return adapted
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -78,7 +79,7 @@ def live_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     if not isinstance(model, PeftModel):
         yield from model.state_dict().items()
         return
-    adapter = model.active_adapter
+    adapter = cast(str, model.active_adapter)
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraExperts):
             for projection in PROJECTIONS:

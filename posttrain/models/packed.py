@@ -7,6 +7,7 @@ are the quantiles of a normal distribution.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -125,7 +126,7 @@ class Nf4(Packed):
         return (values * scale.to(self.dtype)).view(*lead, 2 * half, fan_out)
 
 
-FORMATS: dict[Format, type[Packed]] = {"fp8": Fp8, "nf4": Nf4}
+FORMATS: dict[Format, Callable[[Tensor], Packed]] = {"fp8": Fp8, "nf4": Nf4}
 
 
 def _each(*tensors: Tensor) -> Any:

@@ -22,7 +22,9 @@ class LoraRouter(Linear):
         if not self.disable_adapters and not self.merged:
             for name in self.active_adapters:
                 if name in self.lora_A:
-                    rows = self.lora_dropout[name](x.to(self.lora_A[name].weight.dtype))
+                    rows = self.lora_dropout[name](
+                        x.to(cast(Tensor, self.lora_A[name].weight).dtype)
+                    )
                     delta = self.lora_B[name](self.lora_A[name](rows)) * self.scaling[name]
                     logits = logits + delta.to(logits.dtype)
         top, chosen = logits.topk(router.top_k, dim=1)

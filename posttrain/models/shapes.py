@@ -77,7 +77,7 @@ def active_parameters(model: PreTrainedModel) -> int:
     config = model.config.get_text_config()
     share = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
     kinds = parameters_by_kind(model)
-    head = kinds.get("lm_head", config.vocab_size * config.hidden_size)  # tied: counted once
+    head = kinds.get("lm_head") or config.vocab_size * config.hidden_size  # tied: counted once
     dense = sum(kinds.get(kind, 0) for kind in ("attention", "mlp", "shared_expert", "router"))
     return dense + head + round(share * kinds.get(ROUTED, 0))
 
