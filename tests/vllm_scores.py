@@ -17,8 +17,18 @@ import vllm
 from vllm.lora.request import LoRARequest
 
 
-def _logprobs(output: vllm.RequestOutput, ids: list[int]) -> list[float]:
-    """Of every token but the first."""
+def _logprobs(engine: vllm.LLM, ids: list[int], lora: LoRARequest) -> list[float]:
+    """Of every token but the first.
+
+    One sequence at a time: the CPU build's LoRA takes one adapter index a sequence where prompt
+    log-probabilities give it one row a token, which fits for a single sequence alone.
+    """
+    (output,) = engine.generate(
+        vllm.TokensPrompt(prompt_token_ids=ids),
+        vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
+        lora_request=lora,
+        use_tqdm=False,
+    )
     positions = output.prompt_logprobs
     assert positions is not None
     return [cast(Any, positions[i])[ids[i]].logprob for i in range(1, len(ids))]
@@ -40,13 +50,8 @@ def main() -> None:
     rows = request["rows"]
     scores = []
     for number, adapter in enumerate(request["adapters"], start=1):
-        outputs = engine.generate(
-            [vllm.TokensPrompt(prompt_token_ids=ids) for ids in rows],
-            vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
-            lora_request=LoRARequest(Path(adapter).name, number, adapter),
-            use_tqdm=False,
-        )
-        scores.append([_logprobs(o, ids) for o, ids in zip(outputs, rows, strict=True)])
+        lora = LoRARequest(Path(adapter).name, number, adapter)
+        scores.append([_logprobs(engine, ids, lora) for ids in rows])
     Path(sys.argv[1]).write_text(json.dumps(scores))
 
 
