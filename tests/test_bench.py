@@ -7,8 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from posttrain.bench.contender import Contender, Measured, Work
+from posttrain.bench.expert_contenders import OURS, STOCK, ExpertWork
+from posttrain.bench.expert_costs import TensorPeak
+from posttrain.bench.experts import training
 from posttrain.bench.record import Result, describe_circumstances, markdown, write_result
 from posttrain.bench.results import bench_results
 from posttrain.bench.spread import spread_of, take_turns
@@ -178,3 +182,34 @@ def test_engine_against_raw_vllm(tiny_llama4: Path, tmp_path: Path) -> None:
     assert [len(rates) for rates in result.figures["rates"].values()] == [2, 2, 2]
     assert all(rate > 0 for rates in result.figures["rates"].values() for rate in rates)
     assert result.figures["ratios"].keys() == result.figures["rates"].keys()
+
+
+def test_the_peak_of_tensors_is_that_of_what_lives_at_once() -> None:
+    kept = torch.zeros(1000)  # there before, so not counted
+    with TensorPeak() as peak:
+        first = torch.zeros(3000)
+        view = first.view(30, 100)
+        view.add_(1)
+        second = first + 1
+        del first, view
+        third = torch.zeros(1000) + kept
+        del second, third
+        torch.zeros(2000)
+    # first and second together are 6,000 floats; second, third and its zeros 5,000
+    assert peak.peak_bytes == 4 * 6000
+
+
+def test_a_step_of_grouped_experts_costs_the_flops_of_its_tokens() -> None:
+    """Frozen products go forward and backward once each, adapters' once more for their own."""
+    work = ExpertWork(
+        num_experts=8, hidden_size=64, intermediate_size=32, rank=4, num_tokens=96, num_layers=0
+    )
+    cost = training(OURS, work, "cpu").cost
+    routed = 3 * 64 * 32
+    shared = 3 * 64 * 32
+    router = 64 * 8
+    adapters = 4 * (64 + 2 * 32) + 4 * (32 + 64)
+    assert cost.flops == 2 * 96 * (2 * (routed + shared + router) + 3 * adapters)
+    dense = training(STOCK, work, "cpu").cost
+    assert dense.flops > 5 * cost.flops
+    assert dense.saved_bytes > 5 * cost.saved_bytes

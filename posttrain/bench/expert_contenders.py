@@ -88,7 +88,12 @@ def base_model(work: ExpertWork, device: str) -> nn.Module:
 
 
 def _adapted(
-    model: nn.Module, work: ExpertWork, *, modules: str, parameters: list[str] | None = None
+    model: nn.Module,
+    work: ExpertWork,
+    *,
+    modules: str,
+    parameters: list[str] | None = None,
+    own_layers: bool = False,
 ) -> PeftModel:
     config = LoraConfig(
         r=work.rank,
@@ -96,7 +101,8 @@ def _adapted(
         target_modules=modules,
         target_parameters=parameters,
     )
-    config._register_custom_module(OWN_LAYERS)
+    if own_layers:
+        config._register_custom_module(OWN_LAYERS)
     return get_peft_model(cast(Any, model), config)
 
 
@@ -184,7 +190,8 @@ def _loop_moe(moe: Llama4TextMoe, hidden_states: Tensor) -> tuple[Tensor, Tensor
 def ours(model: nn.Module, work: ExpertWork) -> nn.Module:
     """posttrain's grouped experts with their own adapters."""
     use_grouped_experts(model)
-    return _adapted(model, work, modules=rf"{_rest(work)}|.*feed_forward\.experts")
+    modules = rf"{_rest(work)}|.*feed_forward\.experts"
+    return _adapted(model, work, modules=modules, own_layers=True)
 
 
 def dense_floor(model: nn.Module, work: ExpertWork) -> nn.Module:

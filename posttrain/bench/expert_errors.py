@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from posttrain.bench.expert_contenders import ALPHA_OVER_RANK, ExpertWork, base_model, ours
-from posttrain.bench.experts import inputs_of, loss_of
+from posttrain.bench.expert_costs import loss_of
+from posttrain.bench.experts import inputs_of
 from posttrain.bench.record import Result
 from posttrain.models.experts import GroupedExperts
 from posttrain.models.packed import FORMATS, Format, pack_experts
@@ -190,10 +191,9 @@ def _train(model: nn.Module, work: ExpertWork) -> list[float]:
     inputs = inputs_of(work, "cpu")
     curve: list[float] = []
     for _ in range(NUM_STEPS):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, inputs, work)
+        loss = loss_of(model, inputs, work)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        curve.append(float(loss))
+        curve.append(float(loss.detach()))
     return curve

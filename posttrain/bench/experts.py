@@ -6,11 +6,10 @@ import gc
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posttrain.bench.expert_contenders import (
     CONTENDERS,
@@ -19,22 +18,11 @@ from posttrain.bench.expert_contenders import (
     ExpertWork,
     contender,
 )
+from posttrain.bench.expert_costs import Cost, cost_of, loss_of
 from posttrain.bench.record import Result
-from posttrain.bench.spread import Spread, spread_of, take_turns
+from posttrain.bench.spread import spread_of, take_turns
 
 LEARNING_RATE = 1e-4
-CLEAR_PEAK = Path("/proc/self/clear_refs")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One training step: forward, backward, AdamW."""
-
-    seconds: float
-    saved_bytes: int
-    """Held for the backward pass, weights not counted."""
-    peak_bytes: int
-    """Most memory above that before the step."""
 
 
 WORKS: Mapping[str, ExpertWork] = {
@@ -50,10 +38,23 @@ WORKS: Mapping[str, ExpertWork] = {
         num_experts=16, hidden_size=640, intermediate_size=1024, rank=16, num_tokens=2048
     ),
     "one layer, E = 128": ExpertWork(
-        num_experts=128, hidden_size=256, intermediate_size=512, rank=8, num_tokens=2048
+        num_experts=128, hidden_size=512, intermediate_size=1024, rank=8, num_tokens=2048
     ),
 }
 """What the targets are about."""
+SCOUT_LAYERS: Mapping[str, ExpertWork] = {
+    f"a layer of Scout's shape, {num_tokens:,} tokens": ExpertWork(
+        num_experts=16,
+        hidden_size=5120,
+        intermediate_size=8192,
+        rank=16,
+        num_tokens=num_tokens,
+    )
+    for num_tokens in (8192, 16384)
+}
+"""For CUDA, in bfloat16."""
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
+"""bfloat16 without sparsity, from NVIDIA's data sheets."""
 SWEPT = ExpertWork(
     num_experts=16, hidden_size=640, intermediate_size=1024, rank=16, num_tokens=2048
 )
@@ -65,41 +66,34 @@ SWEEPS: Mapping[str, ExpertWork] = {
 """One thing changed at a time from `one layer, E = 16`."""
 
 
-def step_of(name: str, work: ExpertWork, device: str) -> Callable[[int], Step]:
-    """A contender's step on the same batch in every round."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """A contender in training: its cost, and its step, which returns seconds."""
+
+    cost: Cost
+    step: Callable[[int], float]
+
+
+def training(name: str, work: ExpertWork, device: str) -> Training:
+    """Build a contender and count its second step; every step is on the same batch."""
     model = contender(name, work, device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE) if trained else None
     inputs = inputs_of(work, device)
 
-    def step(_: int) -> Step:
+    def step(_: int) -> float:
         gc.collect()
-        saved: dict[int, int] = {}
-        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        before = _reset_peak(device)
         started = time.perf_counter()
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast(device, torch.bfloat16, enabled=work.dtype == torch.bfloat16),
-        ):
-            loss = loss_of(model, inputs, work)
-        saved_bytes = sum(saved.values())
-        loss.backward()
+        loss_of(model, inputs, work).backward()
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()
-        _wait(device)
-        seconds = time.perf_counter() - started
-        return Step(seconds=seconds, saved_bytes=saved_bytes, peak_bytes=_peak(device) - before)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
 
-    return step
+    step(0)
+    return Training(cost=cost_of(model, optimizer, inputs, work), step=step)
 
 
 def inputs_of(work: ExpertWork, device: str) -> tuple[Tensor, Tensor]:
@@ -115,16 +109,9 @@ def inputs_of(work: ExpertWork, device: str) -> tuple[Tensor, Tensor]:
     return x_NH.requires_grad_(), weights_NH
 
 
-def loss_of(model: nn.Module, inputs: tuple[Tensor, Tensor], work: ExpertWork) -> Tensor:
-    """The step's loss."""
-    if work.num_layers:
-        return model(input_ids=inputs[0], labels=inputs[1]).loss
-    return (model(inputs[0]) * inputs[1]).sum()
-
-
 def bench_experts(
     *,
-    works: Mapping[str, ExpertWork] = WORKS,
+    works: Mapping[str, ExpertWork],
     contenders: Collection[str] = tuple(CONTENDERS),
     name: str = "experts",
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
@@ -137,77 +124,83 @@ def bench_experts(
     for title, shape in works.items():
         for dtype in dtypes:
             work = replace(shape, dtype=dtype)
-            taken = take_turns(
-                {who: step_of(who, work, device) for who in contenders}, num_rounds=num_rounds
+            field = {who: training(who, work, device) for who in contenders}
+            seconds = take_turns(
+                {who: one.step for who, one in field.items()}, num_rounds=num_rounds, num_warmups=0
             )
             label = f"{title}, {str(dtype).removeprefix('torch.')}"
+            costs = {who: one.cost for who, one in field.items()}
             figures[label] = {
                 "work": {**asdict(work), "dtype": str(dtype)},
-                "steps": {who: [asdict(s) for s in steps] for who, steps in taken.items()},
+                "costs": {who: asdict(cost) for who, cost in costs.items()},
+                "seconds": seconds,
             }
-            rows += [_row(label, who, taken, work) for who in contenders]
+            rows += [_row(label, who, seconds, costs, work) for who in contenders]
     return Result(
         name=f"{name}-{device}",
         title="LoRA on routed experts",
-        columns=[
-            "work",
-            "trained as",
-            "tokens/s, median",
-            "its time / posttrain's, median",
-            "lowest",
-            "highest",
-            "saved MB",
-            "peak MB",
-        ],
+        columns=COLUMNS,
         rows=rows,
         figures=figures,
         notes=[
-            f"{num_rounds} rounds in turns after one that is not counted; a step is forward, "
-            "backward and AdamW; ratios are of one round's times. saved: held for the backward "
-            "pass, weights left out. peak: above what was there before the step.",
-            f"{OURS} over {FLOOR}: the same adapters on a model without routing, which computes as "
-            "much per token.",
+            f"{num_rounds} rounds in turns after two steps that do not count; a step is forward, "
+            "backward and AdamW; ratios are of one round's times.",
+            "FLOPs: of matrix products and attention, as dispatched. saved: held for the backward "
+            "pass, weights left out. peak: of tensors, above what was there before the step.",
+            f"{FLOOR}: the same adapters on a model without routing, which computes as much per "
+            "token.",
+            *_mfu(figures, device),
         ],
     )
 
 
-def ratio(taken: Mapping[str, Sequence[Step]], name: str) -> Spread:
-    """How many times ours another contender takes, round by round."""
-    pairs = zip(taken[name], taken[OURS], strict=True)
-    return spread_of([other.seconds / ours.seconds for other, ours in pairs])
+def _mfu(figures: Mapping[str, Any], device: str) -> list[str]:
+    """Of each work posttrain's share of the device's peak, where that is known."""
+    if device != "cuda":
+        return []
+    name = torch.cuda.get_device_name()
+    peak = next((tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+    if peak is None:
+        return [f"{name}: its peak is not known here, so no MFU."]
+    told: list[str] = []
+    for label, found in figures.items():
+        seconds = spread_of(found["seconds"][OURS]).median
+        share = found["costs"][OURS]["flops"] / seconds / 1e12 / peak
+        told.append(f"{label}: {share:.1%} MFU, of {name}'s {peak:g} TFLOP/s.")
+    return told
 
 
-def _row(label: str, name: str, taken: Mapping[str, Sequence[Step]], work: ExpertWork) -> list[str]:
-    seconds = spread_of([s.seconds for s in taken[name]])
-    times = ratio(taken, name)
+COLUMNS = [
+    "work",
+    "trained as",
+    "tokens/s, median",
+    "its time / posttrain's, median",
+    "lowest",
+    "highest",
+    "its FLOPs / posttrain's",
+    "TFLOP/s",
+    "saved MB",
+    "peak MB",
+]
+
+
+def _row(
+    label: str,
+    name: str,
+    seconds: Mapping[str, Sequence[float]],
+    costs: Mapping[str, Cost],
+    work: ExpertWork,
+) -> list[str]:
+    median = spread_of(seconds[name]).median
+    times = spread_of([a / b for a, b in zip(seconds[name], seconds[OURS], strict=True)])
+    cost = costs[name]
     return [
         label,
         name,
-        f"{work.num_tokens / seconds.median:,.0f}",
+        f"{work.num_tokens / median:,.0f}",
         *(f"{value:.2f}" for value in (times.median, times.low, times.high)),
-        f"{taken[name][-1].saved_bytes / 1e6:,.1f}",
-        f"{max(s.peak_bytes for s in taken[name]) / 1e6:,.1f}",
+        f"{cost.flops / costs[OURS].flops:.2f}",
+        f"{cost.flops / median / 1e12:.3g}",
+        f"{cost.saved_bytes / 1e6:,.1f}",
+        f"{cost.peak_bytes / 1e6:,.1f}",
     ]
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _reset_peak(device: str) -> int:
-    """Forget the peak so far; return the bytes in use."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    CLEAR_PEAK.write_text("5")  # proc(5): the peak becomes what is resident now
-    return _peak(device)
-
-
-def _peak(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    line = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
-    )
-    return int(line.split()[1]) * 1024

@@ -68,19 +68,11 @@ def bench_experts(
     """Train LoRA on routed experts in six ways, in turns; tell times, memory and errors."""
     import torch
 
-    from posttrain.bench.expert_contenders import FLOOR, LOOP, OURS
-    from posttrain.bench.expert_errors import bench_errors, bench_packed
-    from posttrain.bench.experts import SWEEPS
-    from posttrain.bench.experts import bench_experts as measure
+    from posttrain.bench.expert_suite import expert_results
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _tell(bench_errors(), out, as_json)
-    _tell(bench_packed(), out, as_json)
-    _tell(measure(device=place, num_rounds=num_rounds), out, as_json)
-    few = (LOOP, OURS, FLOOR)
-    swept = measure(works=SWEEPS, contenders=few, name="experts-sweep", device=place,
-                    num_rounds=num_rounds)  # fmt: skip
-    _tell(swept, out, as_json)
+    for result in expert_results(device=place, num_rounds=num_rounds):
+        _tell(result, out, as_json)
 
 
 def bench_stages(

@@ -1,0 +1,34 @@
+"""Everything `posttrain bench experts` measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from posttrain.bench.expert_contenders import FLOOR, LOOP, OURS
+from posttrain.bench.expert_errors import bench_errors, bench_packed
+from posttrain.bench.experts import SCOUT_LAYERS, SWEEPS, WORKS, bench_experts
+from posttrain.bench.record import Result
+
+FEW = (LOOP, OURS, FLOOR)
+"""Contenders that fit where the others would take hours or hundreds of gigabytes."""
+
+
+def expert_results(*, device: str, num_rounds: int) -> Iterator[Result]:
+    """Small models against all contenders; on CUDA layers of Scout's shape against FEW."""
+    if device == "cuda":
+        yield bench_experts(
+            works=SCOUT_LAYERS,
+            contenders=FEW,
+            dtypes=(torch.bfloat16,),
+            device=device,
+            num_rounds=num_rounds,
+        )
+        return
+    yield bench_errors()
+    yield bench_packed()
+    yield bench_experts(works=WORKS, device=device, num_rounds=num_rounds)
+    yield bench_experts(
+        works=SWEEPS, contenders=FEW, name="experts-sweep", device=device, num_rounds=num_rounds
+    )
