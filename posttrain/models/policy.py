@@ -67,13 +67,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
 def load_policy(policy: PolicyPath, spec: Model, *, trainable: bool) -> PreTrainedModel | PeftModel:
     """Load a policy; with `trainable` its adapter, or without LoRA every weight, takes gradients.
 
-    A policy without an adapter gets a fresh one, which starts as the identity. The load-balancing
-    loss is off while the router is frozen: it could only push on what feeds the router.
+    A policy without an adapter gets a fresh one, which starts as the identity. TRL's load-balancing
+    loss is for full training: with a frozen router it could only push on what feeds the router.
     """
     model = load_base(policy.base, dtype=spec.dtype, frozen=spec.frozen)
     text_config = model.config.get_text_config()
-    router_trains = spec.lora is None or "router" in spec.lora.targets
-    if hasattr(text_config, "router_aux_loss_coef") and not (trainable and router_trains):
+    if hasattr(text_config, "router_aux_loss_coef") and not (trainable and spec.lora is None):
         text_config.router_aux_loss_coef = 0.0
     if policy.adapter is not None:
         model = load_adapter(model, policy.adapter, trainable=trainable)
