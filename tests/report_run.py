@@ -275,6 +275,20 @@ def write_training(run_dir: Path, stage: str, steps: int, rng: random.Random) ->
         }
         if stage == "sft":
             values["sft/mean_token_accuracy"] = 1 - fall / 3
+            values |= {
+                "sft/moe/load_max": 2.5,
+                "sft/moe/load_entropy": 0.9,
+                "sft/moe/dead": 0.25,
+                "sft/grad_norm/experts": 0.3,
+                "sft/grad_norm/shared_expert": 0.2,
+            }
+            for layer in (1, 11):
+                values |= {
+                    f"sft/moe/layer_{layer}/load_max": 2.5,
+                    f"sft/moe/layer_{layer}/load_entropy": 0.9,
+                    f"sft/moe/layer_{layer}/dead": 0.25,
+                    f"sft/moe/layer_{layer}/router_rms": 1.0 + layer,
+                }
         if stage == "rl":
             values |= {
                 "rl/reward": 0.3 + step / (3 * steps) + rng.gauss(0, 0.05),

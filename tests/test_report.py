@@ -158,6 +158,21 @@ def test_everything_that_happened_has_its_place(html: str) -> None:
     assert links <= ids
 
 
+def test_a_mixture_of_experts_tells_load_and_gradients(html: str) -> None:
+    for text in (
+        "Mixture of experts", "experts without a token, worst layer", "gradient norm, experts",
+        "gradient norm, shared expert",
+    ):  # fmt: skip
+        assert html.count(text) >= 1, text
+    table = html[html.index("Experts by layer") :]
+    table = table[: table.index("</table>")]
+    # in the order of layers, not of their names; the columns' last is 1 + the layer
+    assert table.index(">1<") < table.index(">11<") < table.index(">12<")
+    # of the three stages that drew curves one had experts
+    assert table.count("<tr") == 3
+    assert html.count("Evenness: entropy of the load") == 1
+
+
 def test_hostile_text_is_shown_and_inert(tmp_path: Path, html: str) -> None:
     run = build_run(tmp_path / "hostile", steps=3, size=4, note=HOSTILE)
     page = Page(write_report(run, tmp_path / "out.html").read_bytes().decode("utf-8"))

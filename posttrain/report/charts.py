@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from posttrain.errors import EnvironmentFault
-from posttrain.report.blocks import number, percent
+from posttrain.report.blocks import Panel, number, percent
 from posttrain.report.svg import COLOURS, render
 
 if TYPE_CHECKING:
@@ -284,3 +284,18 @@ def bars(rows: Sequence[tuple[str, float, str]], *, colours: Sequence[str], labe
 def _svg(chart: Any, shape: tuple[int, int], label: str) -> Markup:
     width, height = shape
     return render(chart.properties(width=width, height=height).to_dict(), label=label)
+
+
+def curve_panel(title: str, points: Points, *, share: bool, colour: str) -> Panel:
+    """One curve over steps, its first and last value told in words."""
+    show = percent if share else number
+    first, last = points[0], points[-1]
+    label = (
+        f"{title}: {show(first[1])} at step {number(first[0])}, {show(last[1])} at step "
+        f"{number(last[0])}"
+    )
+    return Panel(
+        title=title,
+        sub=f"{show(first[1])} \u2192 {show(last[1])}",
+        svg=curves({title: (colour, points)}, share=share, label=label),
+    )

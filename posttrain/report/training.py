@@ -24,7 +24,8 @@ from posttrain.report.blocks import (
     percent,
     plural,
 )
-from posttrain.report.charts import Points, curves, stacked_steps
+from posttrain.report.charts import curve_panel, curves, stacked_steps
+from posttrain.report.experts import expert_blocks
 from posttrain.report.headline import MAX_PANELS
 from posttrain.report.judging import conversation
 from posttrain.report.read import Run, read_rows, series
@@ -252,9 +253,10 @@ def _curves_of(run: Run, stage: str) -> list[Block]:
     panels: list[Panel] = []
     for title, names, share in WANTED[stage]:
         if found := series(rows, *names):
-            panels.append(_panel(title, found, share, stage))
+            panels.append(curve_panel(title, found, share=share, colour=stage))
     if panels:
         blocks.append(Figure(title="Training curves", panels=panels))
+        blocks.extend(expert_blocks(rows, stage))
     else:
         blocks.append(
             Note(
@@ -262,19 +264,6 @@ def _curves_of(run: Run, stage: str) -> list[Block]:
             )
         )
     return blocks
-
-
-def _panel(title: str, points: Points, share: bool, colour: str) -> Panel:
-    show = percent if share else number
-    first, last = points[0], points[-1]
-    sub = f"{show(first[1])} \u2192 {show(last[1])}"
-    label = (
-        f"{title}: {show(first[1])} at step {number(first[0])}, {show(last[1])} at step "
-        f"{number(last[0])}"
-    )
-    return Panel(
-        title=title, sub=sub, svg=curves({title: (colour, points)}, share=share, label=label)
-    )
 
 
 def _facts(summary: Mapping[str, Any]) -> str:

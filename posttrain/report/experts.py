@@ -1,0 +1,66 @@
+"""How a mixture of experts fared in a gradient stage: load, dead experts, router, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from posttrain.report.blocks import Block, Cell, Figure, Row, Table, number, percent
+from posttrain.report.charts import curve_panel
+from posttrain.report.read import series
+
+WORST: Sequence[tuple[str, str, bool]] = (
+    ("tokens of the fullest expert over the mean", "moe/load_max", False),
+    ("evenness of the load", "moe/load_entropy", True),
+    ("experts without a token", "moe/dead", True),
+)
+OF_A_LAYER: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "load_max": ("fullest over mean", number),
+    "load_entropy": ("evenness", percent),
+    "dead": ("without a token", percent),
+    "router_rms": ("router logits, RMS", number),
+}
+
+
+def expert_blocks(rows: Sequence[Mapping[str, Any]], stage: str) -> list[Block]:
+    """Curves of the worst layer and of gradients by kind, a table of layers; none of a dense model.
+
+    `rows` are those of metrics.jsonl.
+    """
+    panels = [
+        curve_panel(f"{title}, worst layer", found, share=share, colour=stage)
+        for title, name, share in WORST
+        if (found := series(rows, name))
+    ]
+    if not panels:
+        return []
+    kinds = sorted({key.partition("/grad_norm/")[2] for row in rows for key in row} - {""})
+    panels += [
+        curve_panel(f"gradient norm, {kind.replace('_', ' ')}", found, share=False, colour=stage)
+        for kind in kinds
+        if (found := series(rows, f"grad_norm/{kind}"))
+    ]
+    return [Figure(title="Mixture of experts", panels=panels), _layers(rows, stage)]
+
+
+def _layers(rows: Sequence[Mapping[str, Any]], stage: str) -> Table:
+    """The layers as they were when last logged."""
+    prefix = f"{stage}/moe/layer_"
+    last = next(row for row in reversed(rows) if any(key.startswith(prefix) for key in row))
+    layers = sorted({int(k.removeprefix(prefix).split("/")[0]) for k in last if prefix in k})
+    return Table(
+        title="Experts by layer",
+        header=["layer", *(title for title, _ in OF_A_LAYER.values())],
+        rows=[
+            Row(
+                head=str(layer),
+                cells=[
+                    Cell(text=show(float(last[f"{prefix}{layer}/{name}"])))
+                    for name, (_, show) in OF_A_LAYER.items()
+                ],
+            )
+            for layer in layers
+        ],
+        caption=f"As logged at step {number(float(last['step']))}. Fullest over mean: 1 is even. "
+        "Evenness: entropy of the load over its largest.",
+    )
