@@ -17,9 +17,9 @@ import toy_stages
 import posttrain
 from posttrain import cli, pipeline
 from posttrain.cli import results
-from posttrain.cli.results import result_rows
 from posttrain.errors import HealthStop
 from posttrain.pipeline import Finished, run, run_in_process, rundir
+from posttrain.report.rows import result_rows
 from posttrain.tables import write_json
 
 

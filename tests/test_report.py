@@ -27,6 +27,7 @@ from posttrain.report import write_report
 from posttrain.report.blocks import percent
 from posttrain.report.charts import curves, score_histogram, stacked_steps, thin
 from posttrain.report.inert import inert, is_unseen, plain
+from posttrain.report.read import read_run
 from posttrain.report.svg import COLOURS
 from posttrain.tables import read_groups, read_json, read_records, write_json, write_table
 
@@ -212,6 +213,30 @@ def test_hostile_names_reach_no_chart_and_no_heading(tmp_path: Path) -> None:
     assert set(page.tags) <= ALLOWED_TAGS
     assert "<b onclick=x>[U+D800][U+0000][U+202E]" in page.text
     assert any(n == "aria-label" and "[U+D800]" in v for _, n, v in page.attributes)
+
+
+def test_what_an_earlier_stages_new_run_made_void_is_left_out(
+    small_run: Path, tmp_path: Path
+) -> None:
+    """sft has run anew; eval-sft and rl are of the old one, and eval-rl of that rl."""
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+
+    def write(stage: str, key: str, upstream: dict[str, str]) -> None:
+        path = run / "stages" / f"{STAGES[stage]}-{stage}" / "MANIFEST.json"
+        parts = {"key": key, "key_parts": {"upstream": upstream}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+
+    write("sft", "new", {})
+    write("eval-base", "base", {})
+    write("eval-sft", "eval", {"sft": "old"})
+    write("rl", "rl", {"sft": "old"})
+    write("eval-rl", "eval-rl", {"rl": "rl"})
+    left = read_run(run).stages.keys()
+    assert {"sft", "eval-base"} <= left
+    assert not {"eval-sft", "rl", "eval-rl"} & left
+    write("eval-sft", "eval", {"sft": "new"})
+    assert "eval-sft" in read_run(run).stages
 
 
 @pytest.mark.usefixtures("no_drawing")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from posttrain.bench.record import Result
 from posttrain.errors import RecipeError
 from posttrain.metrics import Interval
 from posttrain.report.changes import Change, measured_changes
-from posttrain.report.read import MACRO, Evaluated, Run, read_evaluated, read_prompts, read_run
+from posttrain.report.read import MACRO, read_evaluated, read_prompts, read_run
+from posttrain.report.rows import result_rows
 
 
 def bench_results(run_dir: Path) -> Result:
@@ -33,7 +33,12 @@ def bench_results(run_dir: Path) -> Result:
         name=f"results-{name}",
         title=f"What each stage did: {name}",
         columns=["stage", "capability", "pass@1 [95 %]", "pass@k", "best constant", "seconds"],
-        rows=[row for point in suite.summaries for row in _rows(run, suite, point)],
+        rows=[
+            _row(row)
+            for row in result_rows(
+                suite.suite, suite.totals, {n: s.manifest for n, s in run.stages.items()}
+            )
+        ],
         figures={
             "suite": suite.suite,
             "stages": suite.summaries,
@@ -51,18 +56,19 @@ def bench_results(run_dir: Path) -> Result:
     )
 
 
-def _rows(run: Run, suite: Evaluated, point: str) -> Iterator[list[str]]:
-    entries: Mapping[str, Any] = suite.summaries[point]["capabilities"]
-    for capability, entry in entries.items():
-        largest = max(entry["pass@k"], key=int, default=None)
-        at_k = "-" if largest is None else f"{entry['pass@k'][largest]:.3f} (k = {largest})"
-        constant = "-" if entry["constant"] is None else f"{entry['constant']:.3f}"
-        yield [point, capability, _interval(entry["pass@1"]), at_k, constant, ""]
-    stage = run.stages.get("eval-base" if point == "base" else point)
-    seconds = "-" if stage is None else f"{stage.manifest['seconds']:.1f}"
-    constants = [e["constant"] for e in entries.values() if e["constant"] is not None]
-    constant = f"{fmean(constants):.3f}" if constants else "-"
-    yield [point, MACRO, _interval(suite.summaries[point]["macro"]), "", constant, seconds]
+def _row(row: Mapping[str, Any]) -> list[str]:
+    largest = max(row["pass@k"], key=int, default=None)
+    at_k = None if largest is None else row["pass@k"][largest]
+    constant, seconds = row["constant"], row["seconds"]
+    is_average = row["capability"] == MACRO
+    return [
+        row["stage"],
+        row["capability"],
+        _interval(row["pass@1"]),
+        "-" if at_k is None else f"{at_k:.3f} (k = {largest})",
+        "-" if constant is None else f"{constant:.3f}",
+        ("-" if seconds is None else f"{seconds:.1f}") if is_average else "",
+    ]
 
 
 def _interval(found: Mapping[str, float]) -> str:

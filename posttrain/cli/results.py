@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.pipeline import Finished
+from posttrain.report.read import EVAL_POINTS, MACRO
+from posttrain.report.rows import result_rows
 from posttrain.tables import read_json
 
-POINTS = ("base", "sft", "rl", "dpo")
-MACRO = "macro average"
 WIDTH_OF_FILES = 110
 
 
@@ -42,7 +42,7 @@ def wide_console() -> Console:
 def read_summaries(run_dir: Path) -> dict[str, Mapping[str, Any]]:
     """Point (`base`, `sft`, ...) -> the evaluation's summary, in order."""
     found: dict[str, Mapping[str, Any]] = {}
-    for point in POINTS:
+    for point in EVAL_POINTS:
         for path in run_dir.glob(f"stages/*-eval-{point}/summary.json"):
             found[point] = read_json(path)
     return found
@@ -56,33 +56,6 @@ def read_manifests(run_dir: Path) -> dict[str, Mapping[str, Any]]:
     )
     manifests = [read_json(path) for path in folders]
     return {manifest["stage"]: manifest for manifest in manifests}
-
-
-def result_rows(
-    suite: str, summaries: Mapping[str, Mapping[str, Any]], manifests: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """A row per stage and capability; the last of a stage is the average, with tokens and seconds.
-
-    Tokens and seconds are those of the training stage, for `base` those of the evaluation.
-    """
-    for point, summary in summaries.items():
-        measured = summary["suites"].get(suite)
-        if measured is None:
-            continue
-        for name, entry in measured["capabilities"].items():
-            yield {"stage": point, "capability": name, **entry, "tokens": None, "seconds": None}
-        manifest = manifests.get(f"eval-{point}" if point == "base" else point, {})
-        counts = manifest.get("counts", {})
-        yield {
-            "stage": point,
-            "capability": MACRO,
-            "pass@1": measured["macro"],
-            "pass@k": _mean_at_k(measured["capabilities"]),
-            "constant": _mean([e["constant"] for e in measured["capabilities"].values()]),
-            "num_prompts": sum(e["num_prompts"] for e in measured["capabilities"].values()),
-            "tokens": counts.get("generated_tokens", counts.get("tokens")),
-            "seconds": manifest.get("seconds"),
-        }
 
 
 def _suite_table(
@@ -134,16 +107,6 @@ def _stage_table(manifests: Mapping[str, Mapping[str, Any]], done: Finished) -> 
         cells = [name, state, f"{manifest['seconds']:.1f}", f"{peak / 2**30:.2f}" if peak else ""]
         table.add_row(*(Text(cell) for cell in (*cells, counts)))
     return table
-
-
-def _mean_at_k(capabilities: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    ks = dict.fromkeys(k for entry in capabilities.values() for k in entry["pass@k"])
-    return {k: _mean([e["pass@k"].get(k) for e in capabilities.values()]) for k in ks}
-
-
-def _mean(values: list[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if values and len(present) == len(values) else None
 
 
 def _share(value: float | None) -> str:

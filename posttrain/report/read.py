@@ -63,7 +63,10 @@ class Evaluated:
 
 
 def read_run(run_dir: Path) -> Run:
-    """Read the small files of `run_dir`; a stage without a manifest has not finished: left out.
+    """Read the small files of `run_dir`.
+
+    Left out are stages without a manifest, which have not finished, and those that a newer run of
+    an earlier stage has made void.
 
     Errors: ValueError where `run_dir` is no run directory.
     """
@@ -94,8 +97,22 @@ def read_run(run_dir: Path) -> Run:
         recipe_text=recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else None,
         recipe=recipe,
         environment=_json_or_empty(run_dir / "environment.json"),
-        stages=stages,
+        stages=_of_one_line(stages),
     )
+
+
+def _of_one_line(stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """The stages without those that were made from an older one than lies there now.
+
+    While a stage runs anew, its successors are still the old ones.
+    """
+    kept: dict[str, Stage] = {}
+    for name, stage in stages.items():
+        upstream: Mapping[str, str] = stage.manifest.get("key_parts", {}).get("upstream", {})
+        there = [other for other in upstream if other in stages]
+        if all(o in kept and kept[o].manifest.get("key") == upstream[o] for o in there):
+            kept[name] = stage
+    return kept
 
 
 def read_prompts(run: Run) -> dict[str, Prompt]:
