@@ -11,11 +11,12 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 from torch.func import functional_call
-from transformers import Llama4ForCausalLM
+from transformers import Llama4ForCausalLM, Llama4TextConfig
 
-from posttrain.errors import RecipeError
+from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.models import PolicyPath, live_tensors, load_policy, merge, merged_tensors
 from posttrain.models.expert_lora import PROJECTIONS, LoraExperts
+from posttrain.models.experts import use_grouped_experts
 from posttrain.models.loading import load_base
 from posttrain.models.lora import load_adapter, lora_config, what_lora_hit
 from posttrain.recipe.schema import Lora, LoraTarget, Model
@@ -151,6 +152,21 @@ def test_an_adapter_saved_and_loaded_gives_the_same_logits(
     assert {n for n, p in again.named_parameters() if p.requires_grad} == mine
     frozen = load_adapter(load_base(tiny_llama4, dtype="float32"), tmp_path, trainable=False)
     assert not any(p.requires_grad for p in frozen.parameters())
+
+
+@pytest.mark.parametrize("changes", [{"num_local_experts": 8}, {"hidden_layers": 2}])
+def test_an_adapter_of_another_base_is_refused(
+    model: PeftModel, tiny_llama4: Path, tmp_path: Path, changes: dict[str, int]
+) -> None:
+    model.save_pretrained(str(tmp_path))
+    config = Llama4TextConfig.from_pretrained(tiny_llama4)
+    config.num_local_experts = changes.get("num_local_experts", 4)
+    config.num_hidden_layers = changes.get("hidden_layers", 4)
+    other = Llama4ForCausalLM(config)
+    use_grouped_experts(other)
+    with pytest.raises(EnvironmentFault, match="does not fit this base") as caught:
+        load_adapter(other, tmp_path, trainable=False)
+    assert str(tiny_llama4) in str(caught.value.hint)
 
 
 def test_several_adapters_add_up_and_can_be_switched(tiny_llama4: Path) -> None:

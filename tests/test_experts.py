@@ -43,8 +43,9 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
-@pytest.mark.parametrize("top_k", [1, 2])
-@pytest.mark.parametrize("num_experts", [2, 16, 128])
+@pytest.mark.parametrize(
+    ("num_experts", "top_k"), [(1, 1), (2, 1), (2, 2), (16, 1), (16, 2), (128, 1), (128, 2)]
+)
 @pytest.mark.parametrize("num_tokens", [1, 3, 50, 300])
 def test_output_and_gradients_equal_transformers(
     num_experts: int, num_tokens: int, top_k: int

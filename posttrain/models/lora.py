@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import nn
 from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextExperts
 
-from posttrain.errors import RecipeError
+from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.models.expert_lora import LoraExperts
 from posttrain.models.router_lora import LoraRouter
 from posttrain.recipe.schema import Lora, LoraTarget
@@ -81,12 +82,28 @@ def lora_config(spec: Lora, model: nn.Module) -> LoraConfig:
 
 
 def load_adapter(model: nn.Module, adapter: Path, *, trainable: bool) -> PeftModel:
-    """Put a saved adapter on its base."""
+    """Put a saved adapter on its base; raises EnvironmentFault where it was trained on another."""
     config = LoraConfig.from_pretrained(str(adapter))
     assert isinstance(config, LoraConfig)
     config.inference_mode = not trainable
-    return PeftModel.from_pretrained(
-        model, adapter, is_trainable=trainable, config=_with_own_layers(config)
+    wrong: list[str] = []
+    try:
+        loaded = PeftModel.from_pretrained(
+            model, adapter, is_trainable=trainable, config=_with_own_layers(config)
+        )
+    except RuntimeError as error:
+        wrong = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        if not wrong:
+            raise
+    else:
+        # PEFT puts aside what it finds no layer for.
+        saved = load_file(adapter / "adapter_model.safetensors").keys()
+        wrong = sorted(f"it has {key}" for key in saved - get_peft_model_state_dict(loaded).keys())
+        if not wrong:
+            return loaded
+    raise EnvironmentFault(
+        f"{adapter} does not fit this base: {wrong[0]}",
+        hint=f"it was trained on {config.base_model_name_or_path}",
     )
 
 
