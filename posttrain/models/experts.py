@@ -14,9 +14,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.activations import ACT2FN
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts, Llama4TextMoe
 
 from posttrain.models.grouped import ExpertWeight, grouped_linear
+
+SILU = (nn.SiLU, type(ACT2FN["silu"]))
+"""Newer versions of transformers have a class of their own."""
 
 Delta = Callable[[Tensor, Tensor], Tensor]
 """(rows (N, I), group ends (E,)) -> what an adapter adds to the rows' outputs (N, O)."""
@@ -44,7 +48,7 @@ class GroupedExperts(Llama4TextExperts):
         return out_NH
 
     def _activate(self, gate_up_N2I: Tensor) -> Tensor:
-        if isinstance(self.act_fn, nn.SiLU):
+        if isinstance(self.act_fn, SILU):
             return cast(Tensor, _SwiGLU.apply(gate_up_N2I))
         gate, up = gate_up_N2I.chunk(2, dim=-1)
         return up * self.act_fn(gate)

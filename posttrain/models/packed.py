@@ -54,10 +54,21 @@ class Packed(nn.Module):
 
     def expert(self, index: int) -> Tensor:
         """One expert's weight (in, out)."""
-        raise NotImplementedError
+        return self._unpack(self.codes[index], self.scale[index])
 
     def dense(self) -> Tensor:
-        """The whole weight (..., in, out)."""
+        """The whole weight (..., in, out), unpacked an expert at a time.
+
+        What unpacking needs besides, up to 11 bytes a weight, it so needs for one expert only.
+        """
+        if len(self.shape) == 2:
+            return self._unpack(self.codes, self.scale)
+        whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for index in range(len(whole)):
+            whole[index] = self.expert(index)
+        return whole
+
+    def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -73,13 +84,8 @@ class Fp8(Packed):
             part.copy_((source.float() / by.float()).clamp_(-FP8_MAX, FP8_MAX))
         self._keep(codes, scale)
 
-    def expert(self, index: int) -> Tensor:
-        """One expert's weight (in, out)."""
-        return self.codes[index].to(self.dtype) * self.scale[index]
-
-    def dense(self) -> Tensor:
-        """The whole weight (..., in, out)."""
-        return self.codes.to(self.dtype) * self.scale
+    def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
+        return codes.to(self.dtype) * scale
 
 
 class Nf4(Packed):
@@ -110,14 +116,6 @@ class Nf4(Packed):
             part.copy_(level[0::2] | (level[1::2] << 4))
         self._keep(codes, scale)
         self.register_buffer("levels", levels.to(weight.dtype), persistent=False)
-
-    def expert(self, index: int) -> Tensor:
-        """One expert's weight (in, out)."""
-        return self._unpack(self.codes[index], self.scale[index])
-
-    def dense(self) -> Tensor:
-        """The whole weight (..., in, out)."""
-        return self._unpack(self.codes, self.scale)
 
     def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
         *lead, half, fan_out = codes.shape
