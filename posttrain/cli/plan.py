@@ -121,9 +121,9 @@ def show_memory(memory: Mapping[str, Any]) -> None:
         console.print(Text(f"assumed: {assumed}"))
     for stage in memory["stages"]:
         if stage["problem"]:
-            console.print(Text(f"{stage['stage']}: {stage['problem']}"))
+            console.print(Text(f"{stage['stage']}: {stage['problem']}"), soft_wrap=True)
     for suggestion in memory["suggestions"]:
-        console.print(Text(f"change: {in_words(suggestion)}"))
+        console.print(Text(f"change: {in_words(suggestion)}"), soft_wrap=True)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -141,7 +141,10 @@ def _parameters(memory: Mapping[str, Any]) -> Table:
     table.add_section()
     trained = memory["trained_parameters"]
     table.add_row("all", f"{memory['num_parameters']:,}", f"{trained:,}" if adapters else "")
-    table.add_row("active for one token", f"{memory['active_parameters']:,}", "")
+    active = memory["active_parameters"]
+    table.add_row("multiplied with one token", f"{active:,}", "")
+    with_embedding = active + memory["parameters"]["embeddings"]
+    table.add_row("and the embedding", f"{with_embedding:,}", "")
     return table
 
 

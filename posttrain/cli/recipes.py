@@ -116,7 +116,8 @@ def plan(
     else:
         show_plan(values)
     if not force:
-        check_fit(values["memory"], f"posttrain plan {recipe}")
+        asked = "" if devices is None else f" --devices {devices}"
+        check_fit(values["memory"], f"posttrain plan {recipe}{asked}")
 
 
 def run(

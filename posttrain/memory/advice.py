@@ -40,19 +40,33 @@ class Suggestion:
 def suggestions(
     shapes: Shapes, recipe: Recipe, devices: Devices, *, at_most: int = 4
 ) -> list[Suggestion]:
-    """Single changes that make the recipe fit; where none does, the changes that together do.
+    """Single changes that make the recipe fit, the gentlest first; else those that together do.
 
-    Where nothing does: the changes that come closest, or none.
+    Where nothing does: the changes that come closest, or none. A recipe for more devices than there
+    are is changed to those that are there besides.
     """
     before = plan_memory(shapes, recipe, devices)
-    tried = sorted(
-        _tried(shapes, recipe, devices, {}, before), key=lambda one: (-one.fits, -one.margin)
-    )
-    enough = [one for one in tried if one.fits]
-    if enough:
-        return enough[:at_most]
-    together = _together(shapes, recipe, devices, before)
+    must = _devices_that_are_there(recipe, devices)
+    tried = [one for one in _tried(shapes, recipe, devices, must, before) if one.fits]
+    by_keys: dict[frozenset[str], Suggestion] = {}
+    for one in tried:
+        by_keys.setdefault(frozenset(one.changes), one)
+    if by_keys:
+        return list(by_keys.values())[:at_most]
+    together = _together(shapes, recipe, devices, must, before)
     return [] if together is None else [together]
+
+
+def _devices_that_are_there(recipe: Recipe, devices: Devices) -> Change:
+    """What a recipe for more devices must change in any case."""
+    asked = max(recipe.launch.num_processes, recipe.engine.tensor_parallel_size)
+    if asked <= devices.count:
+        return {}
+    return {
+        "launch.num_processes": devices.count,
+        "launch.strategy": "fsdp" if devices.count > 1 else "ddp",
+        "engine.tensor_parallel_size": devices.count,
+    }
 
 
 def changed(recipe: Recipe, change: Change) -> Recipe | None:
@@ -69,13 +83,14 @@ def changed(recipe: Recipe, change: Change) -> Recipe | None:
 
 
 def _together(
-    shapes: Shapes, recipe: Recipe, devices: Devices, before: list[Phase]
+    shapes: Shapes, recipe: Recipe, devices: Devices, must: Change, before: list[Phase]
 ) -> Suggestion | None:
     """The best change, then the best beside it, until it fits or nothing helps."""
     best: Suggestion | None = None
-    distance = _distance(before)
+    start = changed(recipe, must)
+    distance = _distance(plan_memory(shapes, start, devices) if start else before)
     for _ in range(MAX_CHANGES):
-        taken = best.changes if best else {}
+        taken = best.changes if best else must
         found: list[tuple[int, Suggestion]] = []
         for one in _tried(shapes, recipe, devices, taken, before):
             after = changed(recipe, one.changes)
@@ -130,10 +145,6 @@ def _changes(shapes: Shapes, recipe: Recipe, devices: Devices) -> Iterator[Chang
         if recipe.model.lora.rank > 8:
             yield {"model.lora.rank": 8}
     count = devices.count
-    if recipe.launch.num_processes > count:
-        yield {"launch.num_processes": count}
-    if recipe.engine.tensor_parallel_size > count:
-        yield {"engine.tensor_parallel_size": count, "launch.num_processes": count}
     if count > 1:
         yield {"launch.strategy": "fsdp", "launch.num_processes": count}
         yield {"engine.tensor_parallel_size": count, "launch.num_processes": count}
@@ -146,7 +157,11 @@ def _changes(shapes: Shapes, recipe: Recipe, devices: Devices) -> Iterator[Chang
         yield {"engine.quantization": "fp8", "engine.sync": "adapter"}
         other = QUANTISED.get(str(recipe.model.base))
         if other is not None:
-            yield {"engine.checkpoint": other, "engine.sync": "adapter"}
+            yield {
+                "engine.checkpoint": other,
+                "engine.quantization": None,
+                "engine.sync": "adapter",
+            }
         if recipe.rl is not None:
             turns = {"engine.enable_sleep_mode": True, "rl.offload_policy": True}
             yield {**turns, "engine.sync": "adapter", "engine.gpu_memory_utilization": 0.9}

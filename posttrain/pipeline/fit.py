@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,26 +113,31 @@ def check_fit(memory: Mapping[str, Any], command: str) -> None:
     worst = min(failing, key=lambda stage: stage["margin"])
     names = ", ".join(stage["stage"] for stage in failing)
     why = worst["problem"] or (
-        f"{worst['stage']} needs {worst['total'] / GB:.1f} GB on each device, and one has "
+        f"needs {worst['total'] / GB:.1f} GB on each device, and one has "
         f"{worst['capacity'] / GB:.1f} GB"
     )
-    found = [in_words(one) for one in memory["suggestions"]]
-    advice = f"{found[0]}; or " if found else ""
+    enough = [one for one in memory["suggestions"] if one["fits"]]
+    changes = enough[0]["changes"] if enough else {}
+    sets = [f"--set {shlex.quote(f'{key}={_value(value)}')}" for key, value in changes.items()]
     raise EnvironmentFault(
-        f"too little memory for {names}: {why}",
-        hint=f"{advice}{command} --force, which goes on all the same",
+        f"too little memory for {names}; {worst['stage']} {why}",
+        hint=" ".join([command, *sets]) + "; or with --force, to go on all the same"
+        if sets
+        else f"{command} --force, to go on all the same",
     )
 
 
 def in_words(suggestion: Mapping[str, Any]) -> str:
-    """A suggestion as one types it, and what it brings."""
+    """A suggestion as one writes it into the recipe, and what it brings."""
     changes = ", ".join(f"{key}: {_value(v)}" for key, v in suggestion["changes"].items())
-    margin = suggestion["margin"] / GB
-    end = f"fits with {margin:.1f} GB left" if suggestion["fits"] else "still does not fit"
-    return f"{changes} saves {suggestion['saves'] / GB:.1f} GB: {end}"
+    margin, saves = suggestion["margin"] / GB, suggestion["saves"] / GB
+    saved = f" saves {saves:.1f} GB" if saves > 0 else ""
+    if suggestion["fits"]:
+        return f"{changes}{saved}: fits with {margin:.1f} GB left"
+    return f"{changes}{saved}: comes closest, and still lacks {-margin:.1f} GB"
 
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_value(v)}" for key, v in value.items()) + "}"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))
+    return value if isinstance(value, str) else json.dumps(value)
