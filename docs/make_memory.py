@@ -17,7 +17,9 @@ from posttrain.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "memory.md"
-BLOCK = re.compile(r"(^```console\n(posttrain plan [^\n]*)\n```\n\n```text\n)(.*?)(^```$)", re.M | re.S)
+BLOCK = re.compile(
+    r"(^```console\n(posttrain plan [^\n]*)\n```\n\n```text\n)(.*?)(^```$)", re.M | re.S
+)
 PLACED = sorted((ROOT / "recipes").glob("*_lora_*x*gb.yaml"))
 """Recipes for certain devices, which their names tell."""
 

@@ -6,11 +6,12 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from transformers import Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama4.modeling_llama4 import Llama4TextAttention
 
 from posttrain.cli import main
 from posttrain.errors import RecipeError
@@ -153,17 +154,21 @@ def test_llama4_is_counted_as_transformers_builds_it(changes: dict[str, Any]) ->
     assert parameters_by_kind(shapes) == expected
     for index, layer in enumerate(model.model.layers):
         assert shapes.is_moe[index] == layer.is_moe_layer
-        assert shapes.is_rotary[index] == bool(layer.self_attn.use_rope)
+        assert shapes.is_rotary[index] == bool(cast(Llama4TextAttention, layer.self_attn).use_rope)
 
 
 @pytest.mark.parametrize("name", sorted(set(PUBLISHED.values())))
 def test_a_published_configuration_is_read_as_transformers_reads_it(name: str) -> None:
     written = json.loads((CONFIGS / f"{name}.json").read_text())
-    config = Llama4TextConfig(**{k: v for k, v in written.items() if k not in ("_note", "model_type")})
+    config = Llama4TextConfig(
+        **{k: v for k, v in written.items() if k not in ("_note", "model_type")}
+    )
     shapes = read_shapes(written)
     assert shapes is not None
     assert shapes.is_rotary == tuple(bool(flag) for flag in config.no_rope_layers or ())
-    assert [at for at, is_moe in enumerate(shapes.is_moe) if is_moe] == list(config.moe_layers or ())
+    assert [at for at, is_moe in enumerate(shapes.is_moe) if is_moe] == list(
+        config.moe_layers or ()
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"attention_bias": True},
@@ -273,9 +278,10 @@ def test_what_is_away_is_in_host_memory() -> None:
     assert turns["rl: rollouts"].host - beside["rl: rollouts"].host == weights
     awake = phases_of(load("scout_lora_1x80gb", engine__enable_sleep_mode=False), "1x80gb")
     assert awake["rl: update"].total - turns["rl: update"].total == int(0.9 * 80e9) - 1 * GB
-    assert turns["rl: update"].host - awake["rl: update"].host == turns["judge"].lines[
-        "engine weights"
-    ]
+    assert (
+        turns["rl: update"].host - awake["rl: update"].host
+        == turns["judge"].lines["engine weights"]
+    )
     assert not beside["rl: rollouts"].fits
     assert not awake["rl: update"].fits
 
@@ -318,7 +324,9 @@ def test_what_no_total_shows_is_a_problem() -> None:
 
 def test_the_names_of_checkpoints_tell_their_bits(tmp_path: Path) -> None:
     def weights(name: str | None, **more: Any) -> Phase:
-        recipe = load("scout_lora_1x141gb", engine__quantization=None, engine__checkpoint=name, **more)
+        recipe = load(
+            "scout_lora_1x141gb", engine__quantization=None, engine__checkpoint=name, **more
+        )
         return phases_of(recipe, "1x141gb")["judge"]
 
     linears = 96.63676416e9 + 6.03979776e9 + 3.01989888e9
@@ -433,7 +441,9 @@ def test_run_refuses_what_does_not_fit(
     monkeypatch.chdir(tmp_path)
     started: list[Path] = []
     monkeypatch.setattr(fit, "devices_here", lambda: Devices(count=1, capacity=40 * GB))
-    monkeypatch.setattr("posttrain.pipeline.run", lambda loaded, folder, until: started.append(folder))
+    monkeypatch.setattr(
+        "posttrain.pipeline.run", lambda loaded, folder, until: started.append(folder)
+    )
     monkeypatch.setattr("posttrain.cli.results.show_results", lambda done: None)
     asked = ["run", "scout_lora_1x80gb.yaml"]
     assert command(*asked, monkeypatch=monkeypatch) == 3
@@ -452,6 +462,8 @@ def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "400,711,848,960" in done.stdout

@@ -137,8 +137,7 @@ def measured_peak(model: Any, case: Case) -> int:
     step(model, case)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step(model, case)
-    results = profiler.profiler
-    assert results is not None
+    results: Any = profiler.profiler
     events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -21,8 +21,8 @@ from posttrain.models import (
     upcycle,
 )
 from posttrain.models.experts import routed_moe_forward, use_routed_experts
-from posttrain.models.lora import lora_config
 from posttrain.models.loading import load_base
+from posttrain.models.lora import lora_config
 from posttrain.models.policy import load_tokenizer
 from posttrain.recipe.schema import Lora, Model
 

@@ -86,7 +86,9 @@ def _unpacking(shapes: Shapes, layer: int, target: LoraTarget, run: Pass) -> int
     kind = None if frozen is None else frozen.experts if target == "experts" else frozen.linears
     if kind is None:
         return 0
-    experts, fan_in, fan_out = max(matrices(shapes, layer)[target], key=lambda w: w[0] * w[1] * w[2])
+    experts, fan_in, fan_out = max(
+        matrices(shapes, layer)[target], key=lambda w: w[0] * w[1] * w[2]
+    )
     one = fan_in * fan_out
     besides = run.value if kind == "fp8" else 1 + INDEX  # a level's index is a 64-bit one
     whole = experts if run.has_kernels and experts > 1 else 0
@@ -141,7 +143,12 @@ def _swiglu_kept(run: Pass, target: LoraTarget, hidden: int, inner: int) -> int:
 
 def _experts_kept(shapes: Shapes, run: Pass) -> int:
     """Routed rows before and after their scores; gate and up; what trained weights keep."""
-    T, c, H, inner = run.tokens * shapes.num_experts_per_tok, run.value, shapes.hidden_size, shapes.expert_size
+    T, c, H, inner = (
+        run.tokens * shapes.num_experts_per_tok,
+        run.value,
+        shapes.hidden_size,
+        shapes.expert_size,
+    )
     kept = 2 * c * T * H + 2 * c * T * inner + T * (5 * INDEX + 2 * FP32)
     if _trains(run, "experts"):
         kept += c * T * (H + inner)

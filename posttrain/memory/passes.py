@@ -35,7 +35,7 @@ class PassBytes:
 
 
 def pass_bytes(shapes: Shapes, run: Pass, *, is_checkpointed: bool) -> PassBytes:
-    """Count a pass; `is_checkpointed` keeps a layer's input alone and runs its forward pass twice."""
+    """Count a pass; `is_checkpointed` keeps a layer's input alone and runs it forward twice."""
     layers = [layer_bytes(shapes, layer, run) for layer in range(shapes.num_layers)]
     stream = run.value * run.tokens * shapes.hidden_size
     # Shared by all layers: masks as booleans, rotary angles as complex numbers; the last norm's.

@@ -105,7 +105,7 @@ def _training_phase(
 
 
 def _rl_phases(shapes: Shapes, recipe: Recipe, devices: Devices | None) -> Iterator[Phase]:
-    """RL's two halves: the engine beside what is left of the trainer, the trainer beside the engine."""
+    """RL's two halves: the engine beside what is left of the trainer, and the other way round."""
     assert recipe.rl is not None
     spec, number = recipe.engine, recipe.launch.num_processes
     training = training_bytes(shapes, recipe, "rl")

@@ -31,7 +31,7 @@ class Shapes:
     is_moe: tuple[bool, ...]
     """By layer: whether it has routed experts."""
     is_rotary: tuple[bool, ...]
-    """By layer: whether its attention knows positions, and sees a chunk alone where there is one."""
+    """By layer: whether its attention knows positions, and sees one chunk alone if there are."""
     chunk: int | None
     has_qk_norm: bool
     is_tied: bool
@@ -144,7 +144,12 @@ def matrices(shapes: Shapes, layer: int) -> dict[LoraTarget, list[tuple[int, int
     """
     hidden, width, heads = shapes.hidden_size, shapes.attention_size, shapes.kv_size
     found: dict[LoraTarget, list[tuple[int, int, int]]] = {
-        "attention": [(1, hidden, width), (1, hidden, heads), (1, hidden, heads), (1, width, hidden)]
+        "attention": [
+            (1, hidden, width),
+            (1, hidden, heads),
+            (1, hidden, heads),
+            (1, width, hidden),
+        ]
     }
     if not shapes.is_moe[layer]:
         found["mlp"] = _swiglu(hidden, shapes.dense_size)

@@ -1,13 +1,14 @@
-"""Frozen weights in fewer bytes: unpacked where they are used, again in the backward pass, and never
-kept.
+"""Frozen weights in fewer bytes: unpacked where they are used, again in the backward pass, and
+never kept.
 
-Two formats. fp8: e4m3 with one scale per output channel (and expert). nf4: four bits with one scale
-per block of 64 along the input, the 16 levels of QLoRA (Dettmers et al. 2023, appendix E), which are
-the quantiles of a normal distribution.
+Two formats. fp8: e4m3 with one scale per output channel (and expert). nf4: four bits with one
+scale per block of 64 along the input, the 16 levels of QLoRA (Dettmers et al. 2023, appendix E),
+which are the quantiles of a normal distribution.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -102,9 +103,7 @@ class Nf4(Packed):
             )
         levels = torch.tensor(NF4_LEVELS, device=weight.device)
         middles = (levels[1:] + levels[:-1]) / 2
-        codes = torch.empty(
-            (*lead, fan_in // 2, fan_out), dtype=torch.uint8, device=weight.device
-        )
+        codes = torch.empty((*lead, fan_in // 2, fan_out), dtype=torch.uint8, device=weight.device)
         scale = torch.empty(
             (*lead, fan_in // BLOCK, 1, fan_out), dtype=torch.bfloat16, device=weight.device
         )
@@ -112,7 +111,9 @@ class Nf4(Packed):
             blocks = source.float().view(-1, BLOCK, fan_out)
             by.copy_(blocks.abs().amax(dim=1, keepdim=True))
             unit = blocks / by.float().clamp_min(torch.finfo(torch.bfloat16).tiny)
-            level = torch.bucketize(unit.contiguous(), middles).to(torch.uint8).view(fan_in, fan_out)
+            level = (
+                torch.bucketize(unit.contiguous(), middles).to(torch.uint8).view(fan_in, fan_out)
+            )
             part.copy_(level[0::2] | (level[1::2] << 4))
         self._keep(codes, scale)
         self.register_buffer("levels", levels.to(weight.dtype), persistent=False)
@@ -124,7 +125,7 @@ class Nf4(Packed):
         return (values * scale.to(self.dtype)).view(*lead, 2 * half, fan_out)
 
 
-FORMATS: dict[Format, type[Packed]] = {"fp8": Fp8, "nf4": Nf4}
+FORMATS: dict[Format, Callable[[Tensor], Packed]] = {"fp8": Fp8, "nf4": Nf4}
 
 
 def _each(*tensors: Tensor) -> Any:

@@ -147,7 +147,7 @@ class Launch(Spec):
     num_processes: int = Field(default=1, ge=1)
     """Of `accelerate launch`: one per device."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """ddp: every device holds the whole model. fsdp: PyTorch's FSDP2, each layer sharded over all."""
+    """ddp: every device holds the whole model. fsdp: PyTorch's FSDP2, layers sharded over all."""
 
 
 class DataSource(Spec):
