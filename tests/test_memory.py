@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama4.modeling_llama4 import Llama4TextAttention
+from trl import SFTConfig
 
 from posttrain.cli import main
 from posttrain.errors import RecipeError
@@ -27,6 +28,7 @@ from posttrain.memory import (
     kv_bytes_per_token,
     parameters_by_kind,
     parse_devices,
+    pass_of,
     plan_memory,
     published_shapes,
     shapes_in,
@@ -347,6 +349,27 @@ def test_longer_passes_and_no_checkpointing_take_more() -> None:
     assert work(sft__trainer__max_length=8192) > 1.9 * work()
     assert work(sft__trainer__per_device_train_batch_size=2) > 1.9 * work()
     assert work(sft__trainer__gradient_checkpointing=False) > 10 * work()
+
+
+def test_what_goes_through_a_pass() -> None:
+    sft, rl, dpo = (pass_of(load("scout_lora_1x141gb"), stage) for stage in ("sft", "rl", "dpo"))
+    assert (sft.sequences, sft.length, sft.is_masked) == (1, 4096, False)
+    assert (rl.sequences, rl.length, rl.is_masked) == (1, 4096, True)
+    assert (dpo.sequences, dpo.length, dpo.is_masked) == (2, 2048, True)
+    packed = pass_of(load("scout_lora_1x141gb", sft__trainer__packing=True), "sft")
+    assert packed.is_masked
+    defaults = pass_of(load("scout_lora_1x141gb", sft__trainer={}), "sft")
+    assert (defaults.sequences, defaults.length) == (
+        SFTConfig(use_cpu=True).per_device_train_batch_size,
+        1024,
+    )
+
+
+def test_checkpointing_is_on_as_trl_has_it() -> None:
+    on = phases_of(load("scout_lora_1x141gb", sft__trainer={}), "1x141gb")["sft"]
+    said = {"gradient_checkpointing": SFTConfig(use_cpu=True).gradient_checkpointing}
+    same = phases_of(load("scout_lora_1x141gb", sft__trainer=said), "1x141gb")["sft"]
+    assert on.lines == same.lines
 
 
 def test_without_devices_there_is_no_verdict() -> None:

@@ -10,7 +10,13 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import Llama4ForCausalLM, Llama4TextConfig
+from transformers import (
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+)
 from trl.trainer.utils import add_fused_lm_head
 
 from posttrain.memory.layers import Pass
@@ -40,6 +46,8 @@ class Case(NamedTuple):
     """Past the number of layers none has experts."""
     has_head: bool = False
     """With TRL's head and loss, else the mean of the last states."""
+    is_llama4: bool = True
+    """Else the dense Llama of the generations before."""
 
 
 CASES = [
@@ -64,25 +72,33 @@ CASES = [
     Case("float32", True, frozen="fp8", sequences=2),
     Case("bfloat16", False, has_head=True, length=1024),
     Case("float32", True, has_head=True),
+    Case("bfloat16", True, is_llama4=False),
+    Case("float32", False, sequences=2, is_llama4=False),
+    Case("bfloat16", False, targets=None, is_llama4=False),
 ]
 
 
-def small(case: Case) -> Llama4TextConfig:
+def small(case: Case) -> PreTrainedConfig:
+    common: dict[str, Any] = {
+        "vocab_size": 2048 if case.has_head else 512,
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+    }
+    if not case.is_llama4:
+        return LlamaConfig(intermediate_size=1024, **common)
     return Llama4TextConfig(
-        vocab_size=2048 if case.has_head else 512,
-        hidden_size=256,
         intermediate_size=512,
         intermediate_size_mlp=1024,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=32,
         num_local_experts=4,
         interleave_moe_layer_step=case.moe_every,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-        tie_word_embeddings=False,
+        **common,
     )
 
 
@@ -90,7 +106,8 @@ def build(case: Case) -> nn.Module:
     apply_trl_shim()
     torch.manual_seed(0)
     dtype = getattr(torch, case.dtype)
-    model = Llama4ForCausalLM._from_config(small(case), attn_implementation="sdpa", dtype=dtype)
+    kind: Any = Llama4ForCausalLM if case.is_llama4 else LlamaForCausalLM
+    model = kind._from_config(small(case), attn_implementation="sdpa", dtype=dtype)
     if case.has_head:
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     use_grouped_experts(model)
@@ -99,7 +116,9 @@ def build(case: Case) -> nn.Module:
     model.requires_grad_(False)
     if case.frozen is not None:
         pack(model, case.frozen)
-    return get_peft_model(model, lora_config(Lora(rank=8, targets=list(case.targets)), model))
+    dense: list[LoraTarget] = ["attention", "mlp"]
+    targets = list(case.targets) if case.is_llama4 else dense
+    return get_peft_model(model, lora_config(Lora(rank=8, targets=targets), model))
 
 
 def pack(model: nn.Module, format: Format) -> None:

@@ -64,7 +64,8 @@ def pass_of(recipe: Recipe, stage: TrainingStage) -> Pass:
     """The longest pass of a stage, with as many sequences as it takes at once.
 
     DPO passes the chosen and the rejected answers together. RL's are taken to fill
-    engine.max_model_len. A mask is needed unless a pass has one sequence, or packed ones.
+    engine.max_model_len. A mask is needed where sequences may be padded, so not for one alone, except
+    in RL, which pads to the longest of a whole generation batch; and for packed ones.
     """
     section = getattr(recipe, stage)
     block: Mapping[str, Any] = section.trainer
@@ -78,7 +79,7 @@ def pass_of(recipe: Recipe, stage: TrainingStage) -> Pass:
         sequences=sequences,
         length=length,
         value=VALUE_BYTES[recipe.model.dtype],
-        is_masked=sequences > 1 or is_packed,
+        is_masked=stage == "rl" or sequences > 1 or is_packed,
         rank=lora.rank if lora else 0,
         targets=lora.targets if lora else (),
         is_full=lora is None,
