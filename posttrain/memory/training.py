@@ -64,8 +64,8 @@ def pass_of(recipe: Recipe, stage: TrainingStage) -> Pass:
     """The longest pass of a stage, with as many sequences as it takes at once.
 
     DPO passes the chosen and the rejected answers together. RL's are taken to fill
-    engine.max_model_len. A mask is needed where sequences may be padded, so not for one alone, except
-    in RL, which pads to the longest of a whole generation batch; and for packed ones.
+    engine.max_model_len. A mask is needed for packed sequences and where they may be padded, so not
+    for one alone, except in RL, which pads to the longest of a whole generation batch.
     """
     section = getattr(recipe, stage)
     block: Mapping[str, Any] = section.trainer
