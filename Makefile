@@ -44,6 +44,7 @@ format: env
 
 docs: env
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_memory.py
 
 bench: env
 	$(BIN)/posttrain bench cli --out benchmarks

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from datasets import Dataset
+from torch import nn
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.models import PolicyPath, load_policy
@@ -37,17 +39,17 @@ def test_it_is_switch_transformers_loss_over_all_layers(tiny_llama4: Path, tmp_p
     with_loss = trainer(tiny_llama4, tmp_path / "a", COEFFICIENT, None)
     without = trainer(tiny_llama4, tmp_path / "b", 0.0, None)
     logits: list[torch.Tensor] = []
-    for moe in moe_layers(with_loss.model).values():
+    for moe in moe_layers(cast(nn.Module, with_loss.model)).values():
         moe.watch = lambda chosen, found: logits.append(found)
-    loss = with_loss.compute_loss(with_loss.model, dict(BATCH))
-    plain = without.compute_loss(without.model, dict(BATCH))
+    loss = with_loss.compute_loss(cast(nn.Module, with_loss.model), dict(BATCH))
+    plain = without.compute_loss(cast(nn.Module, without.model), dict(BATCH))
     assert len(logits) == 2
     all_NE = torch.cat(logits)
     f_E = torch.bincount(all_NE.argmax(1), minlength=4) / len(all_NE)
     expected = 4 * (f_E * all_NE.softmax(1).mean(0)).sum()
     torch.testing.assert_close((loss - plain) / COEFFICIENT, expected, rtol=1e-4, atol=1e-5)
     loss.backward()
-    routers = [m.router.weight for m in moe_layers(with_loss.model).values()]
+    routers = [m.router.weight for m in moe_layers(cast(nn.Module, with_loss.model)).values()]
     assert all(router.grad is not None for router in routers)
 
 

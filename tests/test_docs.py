@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -96,6 +97,31 @@ def test_the_reference_is_current() -> None:
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
     assert reference.PAGE.read_text() == reference.page(), "run: make docs"
+
+
+def memory_page() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("memory_page", ROOT / "docs" / "make_memory.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_plans_in_the_docs_are_what_the_commands_print() -> None:
+    written = memory_page()
+    text = written.PAGE.read_text()
+    commands = [found[2] for found in written.BLOCK.finditer(text)]
+    assert {"scout", "maverick"} == {command.split("/")[1].split("_")[0] for command in commands}
+    assert all("GFLOP for one token" in found[3] for found in written.BLOCK.finditer(text))
+    assert text == written.page(text), "run: make docs"
+
+
+def test_the_heads_of_recipes_tell_their_memory() -> None:
+    written = memory_page()
+    assert len(written.PLACED) == 5
+    for recipe in written.PLACED:
+        assert recipe.read_text() == written.with_head(recipe), "run: make docs"
 
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent / "posttrain"
 GROUND = {"records", "errors", "faults", "__version__"}
 FLOORS = [
     GROUND | {"recipe", "tables", "progress"},
-    {"rewards", "curriculum", "prune", "preferences", "metrics"},
+    {"rewards", "curriculum", "prune", "preferences", "metrics", "memory"},
     {"data", "models"},
     {"engines", "training"},
     {"judge", "sft", "rl", "dpo", "evaluate", "report"},

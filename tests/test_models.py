@@ -15,7 +15,6 @@ from posttrain.models import (
     load_policy,
     merge,
     merged_tensors,
-    plan_memory,
     resolve_base,
     sequence_logprobs,
     upcycle,
@@ -23,9 +22,8 @@ from posttrain.models import (
 from posttrain.models.experts import use_grouped_experts
 from posttrain.models.loading import load_base
 from posttrain.models.lora import load_adapter, lora_config
-from posttrain.models.memory import adapter_parameters, model_shapes
 from posttrain.models.policy import load_tokenizer
-from posttrain.recipe.schema import Lora, Model, Recipe
+from posttrain.recipe.schema import Lora, Model
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
 
@@ -210,22 +208,3 @@ def test_log_probabilities_agree_with_a_forward_pass_of_each_alone(tiny_llama4: 
             logits = model(torch.tensor([prefix + continuation])).logits[0].log_softmax(-1)
         alone = [logits[len(prefix) - 1 + t, token].item() for t, token in enumerate(continuation)]
         assert scores == pytest.approx(alone, abs=1e-5)
-
-
-def test_the_memory_plan_counts_what_is_there(tiny_llama4: Path) -> None:
-    lora = Lora(rank=4)
-    recipe = Recipe.model_validate(
-        {
-            "model": {"base": str(tiny_llama4), "dtype": "float32", "lora": lora.model_dump()},
-            "rl": {"data": [{"reasoning_gym": ["gcd"], "size": 3}]},
-        }
-    )
-    plan = plan_memory(recipe)
-    real = load_policy(PolicyPath(base=tiny_llama4), recipe.model, trainable=True)
-    trained = sum(p.numel() for p in real.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in real.parameters() if not p.requires_grad)
-    assert (
-        plan["trained_parameters"] == trained == adapter_parameters(model_shapes(tiny_llama4), lora)
-    )
-    assert plan["num_parameters"] == frozen
-    assert plan["bytes"]["training"] == frozen * 4 + trained * 16

@@ -196,6 +196,20 @@ CASES = [
          "own verifier"),
     Case("size: 200", "size: 200\n      columns: {answer: a}", "columns: {answer",
          "rl.data.0.columns", "no columns"),
+    Case("kind: auto", "kind: auto\n  quantization: fp8", "quantization", "engine.quantization",
+         "set engine.sync: adapter"),
+    Case("kind: auto", "kind: auto\n  checkpoint: org/model-w4a16", "checkpoint",
+         "engine.checkpoint", "set engine.sync: adapter"),
+    Case("kind: auto", "kind: auto\n  sync: adapter\n  checkpoint: org/w4a16\n  quantization: fp8",
+         "quantization", "engine.quantization", "quantised already"),
+    Case("  lora:\n    rank: 16\n    targets: [attention, mlp]\nengine:\n",
+         "  lora: null\nengine:\n  sync: adapter\n", "sync", "engine.sync", "needs model.lora"),
+    Case("  lora:\n    rank: 16\n    targets: [attention, mlp]\n",
+         "  lora: null\n  frozen: {experts: fp8}\n", "frozen", "model.frozen", "give model.lora"),
+    Case("kind: auto", "kind: auto\n  tensor_parallel_size: 4", "tensor_parallel_size",
+         "engine.tensor_parallel_size", "make them 4"),
+    Case("  curriculum: curricula", "  offload_policy: true\n  curriculum: curricula", "offload",
+         "rl.offload_policy", "needs launch.num_processes: 1"),
     # Files.
     Case("rows.jsonl", "rws.jsonl", "rws", "sft.data.0.path", "'rows.jsonl'?"),
     Case("rows.jsonl", "./folder", "folder", "sft.data.0.path", "is a folder"),
@@ -289,6 +303,18 @@ def test_file_that_is_no_recipe(name: str, tmp_path: Path) -> None:
     raw, line, says = RAW[name]
     (problem,) = problems_of(tmp_path / "broken.yaml", raw).problems
     assert (problem.line, says in problem.message) == (line, True), str(problem)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("num_processes: 2", "strategy: fsdp", "launch.strategy"),
+        ("kind: auto", "kind: transformers\n  enable_sleep_mode: true", "engine.enable_sleep_mode"),
+    ],
+)
+def test_what_has_no_effect_is_noted(old: str, new: str, key: str, folder: Path) -> None:
+    (folder / "valid.yaml").write_text(VALID.replace(old, new, 1))
+    assert [note.key for note in load_recipe(folder / "valid.yaml").notes] == [key]
 
 
 @pytest.mark.parametrize(

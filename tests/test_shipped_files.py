@@ -27,7 +27,9 @@ PAIRS = [(kind, path) for kind, paths in BY_KIND.items() for path in paths]
 
 
 def test_what_ships() -> None:
-    assert {"tiny.yaml", "starter.yaml", "scout_lora.yaml"} <= {path.name for path in RECIPES}
+    assert {"tiny.yaml", "starter.yaml", "scout_lora_1x80gb.yaml"} <= {
+        path.name for path in RECIPES
+    }
     assert {"answer_likelihood.yaml", "difficulty_rubric.yaml"} <= {path.name for path in JUDGES}
     assert {"uniform.yaml", "band.yaml"} <= {path.name for path in CURRICULA}
 

@@ -30,6 +30,15 @@ RunFolder = Annotated[
     Path | None,
     typer.Option("--run-dir", metavar="FOLDER", help="Where the run lives; runs/NAME if left out."),
 ]
+DeviceList = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        metavar="NxMgb",
+        help="Plan for these, as 8x80gb; the CUDA devices at hand if left out.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Go on though the memory does not suffice.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

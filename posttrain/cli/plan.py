@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,37 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.cli.results import wide_console
-from posttrain.models.base import upcycled_path
+from posttrain.memory import GB, Devices
 from posttrain.pipeline import STAGES, FileHashes, PlannedStage, RunDir, shown_launch_line
 from posttrain.pipeline import plan as plan_stages
 from posttrain.pipeline.estimates import estimate
+from posttrain.pipeline.fit import in_words, memory_values
 from posttrain.pipeline.preflight import GIB, disk_needed_bytes
 from posttrain.pipeline.steps.preparing import cache_dir
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import UpcycledBase
 from posttrain.tables import read_json
 
+LINES = (
+    *("weights", "gathered", "adapters", "gradients", "optimizer"),
+    *("activations", "live layer", "unpacking", "logits"),
+    *("engine weights", "engine adapter", "engine working", "KV cache"),
+    *("engine", "handed over", "context"),
+)
 
-def plan_values(loaded: LoadedRecipe, run_dir: Path) -> dict[str, Any]:
-    """The whole plan as JSON values."""
+
+def plan_values(
+    loaded: LoadedRecipe, run_dir: Path, devices: Devices | None = None
+) -> dict[str, Any]:
+    """The whole plan as JSON values; with devices, whether it fits them."""
     place = RunDir(path=run_dir.resolve())
     planned = plan_stages(loaded, place, STAGES, FileHashes(place.hashes))
     nearest = next(p for p in (place.path, *place.path.parents) if p.exists())
     return {
         "run_dir": str(run_dir),
         "stages": [_stage(item, run_dir, loaded) for item in planned],
-        **estimate(loaded, base=known_base(loaded, place)),
+        **estimate(loaded),
+        "memory": memory_values(loaded.recipe, known_base(loaded, place), devices),
         "disk": {
             "needed_bytes": disk_needed_bytes(loaded),
             "free_bytes": shutil.disk_usage(nearest).free,
@@ -46,6 +57,8 @@ def known_base(loaded: LoadedRecipe, place: RunDir) -> Path | None:
     if "model.base" in loaded.files:
         return loaded.files["model.base"]
     if isinstance(loaded.recipe.model.base, UpcycledBase):
+        from posttrain.models.base import upcycled_path  # imports torch
+
         path = upcycled_path(loaded.recipe.model, cache_dir=cache_dir())
         return path if path.exists() else None
     return None
@@ -77,6 +90,8 @@ def show_plan(values: Mapping[str, Any]) -> None:
     for name, value in _facts(values):
         facts.add_row(Text(name), Text(value))
     console.print(facts)
+    if values["memory"]:
+        show_memory(values["memory"])
 
 
 def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -87,7 +102,8 @@ def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append((f"tokens {section}", "unknown" if tokens is None else f"{tokens:,} at most"))
     if values["judge_calls"] is not None:
         found.append(("judge calls", f"{values['judge_calls']:,}"))
-    found += [(f"memory {name}", value) for name, value in _memory(values["memory"])]
+    if not values["memory"]:
+        found.append(("memory", "known once the base model is there"))
     disk = values["disk"]
     needed, free = disk["needed_bytes"] / GIB, disk["free_bytes"] / GIB
     found.append(("disk", f"about {needed:.1f} GiB, {free:.1f} GiB are free"))
@@ -95,10 +111,77 @@ def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _memory(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Weights and bytes; the recipe's own words for what needs them."""
-    if not memory:
-        return [("", "known once the base model is there")]
-    weights = f"{memory['num_parameters']:,}, {memory['trained_parameters']:,} of them trained"
-    sizes = [(name, f"{size / GIB:.2f} GiB") for name, size in memory["bytes"].items()]
-    return [("parameters", weights), *sizes]
+def show_memory(memory: Mapping[str, Any]) -> None:
+    """Print parameters, operations, and bytes by stage with what to change if they do not fit."""
+    console = wide_console()
+    for table in (_parameters(memory), _operations(memory), _bytes(memory)):
+        console.print()
+        console.print(table)
+    for assumed in dict.fromkeys(said for stage in memory["stages"] for said in stage["assumed"]):
+        console.print(Text(f"assumed: {assumed}"))
+    for stage in memory["stages"]:
+        if stage["problem"]:
+            console.print(Text(f"{stage['stage']}: {stage['problem']}"), soft_wrap=True)
+    for suggestion in memory["suggestions"]:
+        console.print(Text(f"change: {in_words(suggestion)}"), soft_wrap=True)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    for at, name in enumerate(columns):
+        table.add_column(Text(name), justify="right" if at else "left", no_wrap=True)
+    return table
+
+
+def _parameters(memory: Mapping[str, Any]) -> Table:
+    table = _table("parameters", "kind", "base", "adapters")
+    adapters = memory["adapters"]
+    for kind, count in memory["parameters"].items():
+        table.add_row(kind, f"{count:,}", f"{adapters[kind]:,}" if adapters.get(kind) else "")
+    table.add_section()
+    trained = memory["trained_parameters"]
+    table.add_row("all", f"{memory['num_parameters']:,}", f"{trained:,}" if adapters else "")
+    active = memory["active_parameters"]
+    table.add_row("multiplied with one token", f"{active:,}", "")
+    with_embedding = active + memory["parameters"]["embeddings"]
+    table.add_row("and the embedding", f"{with_embedding:,}", "")
+    return table
+
+
+def _operations(memory: Mapping[str, Any]) -> Table:
+    heads = ("forward", "+ backward, frozen", "+ recomputed", "full training", "adapters besides")
+    table = _table("GFLOP for one token", "tokens in sequence", *heads)
+    for length, flops in memory["flops_per_token"].items():
+        table.add_row(f"{int(length):,}", *(f"{count / GB:.1f}" for count in flops.values()))
+    return table
+
+
+def _bytes(memory: Mapping[str, Any]) -> Table:
+    stages = memory["stages"]
+    devices = memory["devices"]
+    on = f" of {devices['count']} with {devices['bytes'] / GB:g} GB" if devices else ""
+    table = _table(f"GB on each device{on}", "", *(stage["stage"] for stage in stages))
+    for line in _line_names(stages):
+        table.add_row(line, *(_gb(stage["bytes"].get(line)) for stage in stages))
+    table.add_section()
+    table.add_row("total", *(_gb(stage["total"]) for stage in stages))
+    if devices:
+        table.add_row("left", *(_gb(stage["margin"]) for stage in stages))
+        table.add_row("fits", *("yes" if stage["fits"] else "NO" for stage in stages))
+    table.add_section()
+    table.add_row("devices", *(str(stage["num_devices"]) for stage in stages))
+    kept = [stage["kv_tokens"] for stage in stages]
+    table.add_row("KV cache tokens", *("" if n is None else f"{n:,}" for n in kept))
+    table.add_row("host GB", *(_gb(stage["host_bytes"] or None) for stage in stages))
+    return table
+
+
+def _line_names(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every line of any stage, trainer before engine, what all have last."""
+    names = dict.fromkeys(name for stage in stages for name in stage["bytes"])
+    order = {name: at for at, name in enumerate(LINES)}
+    return sorted(names, key=lambda name: order[name])
+
+
+def _gb(size: int | None) -> str:
+    return "" if size is None else f"{size / GB:.1f}"

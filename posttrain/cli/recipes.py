@@ -9,6 +9,8 @@ import typer
 
 from posttrain.cli.options import (
     AsJson,
+    DeviceList,
+    Force,
     RecipeFile,
     RunFolder,
     Settings,
@@ -94,17 +96,28 @@ def plan(
     recipe: RecipeFile,
     settings: Settings,
     run_dir: RunFolder = None,
+    devices: DeviceList = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run would do: stages and what is cached, rows, tokens, memory, launch lines."""
+    """Show what a run would do: stages and what is cached, rows, tokens, memory, launch lines.
+
+    Ends with code 3 where a stage does not fit the devices.
+    """
     from posttrain.cli.plan import plan_values, show_plan
+    from posttrain.memory import parse_devices
+    from posttrain.pipeline.fit import check_fit, devices_here
 
     loaded = load(recipe, settings)
-    values = plan_values(loaded, run_folder(loaded, run_dir))
+    there = devices_here() if devices is None else parse_devices(devices)
+    values = plan_values(loaded, run_folder(loaded, run_dir), there)
     if as_json:
         print_json(values)
     else:
         show_plan(values)
+    if not force:
+        asked = "" if devices is None else f" --devices {devices}"
+        check_fit(values["memory"], f"posttrain plan {recipe}{asked}")
 
 
 def run(
@@ -114,11 +127,20 @@ def run(
     until: Annotated[
         str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Run a recipe; run it again to resume. Finished stages are not run twice."""
+    from posttrain.cli.plan import known_base
     from posttrain.cli.results import show_results
+    from posttrain.pipeline import RunDir
     from posttrain.pipeline import run as run_stages
+    from posttrain.pipeline.fit import check_fit, devices_here, memory_values
 
     loaded = load(recipe, settings)
-    done = run_stages(loaded, run_folder(loaded, run_dir), until=until)
+    folder = run_folder(loaded, run_dir)
+    there = devices_here()
+    if there is not None and not force:
+        base = known_base(loaded, RunDir(path=folder.resolve()))
+        check_fit(memory_values(loaded.recipe, base, there), f"posttrain run {recipe}")
+    done = run_stages(loaded, folder, until=until)
     show_results(done)

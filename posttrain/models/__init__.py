@@ -1,7 +1,6 @@
 """Llama-family models: loading, the TRL shim, upcycling, LoRA, merging."""
 
 from posttrain.models.base import count_parameters, resolve_base
-from posttrain.models.memory import plan_memory
 from posttrain.models.merge import live_tensors, merge, merged_tensors
 from posttrain.models.policy import PolicyPath, load_policy, load_tokenizer, policy_in, prompt_ids
 from posttrain.models.scoring import sequence_logprobs
@@ -15,7 +14,6 @@ __all__ = [
     "load_tokenizer",
     "merge",
     "merged_tensors",
-    "plan_memory",
     "policy_in",
     "prompt_ids",
     "resolve_base",

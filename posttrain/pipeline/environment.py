@@ -56,6 +56,20 @@ def has_cuda() -> bool:
     return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
 
 
+def cuda_memory() -> list[int]:
+    """Bytes of each CUDA device that torch will see, as the driver says; empty without any."""
+    if not has_cuda() or shutil.which("nvidia-smi") is None:
+        return []
+    asked = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if said.returncode != 0:
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in said.stdout.splitlines()]
+    found = {name: int(mib) << 20 for index, uuid, mib in rows for name in (index, uuid)}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(row[0] for row in rows)
+    return [found[name] for name in visible.split(",") if name in found]
+
+
 def num_cpus() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

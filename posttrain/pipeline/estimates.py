@@ -1,4 +1,4 @@
-"""Rows, tokens and memory of a recipe, before anything is run.
+"""Rows and tokens of a recipe, before anything is run.
 
 Tokens are upper bounds: for training rows x epochs x max_length, or max_steps x batch x max_length;
 for RL max_steps x completions x max_completion_length, refills left out; for an evaluation
@@ -8,7 +8,6 @@ prompts x num_generations x max_tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from posttrain.recipe import LoadedRecipe
@@ -23,13 +22,9 @@ TRL_COMPLETION_LENGTH = 256
 """TRL's own defaults for keys that a trainer block leaves out."""
 
 
-def estimate(loaded: LoadedRecipe, *, base: Path | None) -> dict[str, Any]:
-    """`rows`, `tokens`, `judge_calls` and `memory`, as JSON values; None where it is not known.
-
-    `base` is the base model's folder, where there is one already.
-    """
+def estimate(loaded: LoadedRecipe) -> dict[str, Any]:
+    """`rows`, `tokens` and `judge_calls`, as JSON values; None where it is not known."""
     from posttrain.data import count_rows
-    from posttrain.models import plan_memory
 
     recipe = loaded.recipe
     rows = count_rows(recipe, find=loaded.find)
@@ -37,7 +32,6 @@ def estimate(loaded: LoadedRecipe, *, base: Path | None) -> dict[str, Any]:
         "rows": {name: rows[name] for name in ("sft", "rl") if getattr(recipe, name) is not None},
         "tokens": _tokens(recipe, rows),
         "judge_calls": rows["sft"] if recipe.sft is not None and recipe.sft.judge else None,
-        "memory": plan_memory(recipe, base),
     }
 
 

@@ -10,12 +10,17 @@ from posttrain.recipe.problems import Fault, nearest
 from posttrain.recipe.schema import CurriculumSpec, DataSource, Recipe
 from posttrain.recipe.trainer import trainer_fields
 
+VLLM_ONLY = ("tensor_parallel_size", "quantization", "checkpoint", "sync", "enable_sleep_mode")
+"""Keys of the engine section that other engines pass by."""
+
 
 def cross_faults(recipe: Recipe, unsound: frozenset[str]) -> list[Fault]:
     """Every clash between sections; a rule that needs an `unsound` section is left out."""
     rules: list[tuple[set[str], Callable[[Recipe], Iterator[Fault]]]] = [
         ({"model"}, _model),
         ({"engine"}, _engine),
+        ({"engine", "model"}, _adapter_sync),
+        ({"engine", "launch", "rl"}, _placement),
         ({"sft", "rl", "dpo"}, _stages),
         ({"sft", "rl", "dpo", "eval"}, _eval),
         ({"engine", "eval", "sft", "rl"}, _lengths),
@@ -64,6 +69,14 @@ def notes(recipe: Recipe) -> Iterator[Fault]:
             path=("sft", "pilot", "num_samples"),
             message="0: nothing will say whether the judge is any good",
         )
+    if recipe.launch.strategy == "fsdp" and recipe.launch.num_processes == 1:
+        yield Fault(
+            path=("launch", "strategy"), message="fsdp has nothing to shard over with one process"
+        )
+    if recipe.engine.kind == "transformers":
+        for key in VLLM_ONLY:
+            if key in recipe.engine.model_fields_set:
+                yield Fault(path=("engine", key), message="has no effect without vLLM")
 
 
 def _model(recipe: Recipe) -> Iterator[Fault]:
@@ -80,6 +93,37 @@ def _engine(recipe: Recipe) -> Iterator[Fault]:
             path=("engine", "kind"),
             message="openai serves judging only: put it under sft.judge_engine",
         )
+
+
+def _adapter_sync(recipe: Recipe) -> Iterator[Fault]:
+    """An engine whose weights are not the policy's own can take an adapter, and nothing else."""
+    engine = recipe.engine
+    for key in ("quantization", "checkpoint"):
+        if getattr(engine, key) is not None and engine.sync != "adapter":
+            message = "its weights cannot be replaced by the policy's: set engine.sync: adapter"
+            yield Fault(path=("engine", key), message=message)
+    if engine.quantization is not None and engine.checkpoint is not None:
+        message = "engine.checkpoint is quantised already: give one of the two"
+        yield Fault(path=("engine", "quantization"), message=message)
+    if engine.sync == "adapter" and recipe.model.lora is None:
+        message = "adapter needs model.lora: with full training there is none to hand over"
+        yield Fault(path=("engine", "sync"), message=message)
+
+
+def _placement(recipe: Recipe) -> Iterator[Fault]:
+    if recipe.rl is None:
+        return
+    processes, spans = recipe.launch.num_processes, recipe.engine.tensor_parallel_size
+    if processes % spans:
+        message = (
+            f"an engine spans {spans} devices, and {processes} training processes "
+            f"(launch.num_processes) are not whole groups of {spans}: "
+            f"make them {_nearest_multiples(processes, spans)}"
+        )
+        yield Fault(path=("engine", "tensor_parallel_size"), message=message)
+    if recipe.rl.offload_policy and processes > 1:
+        message = f"needs launch.num_processes: 1, and there are {processes}"
+        yield Fault(path=("rl", "offload_policy"), message=message)
 
 
 def _stages(recipe: Recipe) -> Iterator[Fault]:
