@@ -18,8 +18,8 @@ GROUND = {"records", "errors", "faults", "__version__"}
 FLOORS = [
     GROUND | {"recipe", "tables", "progress"},
     {"rewards", "curriculum", "prune", "preferences", "metrics"},
-    {"data", "models", "training"},
-    {"engines"},
+    {"data", "models"},
+    {"engines", "training"},
     {"judge", "sft", "rl", "dpo", "evaluate", "report"},
     {"pipeline"},
     {"bench"},

@@ -8,6 +8,7 @@ the quantiles of a normal distribution.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from posttrain.models.experts import GroupedExperts
+from posttrain.models.sharded import whole
 
 Format = Literal["fp8", "nf4"]
 FP8_MAX = 448.0
@@ -32,7 +34,8 @@ class Packed(nn.Module):
     """A weight of shape (..., in, out), packed; it computes in `dtype`.
 
     The leading dimensions, experts or none, are packed each on their own. What it keeps are frozen
-    parameters, so FSDP shards them.
+    parameters, so FSDP shards them. Codes are bytes for torch too: mixed precision casts what is
+    floating, and gloo knows no float8.
     """
 
     codes: Tensor
@@ -71,15 +74,18 @@ class Fp8(Packed):
         codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
         for part, source, by in _each(codes, weight, scale):
             part.copy_((source.float() / by.float()).clamp_(-FP8_MAX, FP8_MAX))
-        self._keep(codes, scale)
+        self._keep(codes.view(torch.uint8), scale)
 
     def expert(self, index: int) -> Tensor:
         """One expert's weight (in, out)."""
-        return self.codes[index].to(self.dtype) * self.scale[index]
+        return self._unpack(self.codes[index], self.scale[index])
 
     def dense(self) -> Tensor:
         """The whole weight (..., in, out)."""
-        return self.codes.to(self.dtype) * self.scale
+        return self._unpack(whole(self.codes), whole(self.scale))
+
+    def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
+        return codes.view(torch.float8_e4m3fn).to(self.dtype) * scale.to(self.dtype)
 
 
 class Nf4(Packed):
@@ -94,8 +100,9 @@ class Nf4(Packed):
             raise ValueError(
                 f"nf4 packs blocks of {BLOCK} inputs, and this weight has {fan_in}: take fp8"
             )
-        levels = torch.tensor(NF4_LEVELS, device=weight.device)
-        middles = (levels[1:] + levels[:-1]) / 2
+        device = torch.device("cpu") if weight.is_meta else weight.device
+        levels = torch.tensor(NF4_LEVELS, device=device)
+        middles = ((levels[1:] + levels[:-1]) / 2).to(weight.device)
         codes = torch.empty(
             (*lead, fan_in // 2, fan_out), dtype=torch.uint8, device=weight.device
         )
@@ -117,16 +124,16 @@ class Nf4(Packed):
 
     def dense(self) -> Tensor:
         """The whole weight (..., in, out)."""
-        return self._unpack(self.codes, self.scale)
+        return self._unpack(whole(self.codes), whole(self.scale))
 
     def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
         *lead, half, fan_out = codes.shape
         pairs = torch.stack((codes & 15, codes >> 4), dim=-2)
-        values = self.levels[pairs.long()].view(*lead, 2 * half // BLOCK, BLOCK, fan_out)
+        values = self.levels.to(codes.device)[pairs.long()].view(*lead, 2 * half // BLOCK, BLOCK, fan_out)
         return (values * scale.to(self.dtype)).view(*lead, 2 * half, fan_out)
 
 
-FORMATS: dict[Format, type[Packed]] = {"fp8": Fp8, "nf4": Nf4}
+FORMATS: dict[Format, Callable[[Tensor], Packed]] = {"fp8": Fp8, "nf4": Nf4}
 
 
 def _each(*tensors: Tensor) -> Any:

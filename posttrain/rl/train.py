@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import set_seed
 from trl import GRPOConfig
 
 from posttrain.curriculum import build_curriculum
@@ -69,6 +70,7 @@ def train(
         session.rewind(0)
     else:
         session.restore(checkpoint, step=int(checkpoint.name.rsplit("-", 1)[1]))
+    set_seed(seed)  # a fresh adapter's values are drawn
     grpo = CurriculumGRPOTrainer(
         model=load_policy(policy, model, trainable=True),
         args=args,
@@ -77,14 +79,15 @@ def train(
         source=session,
     )
     summary = run_trainer(grpo, stage="rl", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
-    if not grpo.is_world_process_zero():
-        return summary
-    session.save(str(out_dir))
+    # Every process, as the model may be sharded over them.
     probe = take_probe(
         grpo.accelerator.unwrap_model(grpo.model),
         [session.prompt_ids(p.prompt_id) for p in prompts[:4]],
         [tokenizer.encode(p.reference, add_special_tokens=False) for p in prompts[:4]],
     )
+    if not grpo.is_world_process_zero():
+        return summary
+    session.save(str(out_dir))
     save_probe(probe, out_dir / "policy" / PROBE_FILE)
     if (work_dir / "parity.jsonl").exists():
         shutil.copy2(work_dir / "parity.jsonl", out_dir / "parity.jsonl")
