@@ -13,6 +13,7 @@ from trl import DPOConfig, DPOTrainer
 from posttrain.engines import PROBE_FILE
 from posttrain.engines.parity import save_probe, take_probe
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
+from posttrain.models.sharded import is_sharded_run, reads_weights
 from posttrain.recipe.schema import Model
 from posttrain.records import PreferencePair
 from posttrain.training import run_trainer, trainer_arguments
@@ -59,14 +60,14 @@ def train(
     )
     check_reference(dpo)
     summary = run_trainer(dpo, stage="dpo", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
-    if not dpo.is_world_process_zero():
-        return summary
+    # Every process, as the model may be sharded over them.
     probe = take_probe(
         dpo.accelerator.unwrap_model(dpo.model),
         [prompt_ids(tokenizer, pair.prompt) for pair in pairs[:8]],
         [tokenizer.encode(pair.chosen, add_special_tokens=False) for pair in pairs[:8]],
     )
-    save_probe(probe, out_dir / "policy" / PROBE_FILE)
+    if dpo.is_world_process_zero():
+        save_probe(probe, out_dir / "policy" / PROBE_FILE)
     return summary | {"pairs": len(pairs)}
 
 
@@ -96,6 +97,8 @@ def check_reference(dpo: DPOTrainer) -> None:
             "TRL made no frozen copy of the adapter, "
             "so DPO's reference would be the bare base model"
         )
+    if is_sharded_run() and not reads_weights():
+        return  # the first process's adapters are handed to the others
     state = model.state_dict()
     for name, weight in state.items():
         if ".default." in name and not state[name.replace(".default.", ".ref.")].equal(weight):

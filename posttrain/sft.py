@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.engines import PROBE_FILE
@@ -35,6 +36,7 @@ def train(
     )
     tokenizer = load_tokenizer(policy.base)
     rows = [{"prompt": s.messages[:-1], "completion": s.messages[-1:]} for s in samples]
+    set_seed(seed)  # a fresh adapter's values are drawn
     sft = SFTTrainer(
         model=load_policy(policy, model, trainable=True),
         args=args,
@@ -42,8 +44,7 @@ def train(
         processing_class=tokenizer,
     )
     summary = run_trainer(sft, stage="sft", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
-    if not sft.is_world_process_zero():
-        return summary
+    # Every process, as the model may be sharded over them.
     probe = take_probe(
         sft.accelerator.unwrap_model(sft.model),
         [prompt_ids(tokenizer, s.messages[:-1]) for s in samples[:8]],
@@ -52,5 +53,6 @@ def train(
             for s in samples[:8]
         ],
     )
-    save_probe(probe, out_dir / "policy" / PROBE_FILE)
+    if sft.is_world_process_zero():
+        save_probe(probe, out_dir / "policy" / PROBE_FILE)
     return summary | {"samples": len(samples)}

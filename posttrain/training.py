@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from peft import PeftModel
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -21,13 +22,14 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from posttrain.errors import HealthStop, RecipeError
 from posttrain.faults import fault_point
 from posttrain.models.experts import moe_layers
 from posttrain.models.health import MoeHealth, gradient_norms
+from posttrain.models.saving import save_model
+from posttrain.models.sharded import let_accelerate_shard_on_cpu, settle_sharding
 from posttrain.progress import Bar, note, progress
 from posttrain.recipe.schema import Recipe
 from posttrain.tables import MetricsLog, file_sha256, read_json, write_json
@@ -69,12 +71,14 @@ def trainer_arguments(
         "disable_tqdm": True,
     }
     try:
-        return config_class(**{**defaults, **block, **own})
+        arguments = config_class(**{**defaults, **block, **own})
     except (TypeError, ValueError) as error:
         raise RecipeError(
             f"{stage}.trainer: {config_class.__name__} refuses it: {error}",
             hint="see `posttrain check` and TRL's documentation of " + config_class.__name__,
         ) from error
+    let_accelerate_shard_on_cpu()
+    return arguments
 
 
 def check_trainer_blocks(recipe: Recipe) -> None:
@@ -160,9 +164,14 @@ class RunCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the bar; forget metrics past the checkpoint that training goes on from."""
+        """Open the bar; forget metrics past the checkpoint that training goes on from.
+
+        Raises AlreadyTrained where there is nothing left to do.
+        """
         if state.is_world_process_zero:
             self._metrics.rewind(state.global_step)
+        if state.global_step >= state.max_steps:
+            raise AlreadyTrained
         if moe_layers(kwargs["model"]):
             self._moe = MoeHealth(kwargs["model"])
             self._stack.callback(self._moe.close)
@@ -219,7 +228,8 @@ class RunCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Mark the checkpoint as complete."""
+        """Mark the checkpoint as complete, once every process has written its part."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             fault_point(f"{self._stage}.before_marker")
             assert args.output_dir is not None
@@ -238,6 +248,13 @@ class RunCallback(TrainerCallback):
         self._stack.close()
 
 
+class AlreadyTrained(Exception):
+    """The checkpoint that training goes on from is its last.
+
+    transformers would train one step more; by then it has loaded weights and state.
+    """
+
+
 def run_trainer(
     trainer: Trainer, *, stage: str, work_dir: Path, out_dir: Path, tokenizer: Any
 ) -> dict[str, Any]:
@@ -250,14 +267,17 @@ def run_trainer(
     # It prints every row that goes to metrics.jsonl.
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunCallback(stage, MetricsLog(metrics)))
+    if trainer.is_fsdp_enabled:
+        settle_sharding(trainer.accelerator)
     started = time.monotonic()
-    if checkpoint is not None and _is_last(checkpoint, trainer):
-        trainer._load_from_checkpoint(str(checkpoint))
-        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    else:
+    with suppress(AlreadyTrained):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    save_policy(trainer, out_dir / "policy", tokenizer)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    assert isinstance(model, PreTrainedModel | PeftModel)
+    save_model(model, out_dir / "policy")
     if trainer.is_world_process_zero():
+        if not isinstance(model, PeftModel):
+            tokenizer.save_pretrained(out_dir / "policy")
         shutil.copy2(metrics, out_dir / metrics.name)
     history = trainer.state.log_history
     losses = [row["loss"] for row in history if "loss" in row]
@@ -270,27 +290,3 @@ def run_trainer(
         "tokens": int(tokens[-1]) if tokens else None,
         "final_loss": losses[-1] if losses else None,
     }
-
-
-def _is_last(checkpoint: Path, trainer: Trainer) -> bool:
-    """Whether training had ended there: resumed from it, transformers would train one step more.
-
-    Sharded checkpoints are loaded by `Trainer.train` alone, and take that step.
-    """
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return False
-    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    return state.global_step >= state.max_steps
-
-
-def save_policy(trainer: Trainer, folder: Path, tokenizer: Any) -> None:
-    """Write the trained adapter (never the frozen reference beside it), or the whole model."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if not trainer.is_world_process_zero():
-        return
-    assert isinstance(model, PreTrainedModel) or hasattr(model, "peft_config")
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(folder, selected_adapters=["default"])
-    else:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)

@@ -143,7 +143,7 @@ def test_what_is_frozen_is_kept_packed_and_never_in_full(tiny_llama4: Path) -> N
     model = load_base(tiny_llama4, dtype="float32", frozen=Frozen(experts="fp8", linears="fp8"))
     for moe in moe_layers(model).values():
         kept_in = {p.dtype for p in moe.experts.parameters() if p.dim() == 3 and p.shape[1] > 1}
-        assert kept_in == {torch.float8_e4m3fn}
+        assert kept_in == {torch.uint8}
         assert type(moe.router.weight) is nn.Parameter
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):

@@ -126,6 +126,7 @@ CHANGES: list[tuple[str, set[str]]] = [
     ("engine.max_model_len=1024", {"judge", "prune", *AFTER_SFT, *EVALS}),
     ("engine.kind=auto", {"judge", "prune", *AFTER_SFT, *EVALS}),
     ("launch.num_processes=2", AFTER_SFT),
+    ("launch.strategy=fsdp", AFTER_SFT),
     ("sft.prune.drop_easiest=0.6", {"prune", *AFTER_SFT}),
     ("sft.pilot.num_samples=8", {"judge", "prune", *AFTER_SFT}),
     ("sft.trainer.learning_rate=2e-4", AFTER_SFT),
@@ -142,6 +143,8 @@ CHANGES: list[tuple[str, set[str]]] = [
     ("engine.max_num_seqs=8", set()),
     ("engine.gpu_memory_utilization=0.3", set()),
     ("engine.kv_cache_gib=2.0", set()),
+    ("engine.enable_sleep_mode=true", set()),
+    ("rl.offload_policy=true", set()),
     ("engine.parity_tolerance=0.2", set()),
     ("sft.trainer.save_steps=5", set()),
     ("sft.trainer.gradient_checkpointing=true", set()),
@@ -415,9 +418,9 @@ def test_a_missing_engine_names_the_extra(folder: Path, monkeypatch: pytest.Monk
 def test_launch_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     stages = {stage.name: stage for stage in STAGES}
 
-    def line(name: str, num_processes: int, *, cuda: bool) -> str:
+    def line(name: str, num_processes: int, *, cuda: bool, strategy: str = "ddp") -> str:
         monkeypatch.setattr(launch, "has_cuda", lambda: cuda)
-        return shown_launch_line(stages[name], Path("runs/a b"), num_processes)
+        return shown_launch_line(stages[name], Path("runs/a b"), num_processes, strategy=strategy)
 
     ours = "-m posttrain.pipeline.stage 'runs/a b'"
     assert line("judge", 4, cuda=True) == f"python {ours} judge"
@@ -429,6 +432,17 @@ def test_launch_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         f"python -m accelerate.commands.launch --num_processes 1 {ours} rl"
     )
     assert "--num_processes 8 --multi_gpu" in line("dpo", 8, cuda=True)
+    assert line("sft", 8, cuda=True, strategy="fsdp") == (
+        "python -m accelerate.commands.launch "
+        f"--config_file 'runs/a b/work/sft/accelerate.yaml' {ours} sft"
+    )
+    sharded = line("sft", 2, cuda=False, strategy="fsdp")
+    assert sharded.startswith("env ACCELERATE_USE_FSDP=true FSDP_VERSION=2 ")
+    assert sharded.endswith(
+        f" python -m torch.distributed.run --standalone --nproc_per_node=2 {ours} sft"
+    )
+    for one in (line("sft", 1, cuda=False, strategy="fsdp"), line("judge", 2, cuda=False)):
+        assert "FSDP" not in one
 
 
 def test_cuda_needs_a_driver_and_a_cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:

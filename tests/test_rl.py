@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +13,14 @@ from hypothesis import strategies as st
 
 from posttrain.curriculum import build_curriculum
 from posttrain.engines import Completion, SamplingRequest
+from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_tokenizer
 from posttrain.recipe.schema import EngineSpec, Lora, Model, UniformCurriculum
 from posttrain.records import Prompt
-from posttrain.rl import train
+from posttrain.rl import collect as collect_module
+from posttrain.rl import train, turns
 from posttrain.rl.collect import Batch, collect_batch
+from posttrain.rl.places import engine_place
 from posttrain.rl.trainer import _is_masked
 from posttrain.tables import read_groups, read_json, read_table
 from tests.conftest import make_group, make_prompt
@@ -205,6 +210,17 @@ def test_training_records_every_step_and_ends_with_the_weights_it_trained(
     out.mkdir()
     summary = train(prompts, **arguments, work_dir=tmp_path / "work", out_dir=out)
     assert summary["steps"] == 3
+    offloaded = tmp_path / "offloaded"
+    offloaded.mkdir()
+    train(
+        prompts,
+        **arguments,
+        offload_policy=True,
+        work_dir=tmp_path / "work-offloaded",
+        out_dir=offloaded,
+    )
+    weights = "policy/adapter_model.safetensors"
+    assert (offloaded / weights).read_bytes() == (out / weights).read_bytes()
     tables = sorted((out / "rollouts").iterdir())
     assert [t.name for t in tables] == [f"step-{i:06d}.parquet" for i in range(3)]
     for step, table in enumerate(tables):
@@ -220,3 +236,119 @@ def test_training_records_every_step_and_ends_with_the_weights_it_trained(
     assert all(row["parity/mean"] < 1e-4 for row in parity)
     assert read_json(out / "policy" / "parity.json")["logprobs"]
     assert (out / "policy" / "adapter_model.safetensors").exists()
+
+
+class SleepyEngine:
+    """Notes what is asked of it, in order, and how awake it was."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def sleep(self) -> None:
+        self.calls.append("sleep")
+
+    def wake(self) -> None:
+        self.calls.append("wake")
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_engine_and_policy_take_turns(offload: bool) -> None:
+    """Policy away, engine up; engine asleep, policy back: never both, and the same parameters."""
+    engine, model = SleepyEngine(), torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    objects = list(model.parameters())
+    order = engine.calls
+    trainer = SimpleNamespace(
+        model=model,
+        optimizer=optimizer,
+        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        real = turns.move
+
+        def noted(*arguments: Any) -> None:
+            order.append("policy moved")
+            real(*arguments)
+
+        patch.setattr(turns, "move", noted)
+        with turns.engines_turn(engine, trainer, offload_policy=offload):  # type: ignore[arg-type]
+            order.append("rollouts")
+    moved = ["policy moved"] * offload
+    assert order == [*moved, "wake", "rollouts", "sleep", *moved]
+    assert all(a is b for a, b in zip(model.parameters(), objects, strict=True))
+    assert all(a.equal(b) for a, b in zip(model.parameters(), before, strict=True))
+    optimizer.step()
+    assert not any(a.equal(b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_everything_that_training_keeps_moves_along() -> None:
+    """The meta device stands for another one: what lies there was moved."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    turns.move(model, optimizer, torch.device("meta"))
+    states = [s for kept in optimizer.state.values() for s in kept.values() if s.dim() > 0]
+    assert len(states) == 4
+    assert all(t.is_meta for t in (*model.parameters(), *states))
+    assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
+
+
+def test_two_engines_share_the_prompts_and_one_process_of_each_speaks(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four processes in pairs: every prompt is generated once, and all see all of them."""
+    places = [engine_place(rank=r, world_size=4, tensor_parallel_size=2) for r in range(4)]
+    told: list[list[Any]] = []
+    prompts = pool(20)
+    by_id = {p.prompt_id: p for p in prompts}
+
+    def batch(place: Any) -> tuple[Batch, list[int]]:
+        engine = ScriptedEngine(tokenizer, prompts, lambda p: 2)
+        found = collect_batch(
+            curriculum=build_curriculum(UniformCurriculum(kind="uniform"), prompts, seed=0),
+            prompts=by_id,
+            engine=engine,
+            tokenizer=tokenizer,
+            request=SamplingRequest(num_generations=4, max_tokens=8, seed=1),
+            num_groups=6,
+            max_refills=0,
+            step=0,
+            place=place,
+        )
+        return found, engine.seeds
+
+    monkeypatch.setattr(collect_module, "gather_object", lambda mine: (told.append(mine), mine)[1])
+    seeds = [batch(place)[1] for place in places]
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    assert [len(mine) for mine in told] == [3, 0, 3, 0]
+    everything = [pair for mine in told for pair in mine]
+    monkeypatch.setattr(collect_module, "gather_object", lambda mine: everything)
+    batches = [[g.prompt_id for g in batch(place)[0].groups] for place in places]
+    assert batches[0] == batches[1] == batches[2] == batches[3]
+    assert len(set(batches[0])) == 6
+
+
+def test_offloading_is_for_one_process(
+    tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = SimpleNamespace(world_size=2, process_index=0)
+    stage = importlib.import_module("posttrain.rl.train")
+    monkeypatch.setattr(stage, "trainer_arguments", lambda *a, **k: two)
+    with pytest.raises(RecipeError, match=r"rl\.offload_policy") as error:
+        train(
+            pool(2),
+            policy=PolicyPath(base=tiny_llama4),
+            model=Model(base=str(tiny_llama4)),
+            engine=EngineSpec(kind="transformers"),
+            curriculum=UniformCurriculum(kind="uniform"),
+            trainer={},
+            offload_policy=True,
+            seed=0,
+            work_dir=tmp_path,
+            out_dir=tmp_path,
+        )
+    assert "launch.num_processes: 1" in error.value.hint

@@ -5,13 +5,16 @@ An upgrade fails here first.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import fsdp_utils
 from peft.tuners.lora import LoraLayer
 from transformers import (
     Llama4ForCausalLM,
@@ -30,7 +33,6 @@ PARAMETERS: dict[Callable[..., Any], list[str]] = {
     GRPOTrainer._generate_and_score_completions: ["self", "inputs"],
     GRPOTrainer._save_checkpoint: ["self", "model", "trial"],
     Llama4TextMoe.forward: ["self", "hidden_states"],
-    Trainer._load_from_checkpoint: ["self", "resume_from_checkpoint", "model"],
 }
 
 
@@ -120,12 +122,49 @@ class TestShim:
             trainer.train()
 
 
+class TestSharding:
+    """What posttrain.models.sharded relies on in accelerate and transformers."""
+
+    def test_accelerate_still_does_not_shard_on_the_cpu_of_itself(self) -> None:
+        source = inspect.getsource(AcceleratorState.__init__)
+        assert "DistributedType.MULTI_GPU," in source
+        assert "DistributedType.MULTI_CPU" not in source
+        assert 'os.environ.get("ACCELERATE_USE_FSDP"' in source
+
+    def test_it_still_reads_for_all_in_the_first_process_where_told_to(self) -> None:
+        source = inspect.getsource(fsdp_utils.fsdp2_prepare_model)
+        assert "if fsdp2_plugin.cpu_ram_efficient_loading" in source
+        assert "mp_policy" in source
+        assert "if param.requires_grad and param.dtype != torch.float32" in source
+
+    def test_the_same_setting_would_still_empty_every_model_transformers_loads(self) -> None:
+        from transformers.distributed import fsdp
+
+        assert "FSDP_CPU_RAM_EFFICIENT_LOADING" in inspect.getsource(fsdp.is_fsdp_enabled)
+
+    def test_parameters_are_still_told_apart_by_address(self) -> None:
+        source = inspect.getsource(fsdp_utils.fsdp2_switch_optimizer_parameters)
+        assert "mapping[p.data_ptr]" in source
+
+    def test_the_model_still_says_which_layers_are_not_to_be_split(self) -> None:
+        assert set(Llama4ForCausalLM._no_split_modules or ()) == {"Llama4TextDecoderLayer"}
+
+    def test_a_callback_is_still_told_of_the_start_once_weights_and_state_are_loaded(self) -> None:
+        loop = inspect.getsource(Trainer._inner_training_loop)
+        assert loop.index("_prepare_for_training(") < loop.index("on_train_begin(")
+        assert loop.index("_init_training_state(") < loop.index("on_train_begin(")
+
+
 @pytest.mark.slow
 def test_vllm_still_has_what_the_engine_reaches_into() -> None:
     pytest.importorskip("vllm")
     from vllm import LLM, SamplingParams
+    from vllm.config.lora import MaxLoRARanks
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.lora.request import LoRARequest
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
     from vllm.model_executor.layers.fused_moe.modular_kernel import FusedMoEKernel
+    from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     import posttrain.engines.vllm  # noqa: F401  (sets the environment before vLLM is imported)
@@ -138,3 +177,15 @@ def test_vllm_still_has_what_the_engine_reaches_into() -> None:
     assert callable(LLM.collective_rpc)
     assert callable(LLM.reset_prefix_cache)
     assert "prompt_logprobs" in inspect.signature(SamplingParams).parameters
+    assert {"lora_request"} <= inspect.signature(LLM.generate).parameters.keys()
+    assert list(inspect.signature(LLMEngine.add_lora).parameters) == ["self", "lora_request"]
+    assert list(inspect.signature(LLMEngine.remove_lora).parameters) == ["self", "lora_id"]
+    assert "level" in inspect.signature(LLM.sleep).parameters
+    assert callable(LLM.wake_up)
+    names = {field.name for field in dataclasses.fields(EngineArgs)}
+    assert names >= {
+        *("enable_lora", "max_loras", "max_cpu_loras", "max_lora_rank", "lora_target_modules"),
+        *("enable_sleep_mode", "tensor_parallel_size", "distributed_executor_backend"),
+    }
+    assert 16 in get_args(MaxLoRARanks)
+    assert LoRARequest("a", 1, "b").lora_int_id == 1

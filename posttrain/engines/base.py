@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -62,4 +63,26 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
+        ...
+
+
+@runtime_checkable
+class ServesAdapters(Protocol):
+    """An engine that keeps the base's own weights and applies a LoRA adapter beside them."""
+
+    def sync_adapter(self, adapter: Path, policy_version: int) -> None:
+        """Serve the base with this adapter, in the engine's own format, and no other."""
+        ...
+
+
+@runtime_checkable
+class Sleeps(Protocol):
+    """An engine that can leave its device to others for a while."""
+
+    def sleep(self) -> None:
+        """Move the weights to host memory and drop the caches."""
+        ...
+
+    def wake(self) -> None:
+        """Come back; to be called before anything else is asked of it."""
         ...

@@ -6,14 +6,15 @@ Everything private that we rely on in vLLM stands in this file; tests/test_upstr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
 
 from posttrain.engines.base import Completion, SamplingRequest
+from posttrain.errors import RecipeError
 from posttrain.recipe.schema import EngineSpec
 
 # Read when vLLM is imported: one process (weights are handed over in memory), no thread pinning
@@ -26,24 +27,40 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import vllm
+from vllm.config.lora import MaxLoRARanks
 from vllm.config.model import ModelDType
 from vllm.logprobs import LogprobsOnePosition
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.platforms import current_platform
 from vllm.v1.worker.gpu_worker import Worker
 
+ADAPTED = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    *("experts", "router"),
+)
+"""Layers that get room for an adapter. vLLM would give it to the head too, which has none in
+posttrain, and with that the CPU build cannot score prompts."""
+
 
 class VllmEngine:
-    """An Engine on `vllm.LLM`, deterministic for one seed, weights and batch."""
+    """An Engine on `vllm.LLM`, deterministic for one seed, weights and batch.
 
-    def __init__(self, model: Path, spec: EngineSpec, *, dtype: str, seed: int) -> None:
-        on_cpu = current_platform.is_cpu()
-        if on_cpu:
+    With tensor_parallel_size N and the training processes of an RL stage around it, N of them make
+    one engine: each must be asked the same, and all get the answers. In a stage of one process vLLM
+    starts workers of its own instead.
+    """
+
+    def __init__(
+        self, model: Path, spec: EngineSpec, *, dtype: str, seed: int, lora_rank: int | None = None
+    ) -> None:
+        self._on_cpu = current_platform.is_cpu()
+        if self._on_cpu:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(spec.kv_cache_gib)))
         threads = torch.get_num_threads()
         self._llm = vllm.LLM(
-            model=str(model),
+            model=spec.checkpoint or str(model),
             tokenizer=str(model),
             dtype=cast(ModelDType, dtype),
             seed=seed,
@@ -51,14 +68,21 @@ class VllmEngine:
             max_num_seqs=spec.max_num_seqs,
             # Prompts are shared between the generations of a group block by block; the CPU build's
             # default block of 128 tokens would share none of a short prompt.
-            block_size=32 if on_cpu else None,
-            enforce_eager=on_cpu,
+            block_size=32 if self._on_cpu else None,
+            enforce_eager=self._on_cpu,
             gpu_memory_utilization=spec.gpu_memory_utilization,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
+            quantization=spec.quantization,
+            enable_sleep_mode=spec.enable_sleep_mode and not self._on_cpu,
+            **_devices(spec),
+            **_adapters(lora_rank),
         )
         torch.set_num_threads(threads)
         self._max_model_len = spec.max_model_len
+        self._can_sleep = spec.enable_sleep_mode and not self._on_cpu
+        self._workers_apart = spec.tensor_parallel_size > 1 and not _among_others()
+        self._lora: LoRARequest | None = None
         self.policy_version = 0
 
     def generate(
@@ -74,8 +98,10 @@ class VllmEngine:
             detokenize=False,
         )
         with torch.random.fork_rng():
-            torch.manual_seed(request.seed)
-            outputs = self._llm.generate(_token_prompts(prompts_P), params, use_tqdm=False)
+            self._llm.collective_rpc(_seed, args=(request.seed,))
+            outputs = self._llm.generate(
+                _token_prompts(prompts_P), params, use_tqdm=False, lora_request=self._lora
+            )
         return [[_completion(choice) for choice in output.outputs] for output in outputs]
 
     def score(
@@ -86,7 +112,9 @@ class VllmEngine:
             max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False
         )
         sequences_N = [p + c for p, c in zip(prefixes_N, continuations_N, strict=True)]
-        outputs = self._llm.generate(_token_prompts(sequences_N), params, use_tqdm=False)
+        outputs = self._llm.generate(
+            _token_prompts(sequences_N), params, use_tqdm=False, lora_request=self._lora
+        )
         scores: list[list[float]] = []
         for prefix, output in zip(prefixes_N, outputs, strict=True):
             assert output.prompt_logprobs is not None
@@ -99,15 +127,84 @@ class VllmEngine:
     def sync_weights(
         self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int
     ) -> None:
-        """Reload these weights in place, mend the CPU expert layout, forget cached prefixes."""
+        """Reload these weights in place, mend the CPU expert layout, forget cached prefixes.
+
+        One tensor at a time; workers in processes of their own get all at once.
+        """
+        given = list(tensors) if self._workers_apart else tensors
         with torch.random.fork_rng(), torch.no_grad():
-            self._llm.collective_rpc(_reload, args=(list(tensors),))
+            self._llm.collective_rpc(_reload, args=(given,))
         self._llm.reset_prefix_cache()
         self.policy_version = policy_version
+
+    def sync_adapter(self, adapter: Path, policy_version: int) -> None:
+        """Load an adapter that `export_adapter` wrote for vLLM; the one before it goes.
+
+        Each has a number of its own, by which vLLM keeps cached prefixes apart. The folder is read
+        here, and not again.
+        """
+        number = self._lora.lora_int_id + 1 if self._lora else 1
+        request = LoRARequest(f"policy-{number}", number, str(adapter))
+        before, self._lora = self._lora, request
+        if before is not None:
+            self._llm.llm_engine.remove_lora(before.lora_int_id)
+        self._llm.llm_engine.add_lora(request)
+        self._llm.reset_prefix_cache()
+        self.policy_version = policy_version
+
+    def sleep(self) -> None:
+        """Weights to host memory, KV cache dropped; nothing without engine.enable_sleep_mode."""
+        if self._can_sleep:
+            self._llm.sleep(level=1)
+
+    def wake(self) -> None:
+        """Back to the device; nothing without engine.enable_sleep_mode."""
+        if self._can_sleep:
+            self._llm.wake_up()
+            self._llm.reset_prefix_cache()
 
     def close(self) -> None:
         """Drop the engine and its caches."""
         del self._llm
+
+
+def _among_others() -> bool:
+    """Whether this process is one of several that were started together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _devices(spec: EngineSpec) -> dict[str, Any]:
+    """Settings for the devices one engine spans."""
+    size = spec.tensor_parallel_size
+    if size == 1:
+        return {}
+    shared = {"distributed_executor_backend": "external_launcher"} if _among_others() else {}
+    return {"tensor_parallel_size": size, **shared}
+
+
+def _adapters(rank: int | None) -> dict[str, Any]:
+    """Settings for one adapter at a time, its rank rounded up to one that vLLM has kernels for."""
+    if rank is None:
+        return {}
+    fitting = [size for size in sorted(get_args(MaxLoRARanks)) if size >= rank]
+    if not fitting:
+        raise RecipeError(
+            f"engine.sync: vLLM serves adapters of rank {max(get_args(MaxLoRARanks))} at most, and "
+            f"model.lora.rank is {rank}",
+            hint="lower it, or set engine.sync: weights",
+        )
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_cpu_loras": 1,
+        "max_lora_rank": fitting[0],
+        "lora_target_modules": list(ADAPTED),
+    }
+
+
+def _seed(worker: Worker, seed: int) -> None:
+    """Run inside each of vLLM's workers, wherever it is."""
+    torch.manual_seed(seed)
 
 
 def _token_prompts(prompts_P: Sequence[list[int]]) -> list[vllm.TokensPrompt]:
@@ -128,7 +225,7 @@ def _completion(choice: vllm.CompletionOutput) -> Completion:
     return Completion(token_ids=ids, logprobs=logprobs, finish_reason=reason)
 
 
-def _reload(worker: Worker, tensors: list[tuple[str, torch.Tensor]]) -> None:
+def _reload(worker: Worker, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Run inside vLLM's worker: reload in checkpoint format, then pack the experts on the CPU.
 
     vLLM's reload leaves the plain layout in a CPU expert layer, of the same shape as the packed one
@@ -136,10 +233,15 @@ def _reload(worker: Worker, tensors: list[tuple[str, torch.Tensor]]) -> None:
     again mends it.
     """
     runner = worker.model_runner
-    runner.reload_weights(weights_iterator=iter(tensors))
-    touched = {
-        name.split(".experts.")[0] + ".experts." for name, _ in tensors if ".experts." in name
-    }
+    touched: set[str] = set()
+
+    def noted() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in tensors:
+            if ".experts." in name:
+                touched.add(name.split(".experts.")[0] + ".experts.")
+            yield name, tensor
+
+    runner.reload_weights(weights_iterator=noted())
     for name, layer in runner.get_model().named_modules():
         experts = _cpu_experts(layer)
         if experts is not None and any(prefix in name + "." for prefix in touched):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from posttrain.models.experts import RoutedMoe, moe_layers
 from posttrain.models.shapes import kind_of
+from posttrain.models.sharded import whole
 
 
 class MoeHealth:
@@ -76,12 +77,15 @@ def _entropy(share_E: Tensor) -> float:
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:
-    """Kind of weight -> the norm of its gradients (attention, experts, router, ...)."""
+    """Kind of weight -> the norm of its gradients (attention, experts, router, ...).
+
+    Of a sharded model every process must ask.
+    """
     squares: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             kind = kind_of(_weight_name(name))
-            squares[kind] = squares.get(kind, 0) + parameter.grad.float().square().sum()
+            squares[kind] = squares.get(kind, 0) + whole(parameter.grad.float().square().sum())
     return {f"grad_norm/{kind}": float(total.sqrt()) for kind, total in squares.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,20 +16,25 @@ from posttrain.errors import EnvironmentFault
 from posttrain.models.checkpoint import checkpoint_shapes, checkpoint_tensors, is_text, text_name
 from posttrain.models.experts import GroupedExperts, use_grouped_experts
 from posttrain.models.packed import FORMATS, Format, PackedLinear
+from posttrain.models.sharded import reads_weights
 from posttrain.models.trl_shim import apply_trl_shim
 from posttrain.recipe.schema import Frozen
 
 LLAMA4_TYPES = ("llama4", "llama4_text")
 
 
-def load_base(base: Path, *, dtype: str, frozen: Frozen | None = None) -> PreTrainedModel:
+def load_base(
+    base: Path, *, dtype: str, frozen: Frozen | None = None, sharded: bool = False
+) -> PreTrainedModel:
     """Load a causal language model for text, its routed experts run on routed tokens only.
 
     A multimodal Llama 4 checkpoint is loaded as its language model alone. With `frozen` the model
     is read tensor by tensor and packed on the way, so that the host never holds more than what is
-    kept and one tensor; only Llama 4 can be. Raises EnvironmentFault where weights are missing,
-    cut short or of another layout.
+    kept and one tensor; only Llama 4 can be. With `sharded` it is left in host memory, and in every
+    process but the first on the meta device. Raises EnvironmentFault where weights are missing, cut
+    short or of another layout.
     """
+    device = _device() if not sharded else "cpu" if reads_weights() else "meta"
     apply_trl_shim()
     config = AutoConfig.from_pretrained(base)
     is_llama4 = config.model_type in LLAMA4_TYPES
@@ -38,16 +44,17 @@ def load_base(base: Path, *, dtype: str, frozen: Frozen | None = None) -> PreTra
                 f"model.frozen: packing knows Llama 4, and {base} is {config.model_type}",
                 hint="leave model.frozen out",
             )
-        return _load_packed(base, config.get_text_config(), getattr(torch, dtype), frozen)
+        return _load_packed(base, config.get_text_config(), getattr(torch, dtype), frozen, device)
     if is_llama4:
         _check_layout(base, config.get_text_config())
-    loader = Llama4ForCausalLM if is_llama4 else AutoModelForCausalLM
-    model = loader.from_pretrained(
-        base,
-        dtype=getattr(torch, dtype),
-        device_map=None if _device() == "cpu" else {"": _device()},
-        attn_implementation="sdpa",
-    )
+    settings: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+    if device == "meta":
+        model = _empty(config.get_text_config() if is_llama4 else config, **settings)
+    else:
+        loader = Llama4ForCausalLM if is_llama4 else AutoModelForCausalLM
+        model = loader.from_pretrained(
+            base, device_map=None if device == "cpu" else {"": device}, **settings
+        )
     use_grouped_experts(model)
     return model
 
@@ -56,10 +63,10 @@ def _device() -> Any:
     return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
 
 
-def _empty(config: Any) -> Llama4ForCausalLM:
+def _empty(config: Any, **settings: Any) -> PreTrainedModel:
     """The model without weights; what it computes from the configuration is there."""
     with init_empty_weights(include_buffers=False):
-        return Llama4ForCausalLM._from_config(config, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_config(config, **settings)
 
 
 def _check_layout(base: Path, config: Any) -> None:
@@ -87,17 +94,29 @@ def _check_layout(base: Path, config: Any) -> None:
             )
 
 
-def _load_packed(base: Path, config: Any, dtype: torch.dtype, frozen: Frozen) -> PreTrainedModel:
+def _load_packed(
+    base: Path, config: Any, dtype: torch.dtype, frozen: Frozen, device: Any
+) -> PreTrainedModel:
     _check_layout(base, config)
-    model = _empty(config)
+    model = _empty(config, attn_implementation="sdpa")
     use_grouped_experts(model)
-    for name, tensor in checkpoint_tensors(base):
+    for name, tensor in _tensors(base, device):
         if is_text(name):
-            _place(model, text_name(name), tensor.to(_device(), dtype), frozen)
+            _place(model, text_name(name), tensor.to(device, dtype), frozen)
     if config.tie_word_embeddings:
         model.tie_weights()
-    model.to(_device())
+    if device != "meta":
+        model.to(device)
     return model.requires_grad_(False)
+
+
+def _tensors(base: Path, device: Any) -> Iterator[tuple[str, Tensor]]:
+    """The checkpoint's tensors, for the meta device only their shapes."""
+    if device != "meta":
+        yield from checkpoint_tensors(base)
+        return
+    for name, shape in checkpoint_shapes(base).items():
+        yield name, torch.empty(shape, device="meta")
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor, frozen: Frozen) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from posttrain.models.checkpoint import checkpoint_tensors, text_name
 from posttrain.models.expert_lora import PROJECTIONS, LoraExperts
 from posttrain.models.policy import PolicyPath
+from posttrain.models.sharded import whole
 
 ADAPTER_KEY = re.compile(
     r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.(?P<weight>weight|gate_up_proj|down_proj)"
@@ -74,22 +75,29 @@ def live_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a policy in memory that training changes, named as in the base's checkpoint.
 
     For a LoRA model these are the adapted layers' weights, adapter folded in; for any other model
-    all tensors.
+    all tensors. Of a sharded model each is put together when it is its turn, by all processes.
     """
     if not isinstance(model, PeftModel):
-        yield from model.state_dict().items()
+        yield from ((name, whole(tensor)) for name, tensor in model.state_dict().items())
         return
-    adapter = cast(str, model.active_adapter)
+    adapter = model.active_adapter
+    assert isinstance(adapter, str)
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraExperts):
             for projection in PROJECTIONS:
+                A, B = (whole(factor) for factor in layer.factors(adapter, projection))
                 weight = getattr(layer.experts, projection)
-                delta = layer.delta_weight(adapter, projection)
-                yield f"{name}.{projection}", (weight.float() + delta).to(weight.dtype)
+                weight = whole(weight) if isinstance(weight, torch.Tensor) else weight.dense()
+                yield f"{name}.{projection}", _folded(weight, layer.scaling[adapter], A, B)
         elif isinstance(layer, LoraLayer):
-            weight = layer.get_base_layer().weight
-            delta = layer.get_delta_weight(adapter)  # pyright: ignore[reportAttributeAccessIssue] every subclass has it
-            yield f"{name}.weight", (weight.float() + delta.float()).to(weight.dtype)
+            sides = (layer.lora_A[adapter], layer.lora_B[adapter], layer.get_base_layer())
+            A, B, weight = (whole(cast(torch.Tensor, side.weight)) for side in sides)
+            yield f"{name}.weight", _folded(weight, layer.scaling[adapter], A, B)
+
+
+def _folded(weight: torch.Tensor, scale: float, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return (weight.float() + _delta(scale, A.float(), B.float())).to(weight.dtype)
 
 
 def merge(

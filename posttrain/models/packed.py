@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from posttrain.models.experts import GroupedExperts
+from posttrain.models.sharded import whole
 
 Format = Literal["fp8", "nf4"]
 FP8_MAX = 448.0
@@ -32,7 +33,8 @@ class Packed(nn.Module):
     """A weight of shape (..., in, out), packed; it computes in `dtype`.
 
     The leading dimensions, experts or none, are packed each on their own. What it keeps are frozen
-    parameters, so FSDP shards them.
+    parameters, so FSDP shards them. Codes are bytes for torch too: mixed precision casts what is
+    floating, and gloo knows no float8.
     """
 
     codes: Tensor
@@ -61,12 +63,13 @@ class Packed(nn.Module):
 
         What unpacking needs besides, up to 11 bytes a weight, it so needs for one expert only.
         """
+        codes, scale = whole(self.codes), whole(self.scale)
         if len(self.shape) == 2:
-            return self._unpack(self.codes, self.scale)
-        whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        for index in range(len(whole)):
-            whole[index] = self.expert(index)
-        return whole
+            return self._unpack(codes, scale)
+        dense = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for index in range(len(dense)):
+            dense[index] = self._unpack(codes[index], scale[index])
+        return dense
 
     def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
         raise NotImplementedError
@@ -82,10 +85,10 @@ class Fp8(Packed):
         codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
         for part, source, by in _each(codes, weight, scale):
             part.copy_((source.float() / by.float()).clamp_(-FP8_MAX, FP8_MAX))
-        self._keep(codes, scale)
+        self._keep(codes.view(torch.uint8), scale)
 
     def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
-        return codes.to(self.dtype) * scale
+        return codes.view(torch.float8_e4m3fn).to(self.dtype) * scale.to(self.dtype)
 
 
 class Nf4(Packed):
@@ -100,8 +103,9 @@ class Nf4(Packed):
             raise ValueError(
                 f"nf4 packs blocks of {BLOCK} inputs, and this weight has {fan_in}: take fp8"
             )
-        levels = torch.tensor(NF4_LEVELS, device=weight.device)
-        middles = (levels[1:] + levels[:-1]) / 2
+        device = torch.device("cpu") if weight.is_meta else weight.device
+        levels = torch.tensor(NF4_LEVELS, device=device)
+        middles = ((levels[1:] + levels[:-1]) / 2).to(weight.device)
         codes = torch.empty((*lead, fan_in // 2, fan_out), dtype=torch.uint8, device=weight.device)
         scale = torch.empty(
             (*lead, fan_in // BLOCK, 1, fan_out), dtype=torch.bfloat16, device=weight.device
@@ -120,7 +124,9 @@ class Nf4(Packed):
     def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
         *lead, half, fan_out = codes.shape
         pairs = torch.stack((codes & 15, codes >> 4), dim=-2)
-        values = self.levels[pairs.long()].view(*lead, 2 * half // BLOCK, BLOCK, fan_out)
+        values = self.levels.to(codes.device)[pairs.long()].view(
+            *lead, 2 * half // BLOCK, BLOCK, fan_out
+        )
         return (values * scale.to(self.dtype)).view(*lead, 2 * half, fan_out)
 
 

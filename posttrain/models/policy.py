@@ -17,6 +17,7 @@ from transformers import (
 from posttrain.errors import EnvironmentFault
 from posttrain.models.loading import load_base
 from posttrain.models.lora import load_adapter, lora_config, what_lora_hit
+from posttrain.models.sharded import is_sharded_run, put_trained_on_host
 from posttrain.progress import note
 from posttrain.recipe.schema import LoraTarget, Model
 from posttrain.records import Message
@@ -67,10 +68,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
 def load_policy(policy: PolicyPath, spec: Model, *, trainable: bool) -> PreTrainedModel | PeftModel:
     """Load a policy; with `trainable` its adapter, or without LoRA every weight, takes gradients.
 
-    A policy without an adapter gets a fresh one, which starts as the identity. TRL's load-balancing
-    loss is for full training: with a frozen router it could only push on what feeds the router.
+    A policy without an adapter gets a fresh one, which starts as the identity. A policy to train is
+    left where FSDP wants it, if the stage was started with that. TRL's load-balancing loss is for
+    full training: with a frozen router it could only push on what feeds the router.
     """
-    model = load_base(policy.base, dtype=spec.dtype, frozen=spec.frozen)
+    sharded = trainable and is_sharded_run()
+    model = load_base(policy.base, dtype=spec.dtype, frozen=spec.frozen, sharded=sharded)
     text_config = model.config.get_text_config()
     if hasattr(text_config, "router_aux_loss_coef") and not (trainable and spec.lora is None):
         text_config.router_aux_loss_coef = 0.0
@@ -78,6 +81,8 @@ def load_policy(policy: PolicyPath, spec: Model, *, trainable: bool) -> PreTrain
         model = load_adapter(model, policy.adapter, trainable=trainable)
     elif trainable and spec.lora is not None:
         model = get_peft_model(model, lora_config(spec.lora, model))
+    if sharded:
+        put_trained_on_host(model)
     if trainable and isinstance(model, PeftModel):
         note(f"LoRA on {_in_words(what_lora_hit(model))}")
     return model

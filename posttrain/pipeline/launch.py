@@ -1,8 +1,9 @@
 """Each stage in its own process, so that its memory is really given back.
 
 A training stage goes through `accelerate launch` on CUDA. Without CUDA, accelerate starts one
-process whatever it is asked for, so several go through torchrun, and one is started directly:
-a launcher in front of it would only import torch once more.
+process whatever it is asked for, so several go through torchrun, with what accelerate would have
+told them of FSDP, and one is started directly: a launcher in front of it would only import torch
+once more.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from posttrain import errors
 from posttrain.errors import EnvironmentFault, Interrupted, PosttrainError
 from posttrain.pipeline.context import StageContext
 from posttrain.pipeline.environment import has_cuda, num_cpus
+from posttrain.pipeline.sharding import CONFIG, accelerate_config, fsdp_environment
 from posttrain.pipeline.stages import Stage
 from posttrain.progress import PROGRESS_FILE_VARIABLE, note
-from posttrain.tables import read_json, write_json
+from posttrain.tables import read_json, write_bytes, write_json
 
 RESULT = "result.json"
 ERROR = "error.json"
@@ -71,23 +73,35 @@ class StageResult:
 Launcher = Callable[[Stage, StageContext], StageResult]
 
 
-def launch_line(stage: Stage, run_dir: Path, num_processes: int) -> list[str]:
+def launch_line(
+    stage: Stage, run_dir: Path, num_processes: int, *, strategy: str = "ddp"
+) -> list[str]:
     """The command that runs one stage."""
     ours = ["-m", "posttrain.pipeline.stage", str(run_dir), stage.name]
+    several = stage.is_training and num_processes > 1
+    sharded = several and strategy == "fsdp"
     if stage.is_training and has_cuda():
         asked = ["-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
-        if num_processes > 1:
+        if sharded:
+            config = run_dir / "work" / stage.name / CONFIG
+            asked = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+        elif several:
             asked.append("--multi_gpu")
         return [sys.executable, *asked, *ours]
-    if stage.is_training and num_processes > 1:
+    if several:
         count = f"--nproc_per_node={num_processes}"
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", count, *ours]
+        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", count, *ours]
+        told = [f"{name}={value}" for name, value in fsdp_environment().items()]
+        return ["env", *told, *line] if sharded else line
     return [sys.executable, *ours]
 
 
-def shown_launch_line(stage: Stage, run_dir: Path, num_processes: int) -> str:
+def shown_launch_line(
+    stage: Stage, run_dir: Path, num_processes: int, *, strategy: str = "ddp"
+) -> str:
     """The launch line for people to read and copy."""
-    return shlex.join(["python", *launch_line(stage, run_dir, num_processes)[1:]])
+    line = launch_line(stage, run_dir, num_processes, strategy=strategy)
+    return shlex.join(["python" if word == sys.executable else word for word in line])
 
 
 def run_in_process(stage: Stage, context: StageContext) -> StageResult:
@@ -117,8 +131,10 @@ def run_in_child(stage: Stage, context: StageContext) -> StageResult:
             "out_dir": str(context.out_dir),
         },
     )
-    num_processes = context.recipe.launch.num_processes
-    command = launch_line(stage, context.run_dir, num_processes)
+    num_processes, strategy = context.recipe.launch.num_processes, context.recipe.launch.strategy
+    if strategy == "fsdp":
+        write_bytes(work / CONFIG, accelerate_config(context.recipe).encode())
+    command = launch_line(stage, context.run_dir, num_processes, strategy=strategy)
     child = subprocess.Popen(
         command, env=_child_environment(stage, work, num_processes), process_group=0
     )

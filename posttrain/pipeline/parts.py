@@ -3,13 +3,15 @@
 Left out on purpose, because they decide how fast or how safely a stage runs and not what it writes,
 so that a run that met a limit resumes with another setting instead of starting over:
 
-- engine: max_num_seqs, gpu_memory_utilization, kv_cache_gib, concurrency, api_key_env, and
-  parity_tolerance (it only stops a run);
+- engine: max_num_seqs, gpu_memory_utilization, kv_cache_gib, enable_sleep_mode, concurrency,
+  api_key_env, and parity_tolerance (it only stops a run);
+- rl.offload_policy;
 - trainer blocks: save_*, logging_*, log_*, report_to, disable_tqdm, dataloader_*, ddp_timeout,
   push_to_hub, hub_*, gradient_checkpointing*;
 - the recipe's name and comments.
 
-launch.num_processes does count for the training stages: it multiplies the batch.
+launch does count for the training stages: num_processes multiplies the batch, and strategy decides
+the form of checkpoints.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ ENGINE_KEYS_THAT_DO_NOT_MATTER = frozenset(
         "max_num_seqs",
         "gpu_memory_utilization",
         "kv_cache_gib",
+        "enable_sleep_mode",
         "concurrency",
         "api_key_env",
         "parity_tolerance",
@@ -122,7 +125,7 @@ def _training(loaded: LoadedRecipe) -> Part:
     written = loaded.written
     return {
         "model": {"dtype": written["model"]["dtype"], "lora": written["model"]["lora"]},
-        "launch": {"num_processes": written["launch"]["num_processes"]},
+        "launch": written["launch"],
     }
 
 

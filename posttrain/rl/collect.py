@@ -14,6 +14,9 @@ from posttrain.curriculum import Curriculum
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.rollouts import roll_out
 from posttrain.records import Prompt, RolloutGroup, content_hash
+from posttrain.rl.places import EnginePlace
+
+ALONE = EnginePlace(engine=0, num_engines=1, speaks=True)
 
 Use = Literal["trained", "no_signal_solved", "no_signal_failed", "undecided", "filler", "surplus"]
 """What became of a group: trained on; replaced because all passed, all failed or too few could be
@@ -56,15 +59,15 @@ def collect_batch(
     num_groups: int,
     max_refills: int,
     step: int,
-    rank: int = 0,
-    world_size: int = 1,
+    place: EnginePlace = ALONE,
 ) -> Batch:
     """Generate until `num_groups` groups have signal or `max_refills` refills are used up.
 
     Never more than asked. The curriculum observes every group. A group without signal is replaced
     by one of the same capability; in the last round, where a capability has none left to offer, by
-    any. Every rank returns the same batch: each generates its share and all exchange them. Seeds
-    depend on step and round only, so a resumed run repeats the same draws.
+    any. Every process returns the same batch: each engine generates its share, asked by all of its
+    processes alike, and all exchange them. Seeds depend on step, round and engine only, so a
+    resumed run repeats the same draws.
     """
     groups: list[RolloutGroup] = []
     rounds: list[int] = []
@@ -76,15 +79,16 @@ def collect_batch(
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
-            seed=int(content_hash(request.seed, step, refill, rank)[:8], 16) >> 1,
+            seed=int(content_hash(request.seed, step, refill, place.engine)[:8], 16) >> 1,
         )
-        mine = list(enumerate(wanted))[rank::world_size]
+        mine = list(enumerate(wanted))[place.engine :: place.num_engines]
         local = (
             roll_out([prompts[i] for _, i in mine], engine, tokenizer, seeded, step=step)
             if mine
             else []
         )
-        numbered = gather_object([(n, g) for (n, _), g in zip(mine, local, strict=True)])
+        told = [(n, g) for (n, _), g in zip(mine, local, strict=True)] if place.speaks else []
+        numbered = gather_object(told)
         new = [group for _, group in sorted(numbered, key=lambda pair: pair[0])]
         for group in new:
             curriculum.observe(group)

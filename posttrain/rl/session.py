@@ -12,12 +12,16 @@ from trl import GRPOTrainer
 
 from posttrain.curriculum import Curriculum
 from posttrain.engines import Engine, SamplingRequest
-from posttrain.engines.parity import check_parity, take_probe
+from posttrain.engines.adapters import sync_policy
+from posttrain.engines.parity import Probe, check_parity, take_probe
 from posttrain.errors import HealthStop
 from posttrain.faults import fault_point
-from posttrain.models import live_tensors, prompt_ids
+from posttrain.models import prompt_ids
+from posttrain.recipe.schema import EngineSpec
 from posttrain.records import Message, Prompt, RolloutGroup
 from posttrain.rl.collect import Batch, collect_batch
+from posttrain.rl.places import engine_place
+from posttrain.rl.turns import engines_turn
 from posttrain.tables import MetricsLog, read_json, write_groups, write_json
 
 CURRICULUM_FILE = "curriculum.json"
@@ -38,7 +42,9 @@ class RolloutSession:
         tokenizer: PreTrainedTokenizerBase,
         request: SamplingRequest,
         num_groups: int,
-        parity_tolerance: float,
+        spec: EngineSpec,
+        base: Path,
+        offload_policy: bool,
         work_dir: Path,
     ) -> None:
         self._curriculum = curriculum
@@ -48,7 +54,9 @@ class RolloutSession:
         self._tokenizer = tokenizer
         self._request = request
         self._num_groups = num_groups
-        self._parity_tolerance = parity_tolerance
+        self._spec = spec
+        self._base = base
+        self._offload_policy = offload_policy
         self._work_dir = work_dir
         self._ids: dict[str, list[int]] = {}
         self._last_groups: list[RolloutGroup] = []
@@ -57,20 +65,27 @@ class RolloutSession:
     def next_groups(self, trainer: GRPOTrainer) -> list[RolloutGroup]:
         """Sync the engine to the trainer's weights, then collect the batch of the step at hand."""
         step = trainer.state.global_step
-        if step != self._engine.policy_version:
-            self.sync(trainer)
-        batch = collect_batch(
-            curriculum=self._curriculum,
-            prompts=self._prompts,
-            engine=self._engine,
-            tokenizer=self._tokenizer,
-            request=self._request,
-            num_groups=self._num_groups,
-            max_refills=self._max_refills,
-            step=step,
-            rank=trainer.accelerator.process_index,
-            world_size=trainer.accelerator.num_processes,
+        accelerator = trainer.accelerator
+        place = engine_place(
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            tensor_parallel_size=self._spec.tensor_parallel_size,
         )
+        probe = self._probe(trainer) if step != self._engine.policy_version else None
+        with engines_turn(self._engine, trainer, offload_policy=self._offload_policy):
+            if probe is not None:
+                self._sync(trainer, probe)
+            batch = collect_batch(
+                curriculum=self._curriculum,
+                prompts=self._prompts,
+                engine=self._engine,
+                tokenizer=self._tokenizer,
+                request=self._request,
+                num_groups=self._num_groups,
+                max_refills=self._max_refills,
+                step=step,
+                place=place,
+            )
         self._last_groups = batch.groups
         if trainer.accelerator.is_main_process:
             self._record(batch, step)
@@ -86,13 +101,9 @@ class RolloutSession:
             )
         return groups
 
-    def sync(self, trainer: GRPOTrainer) -> None:
-        """Give the engine the trainer's weights and prove that it took them."""
-        started = time.monotonic()
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        self._engine.sync_weights(live_tensors(model), policy_version=trainer.state.global_step)
-        seconds = time.monotonic() - started
-        groups = self._last_groups or []
+    def _probe(self, trainer: GRPOTrainer) -> Probe:
+        """What the engine must answer once it has the trainer's weights."""
+        groups = self._last_groups
         if not groups:
             # The first sync of a resumed run: any prompt will do, split in the middle.
             ids = [self.prompt_ids(prompt_id) for prompt_id in sorted(self._prompts)[:4]]
@@ -101,8 +112,22 @@ class RolloutSession:
         else:
             prefixes = [self.prompt_ids(g.prompt_id) for g in groups]
             continuations = [g.rollouts[0].completion_ids for g in groups]
-        probe = take_probe(model, prefixes, continuations)
-        parity = check_parity(self._engine, probe, tolerance=self._parity_tolerance)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        return take_probe(model, prefixes, continuations)
+
+    def _sync(self, trainer: GRPOTrainer, probe: Probe) -> None:
+        """Give the engine the trainer's weights and prove that it took them."""
+        started = time.monotonic()
+        sync_policy(
+            self._engine,
+            trainer.accelerator.unwrap_model(trainer.model),
+            sync=self._spec.sync,
+            base=self._base,
+            scratch=self._work_dir / "synced",
+            policy_version=trainer.state.global_step,
+        )
+        seconds = time.monotonic() - started
+        parity = check_parity(self._engine, probe, tolerance=self._spec.parity_tolerance)
         if trainer.accelerator.is_main_process:
             self._parity.append(
                 trainer.state.global_step,

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import set_seed
 from trl import GRPOConfig
 
 from posttrain.curriculum import build_curriculum
 from posttrain.engines import PROBE_FILE, SamplingRequest, make_engine
+from posttrain.engines.base import Sleeps
 from posttrain.engines.parity import save_probe, take_probe
+from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.recipe.schema import BandCurriculum, EngineSpec, Model, UniformCurriculum
 from posttrain.records import Prompt
 from posttrain.rl.flow import curriculum_flow
+from posttrain.rl.places import engine_place
 from posttrain.rl.session import RolloutSession
 from posttrain.rl.trainer import CurriculumGRPOTrainer
 from posttrain.tables import write_table
@@ -31,6 +35,7 @@ def train(
     engine: EngineSpec,
     curriculum: BandCurriculum | UniformCurriculum,
     trainer: dict[str, Any],
+    offload_policy: bool = False,
     seed: int,
     work_dir: Path,
     out_dir: Path,
@@ -46,7 +51,20 @@ def train(
         GRPOConfig, trainer, stage="rl", dtype=model.dtype, seed=seed, work_dir=work_dir
     )
     tokenizer = load_tokenizer(policy.base)
-    running = make_engine(engine, policy, dtype=model.dtype, seed=seed)
+    if offload_policy and args.world_size > 1:
+        raise RecipeError(
+            f"rl.offload_policy moves one process's policy, and there are {args.world_size}",
+            hint="set launch.num_processes: 1, or launch.strategy: fsdp without offload_policy",
+        )
+    engine_place(  # so that what does not divide fails before the engine is started
+        rank=args.process_index,
+        world_size=args.world_size,
+        tensor_parallel_size=engine.tensor_parallel_size,
+    )
+    rank = model.lora.rank if model.lora is not None else None
+    running = make_engine(engine, policy, dtype=model.dtype, seed=seed, lora_rank=rank)
+    if isinstance(running, Sleeps):
+        running.sleep()
     session = RolloutSession(
         curriculum=build_curriculum(curriculum, prompts, seed=seed, prior=prior),
         max_refills=curriculum.max_refills,
@@ -61,7 +79,9 @@ def train(
             seed=seed,
         ),
         num_groups=args.generation_batch_size // args.num_generations,
-        parity_tolerance=engine.parity_tolerance,
+        spec=engine,
+        base=policy.base,
+        offload_policy=offload_policy,
         work_dir=work_dir,
     )
     checkpoint = newest_checkpoint(work_dir)
@@ -69,6 +89,7 @@ def train(
         session.rewind(0)
     else:
         session.restore(checkpoint, step=int(checkpoint.name.rsplit("-", 1)[1]))
+    set_seed(seed)  # a fresh adapter's values are drawn
     grpo = CurriculumGRPOTrainer(
         model=load_policy(policy, model, trainable=True),
         args=args,
@@ -77,14 +98,15 @@ def train(
         source=session,
     )
     summary = run_trainer(grpo, stage="rl", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
-    if not grpo.is_world_process_zero():
-        return summary
-    session.save(str(out_dir))
+    # Every process, as the model may be sharded over them.
     probe = take_probe(
         grpo.accelerator.unwrap_model(grpo.model),
         [session.prompt_ids(p.prompt_id) for p in prompts[:4]],
         [tokenizer.encode(p.reference, add_special_tokens=False) for p in prompts[:4]],
     )
+    if not grpo.is_world_process_zero():
+        return summary
+    session.save(str(out_dir))
     save_probe(probe, out_dir / "policy" / PROBE_FILE)
     if (work_dir / "parity.jsonl").exists():
         shutil.copy2(work_dir / "parity.jsonl", out_dir / "parity.jsonl")

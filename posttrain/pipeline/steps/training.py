@@ -49,6 +49,7 @@ def train_rl(context: StageContext) -> Counts:
         engine=recipe.engine,
         curriculum=context.curriculum,
         trainer=recipe.rl.trainer,
+        offload_policy=recipe.rl.offload_policy,
         seed=context.seed,
         work_dir=context.work_dir,
         out_dir=context.out_dir,

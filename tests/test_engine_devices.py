@@ -1,0 +1,254 @@
+"""Engines that span processes, and policies that reach them as adapters."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from posttrain.engines import Engine, make_engine
+from posttrain.engines import adapters as adapters_module
+from posttrain.engines.adapters import adapter_rank, has_experts, sync_policy
+from posttrain.engines.base import ServesAdapters, Sleeps
+from posttrain.engines.parity import Probe, check_parity, take_probe
+from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
+from posttrain.models import PolicyPath, load_policy
+from posttrain.models.saving import save_model
+from posttrain.models.tiny import write_tiny_llama4
+from posttrain.recipe.schema import EngineSpec, Lora, Model
+from posttrain.rl.places import engine_place
+from posttrain.tables import read_json
+
+PROMPTS = [[1, 20, 30, 40], [1, 50, 60], [1, 70, 80, 90, 100, 110]]
+SPEC = EngineSpec(kind="vllm", max_model_len=128, max_num_seqs=8, sync="adapter")
+
+
+def worst(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
+    return max(abs(x - y) for xs, ys in zip(a, b, strict=True) for x, y in zip(xs, ys, strict=True))
+
+
+def write_dense_llama(tokenizer_of: Path, folder: Path) -> Path:
+    """A tiny random dense Llama with grouped keys and values."""
+    shutil.copytree(tokenizer_of, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, initializer_range=0.1,
+        bos_token_id=0, eos_token_id=4, pad_token_id=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def adapted(base: Path, rank: int = 4) -> PeftModel:
+    spec = Model(
+        base=str(base), dtype="float32", lora=Lora(rank=rank, targets=["attention", "mlp"])
+    )
+    model = load_policy(PolicyPath(base=base), spec, trainable=True)
+    assert isinstance(model, PeftModel)
+    return model
+
+
+def disturb(model: PeftModel, seed: int) -> Probe:
+    """Give the adapter values that matter; what the trainer then answers."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
+    return take_probe(model, PROMPTS, [[5, 6, 7]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"sync": "weights", "quantization": "fp8"}, r"engine\.quantization"),
+        ({"sync": "weights", "checkpoint": "some/quantised"}, r"engine\.checkpoint"),
+        ({"sync": "adapter", "kind": "transformers"}, "only vLLM serves adapters"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_engine_starts(
+    tiny_llama4: Path, spec: dict[str, Any], message: str
+) -> None:
+    pytest.importorskip("vllm")
+    wrong = EngineSpec.model_validate({"kind": "vllm", **spec})
+    with pytest.raises(RecipeError, match=message) as error:
+        make_engine(wrong, PolicyPath(base=tiny_llama4), dtype="float32", seed=0)
+    assert "set engine." in error.value.hint
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on CUDA vLLM can")
+def test_adapters_on_a_mixture_are_refused_without_cuda(tiny_llama4: Path) -> None:
+    pytest.importorskip("vllm")
+    with pytest.raises(EnvironmentFault, match="only on CUDA") as error:
+        make_engine(SPEC, PolicyPath(base=tiny_llama4), dtype="float32", seed=0)
+    assert error.value.hint == "set engine.sync: weights here"
+
+
+def test_a_mixture_is_told_from_its_configuration(tiny_llama4: Path, tmp_path: Path) -> None:
+    assert has_experts(tiny_llama4)
+    assert not has_experts(write_tiny_llama4(tmp_path / "a", interleave_moe_layer_step=5))
+    assert not has_experts(write_dense_llama(tiny_llama4, tmp_path / "b"))
+
+
+def test_room_is_made_for_the_larger_adapter(tiny_llama4: Path, tmp_path: Path) -> None:
+    save_model(adapted(tiny_llama4, rank=8), tmp_path)
+    fresh, old = PolicyPath(base=tiny_llama4), PolicyPath(base=tiny_llama4, adapter=tmp_path)
+    assert adapter_rank(SPEC, fresh, None) is None
+    assert adapter_rank(SPEC, fresh, 16) == 16
+    assert adapter_rank(SPEC, old, None) == 8
+    assert adapter_rank(SPEC, old, 16) == 16
+    assert adapter_rank(SPEC.model_copy(update={"sync": "weights"}), old, 16) is None
+
+
+def test_full_training_has_no_adapter_to_sync(tiny_llama4: Path, tmp_path: Path) -> None:
+    model = load_policy(
+        PolicyPath(base=tiny_llama4), Model(base="x", dtype="float32", lora=None), trainable=True
+    )
+    with pytest.raises(RecipeError, match=r"without model\.lora"):
+        sync_policy(
+            None, model, sync="adapter", base=tiny_llama4, scratch=tmp_path, policy_version=1
+        )  # type: ignore[arg-type]
+
+
+def test_consecutive_processes_share_an_engine_and_one_of_them_speaks() -> None:
+    places = [engine_place(rank=r, world_size=6, tensor_parallel_size=2) for r in range(6)]
+    assert [p.engine for p in places] == [0, 0, 1, 1, 2, 2]
+    assert {p.num_engines for p in places} == {3}
+    assert [p.speaks for p in places] == [True, False] * 3
+    with pytest.raises(RecipeError, match=r"3 training processes .* engines of 2"):
+        engine_place(rank=0, world_size=3, tensor_parallel_size=2)
+
+
+@pytest.fixture(scope="module", params=["llama", "llama4"])
+def base(request: pytest.FixtureRequest, tiny_llama4: Path, tmp_path_factory: Any) -> Path:
+    pytest.importorskip("vllm")
+    folder = tmp_path_factory.mktemp("base") / "model"
+    if request.param == "llama":
+        return write_dense_llama(tiny_llama4, folder)
+    return write_tiny_llama4(folder, interleave_moe_layer_step=5)
+
+
+@pytest.fixture(scope="module")
+def engine(base: Path) -> Any:
+    running = make_engine(SPEC, PolicyPath(base=base), dtype="float32", seed=0, lora_rank=4)
+    yield running
+    running.close()
+
+
+@pytest.mark.slow
+class TestAdapterSync:
+    """The real vLLM; its CPU build serves adapters where no layer is a mixture."""
+
+    def sync(self, engine: Engine, model: PeftModel, base: Path, scratch: Path, n: int) -> None:
+        sync_policy(engine, model, sync="adapter", base=base, scratch=scratch, policy_version=n)
+        assert engine.policy_version == n
+
+    def test_each_sync_brings_the_newest_adapter(
+        self, engine: Engine, base: Path, tmp_path: Path
+    ) -> None:
+        model = adapted(base)
+        before = take_probe(model, PROMPTS, [[5, 6, 7]] * 3)
+        probes = []
+        for version in (1, 2, 3):
+            probes.append(disturb(model, version))
+            self.sync(engine, model, base, tmp_path, version)
+            assert check_parity(engine, probes[-1], tolerance=1e-4).num_tokens == 9
+        for other in (before, *probes[:-1]):
+            with pytest.raises(HealthStop):
+                check_parity(engine, other, tolerance=1e-2)
+
+    def test_without_the_permutation_parity_is_lost(
+        self, engine: Engine, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What PEFT writes, given to vLLM as it is: right for Llama, silently wrong for Llama 4."""
+        assert isinstance(engine, ServesAdapters)
+        model = adapted(base)
+        probe = disturb(model, 9)
+        save_model(model, tmp_path)
+        engine.sync_adapter(tmp_path, policy_version=8)
+        if "llama4" in (base / "config.json").read_text():
+            with pytest.raises(HealthStop):
+                check_parity(engine, probe, tolerance=1e-2)
+        else:
+            check_parity(engine, probe, tolerance=1e-4)
+        called: list[str] = []
+        real = adapters_module.export_adapter
+        monkeypatch.setattr(
+            adapters_module,
+            "export_adapter",
+            lambda *a, reader, **k: (called.append(reader), real(*a, reader=reader, **k))[1],
+        )
+        self.sync(engine, model, base, tmp_path, 9)
+        assert called == ["vllm"]
+        check_parity(engine, probe, tolerance=1e-4)
+
+    def test_sleep_is_nothing_on_the_cpu(self, engine: Engine, base: Path, tmp_path: Path) -> None:
+        assert isinstance(engine, Sleeps)
+        model = adapted(base)
+        probe = disturb(model, 11)
+        self.sync(engine, model, base, tmp_path, 10)
+        engine.sleep()
+        engine.wake()
+        check_parity(engine, probe, tolerance=1e-4)
+
+    def test_a_saved_policy_is_served_from_the_start(self, base: Path, tmp_path: Path) -> None:
+        """Last, as a second engine in the process takes the first one down when it goes."""
+        model = adapted(base)
+        probe = disturb(model, 7)
+        save_model(model, tmp_path)
+        policy = PolicyPath(base=base, adapter=tmp_path)
+        engine = make_engine(SPEC, policy, dtype="float32", seed=0)
+        check_parity(engine, probe, tolerance=1e-4)
+        engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
+def test_processes_share_engines(tiny_llama4: Path, tmp_path: Path, size: int) -> None:
+    """Two processes with an engine each, or one between them: same answers, syncs that take."""
+    pytest.importorskip("vllm")
+    script = Path(__file__).parent / "distributed_engine.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, str(script), str(tiny_llama4), str(tmp_path), str(size)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (read_json(tmp_path / f"rank-{rank}.json") for rank in range(2))
+    assert first["completions"] == second["completions"]
+    assert all(len(group) == 4 for group in first["completions"])
+    for found in (first, second):
+        assert worst(found["scores"], found["expected"]) < 1e-4
+        assert worst(found["scores_after"], found["expected_after"]) < 1e-4
+        assert worst(found["expected_after"], found["expected"]) > 0.1
+
+
+@pytest.mark.gpu
+def test_a_quantised_engine_serves_a_mixtures_adapter(tiny_llama4: Path, tmp_path: Path) -> None:
+    """fp8 weights answer within what eight bits can tell apart, and not as the base alone."""
+    pytest.importorskip("vllm")
+    spec = SPEC.model_copy(update={"quantization": "fp8"})
+    model = load_policy(
+        PolicyPath(base=tiny_llama4), Model(base="x", lora=Lora(rank=8)), trainable=True
+    )
+    assert isinstance(model, PeftModel)
+    probe = disturb(model, 3)
+    save_model(model, tmp_path)
+    policy = PolicyPath(base=tiny_llama4, adapter=tmp_path)
+    engine = make_engine(spec, policy, dtype="bfloat16", seed=0)
+    check_parity(engine, probe, tolerance=spec.parity_tolerance)
+    engine.close()
