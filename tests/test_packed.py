@@ -10,12 +10,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import Llama4ForCausalLM
 
 from posttrain.errors import EnvironmentFault
-from posttrain.models import PolicyPath, load_policy, resolve_base
+from posttrain.models import (
+    PolicyPath,
+    live_tensors,
+    load_policy,
+    merge,
+    merged_tensors,
+    resolve_base,
+)
 from posttrain.models.experts import moe_layers
 from posttrain.models.loading import load_base
-from posttrain.models.packed import BLOCK, FORMATS, NF4_LEVELS, Format, Fp8, Nf4, PackedLinear
+from posttrain.models.packed import (
+    BLOCK,
+    FORMATS,
+    NF4_LEVELS,
+    Format,
+    Fp8,
+    Nf4,
+    PackedLinear,
+    format_of,
+)
 from posttrain.recipe.schema import Frozen, Lora, Model
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
@@ -139,6 +156,58 @@ def test_training_on_a_packed_base_is_training_on_what_it_unpacks_to(
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize(
+    "frozen", [Frozen(experts="fp8"), Frozen(experts=None, linears="nf4"), Frozen(linears="fp8")]
+)
+def test_a_policy_is_the_same_in_training_in_files_and_merged(
+    tiny_llama4: Path, tmp_path: Path, frozen: Frozen
+) -> None:
+    """On what packed weights unpack to: trained, handed to an engine, merged to a plain model."""
+    lora = Lora(rank=4, alpha=8, targets=["attention", "experts"])
+    spec = Model(base=str(tiny_llama4), dtype="float32", lora=lora, frozen=frozen)
+    model = load_policy(PolicyPath(base=tiny_llama4), spec, trainable=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(weights(tuple(parameter.shape)) * 0.05)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    policy = PolicyPath(base=tiny_llama4, adapter=tmp_path / "adapter", frozen=frozen)
+    stored = dict(merged_tensors(policy, changed_only=True))
+    live = dict(live_tensors(model))
+    assert live.keys() <= stored.keys()
+    for name, tensor in live.items():
+        torch.testing.assert_close(stored[name], tensor, msg=name)
+    untouched = list(stored.keys() - live.keys())
+    assert all("shared_expert" in name or ".feed_forward." in name for name in untouched)
+    assert bool(untouched) == (frozen.linears is not None)
+    plain = Llama4ForCausalLM.from_pretrained(
+        merge(policy, tmp_path / "merged"), dtype=torch.float32
+    )
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits
+        torch.testing.assert_close(plain(input_ids=IDS).logits, expected, atol=1e-4, rtol=1e-4)
+        unpacked = merge(PolicyPath(base=tiny_llama4, adapter=policy.adapter), tmp_path / "other")
+        other = Llama4ForCausalLM.from_pretrained(unpacked, dtype=torch.float32)
+        assert (other(input_ids=IDS).logits - expected).abs().max() > 1e-3
+
+
+def test_the_router_stays_as_it_is() -> None:
+    frozen = Frozen(experts="nf4", linears="fp8")
+    layer = "language_model.model.layers.1"
+    kept = {
+        f"{layer}.feed_forward.experts.down_proj": "nf4",
+        f"{layer}.feed_forward.router.weight": None,
+        f"{layer}.feed_forward.shared_expert.up_proj.weight": "fp8",
+        f"{layer}.self_attn.q_proj.weight": "fp8",
+        f"{layer}.self_attn.q_proj.bias": None,
+        f"{layer}.input_layernorm.weight": None,
+        "language_model.lm_head.weight": None,
+        "vision_model.model.layers.1.self_attn.q_proj.weight": None,
+    }
+    assert {name: format_of(name, frozen) for name in kept} == kept
+    assert not any(format_of(name, None) for name in kept)
+
+
 def test_what_is_frozen_is_kept_packed_and_never_in_full(tiny_llama4: Path) -> None:
     model = load_base(tiny_llama4, dtype="float32", frozen=Frozen(experts="fp8", linears="fp8"))
     for moe in moe_layers(model).values():
@@ -154,8 +223,6 @@ def test_what_is_frozen_is_kept_packed_and_never_in_full(tiny_llama4: Path) -> N
 
 
 def test_a_missing_and_a_short_shard_are_named(tiny_llama4: Path, tmp_path: Path) -> None:
-    from transformers import Llama4ForCausalLM
-
     model = Llama4ForCausalLM.from_pretrained(tiny_llama4, dtype=torch.float32)
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     files = sorted(tmp_path.glob("*.safetensors"))

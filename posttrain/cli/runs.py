@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from posttrain.cli.options import AsJson, check_new_folder, print_json
+
+if TYPE_CHECKING:
+    from posttrain.recipe.schema import Frozen
 
 RunArgument = Annotated[
     Path | None,
@@ -73,10 +76,25 @@ def merge(
         )
     from posttrain.models import merge as merge_weights
     from posttrain.models import policy_in
+    from posttrain.recipe.schema import Frozen
     from posttrain.tables import read_json
 
     base = Path(read_json(next(folder.glob("stages/*-model/model.json")))["path"])
-    typer.echo(merge_weights(policy_in(found[0], base=base), out, dtype=dtype))
+    kept = read_json(folder / "recipe.resolved.json")["model"].get("frozen")
+    frozen = None if kept is None else Frozen.model_validate(kept)
+    policy = policy_in(found[0], base=base, frozen=frozen)
+    typer.echo(merge_weights(policy, out, dtype=dtype))
+    if policy.adapter is not None:
+        typer.echo(f"merged in {dtype or 'the dtype of the base'}{_packing(frozen)}", err=True)
+
+
+def _packing(frozen: Frozen | None) -> str:
+    """What the adapter was added to, in words."""
+    if frozen is None:
+        return ""
+    kinds = {"routed experts": frozen.experts, "linear layers": frozen.linears}
+    packed = ", ".join(f"{kind} in {format}" for kind, format in kinds.items() if format)
+    return f", into the weights it was trained on: {packed}, unpacked" if packed else ""
 
 
 def _is(policy: Path, stage: str) -> bool:

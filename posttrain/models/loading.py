@@ -10,12 +10,11 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, Llama4ForCausalLM, PreTrainedModel
-from transformers.models.llama4.modeling_llama4 import Llama4Router
 
 from posttrain.errors import EnvironmentFault
 from posttrain.models.checkpoint import checkpoint_shapes, checkpoint_tensors, is_text, text_name
 from posttrain.models.experts import GroupedExperts, use_grouped_experts
-from posttrain.models.packed import FORMATS, Format, PackedLinear
+from posttrain.models.packed import FORMATS, PackedLinear, format_of
 from posttrain.models.sharded import reads_weights
 from posttrain.models.trl_shim import apply_trl_shim
 from posttrain.recipe.schema import Frozen
@@ -123,18 +122,13 @@ def _place(model: nn.Module, name: str, tensor: Tensor, frozen: Frozen) -> None:
     """Put one weight where it belongs, packed if its kind is."""
     module_name, _, leaf = name.rpartition(".")
     module = model.get_submodule(module_name)
-    if isinstance(module, GroupedExperts) and frozen.experts is not None:
+    format = format_of(name, frozen)
+    if format is not None and isinstance(module, GroupedExperts):
         delattr(module, leaf)
-        setattr(module, leaf, FORMATS[frozen.experts](tensor))
+        setattr(module, leaf, FORMATS[format](tensor))
         return
     setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
-    if frozen.linears is not None and leaf == "weight" and _is_packed_linear(module_name, module):
+    if format is not None:
         parent_name, _, child = module_name.rpartition(".")
-        packed = PackedLinear(cast(nn.Linear, module), cast(Format, frozen.linears))
+        packed = PackedLinear(cast(nn.Linear, module), format)
         setattr(model.get_submodule(parent_name), child, packed)
-
-
-def _is_packed_linear(name: str, module: nn.Module) -> bool:
-    """Layers' linear weights, but for the router's, which is small and decides."""
-    is_linear = isinstance(module, nn.Linear) and not isinstance(module, Llama4Router)
-    return is_linear and ".layers." in name

@@ -19,6 +19,7 @@ from torch import nn
 
 from posttrain.models.checkpoint import checkpoint_tensors, text_name
 from posttrain.models.expert_lora import PROJECTIONS, LoraExperts
+from posttrain.models.packed import format_of, repacked
 from posttrain.models.policy import PolicyPath
 from posttrain.models.sharded import whole
 
@@ -32,18 +33,20 @@ def merged_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the policy as one plain checkpoint: W + scale * B A.
 
-    Computed in fp32, given in W's dtype. With `changed_only` just the tensors in which the policy
-    differs from its base.
+    Computed in fp32, given in W's dtype; a W that training keeps packed is what that unpacks to.
+    With `changed_only` just the tensors in which the policy differs from its base.
     """
-    if policy.adapter is None:
-        yield from () if changed_only else checkpoint_tensors(policy.base)
+    if changed_only and policy.adapter is None and policy.frozen is None:
         return
-    deltas = adapter_deltas(policy.adapter)
+    deltas = {} if policy.adapter is None else adapter_deltas(policy.adapter)
     for name, weight in checkpoint_tensors(policy.base):
+        format = format_of(name, policy.frozen)
         delta = deltas.pop(text_name(name), None)
+        if format is not None:
+            weight = repacked(weight, format)
         if delta is not None:
             yield name, (weight.float() + delta()).to(weight.dtype)
-        elif not changed_only:
+        elif format is not None or not changed_only:
             yield name, weight
     if deltas:
         raise ValueError(f"{policy.adapter}: no base weight for {', '.join(sorted(deltas)[:5])}")

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from posttrain.models.checkpoint import is_text, text_name
 from posttrain.models.experts import GroupedExperts
+from posttrain.models.lora import target_of
 from posttrain.models.sharded import whole
+from posttrain.recipe.schema import Frozen
 
 Format = Literal["fp8", "nf4"]
 FP8_MAX = 448.0
@@ -170,6 +173,28 @@ class _PackedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return grads[0] @ ctx.layer.weight.to(grads[0].dtype), None
+
+
+def format_of(weight_name: str, frozen: Frozen | None) -> Format | None:
+    """How a checkpoint's weight is kept; None: as it is.
+
+    Linear layers are those of attention, shared experts and dense layers: the router is small and
+    decides, and stays as it is.
+    """
+    module, _, leaf = weight_name.rpartition(".")
+    if frozen is None or leaf == "bias" or not is_text(weight_name):
+        return None
+    target = target_of(text_name(module))
+    if target == "experts":
+        return frozen.experts
+    return frozen.linears if target in ("attention", "mlp", "shared_expert") else None
+
+
+def repacked(weight: Tensor, format: Format) -> Tensor:
+    """A weight packed and unpacked again: a linear layer's (out, in), experts' (E, in, out)."""
+    if weight.dim() == 2:
+        return FORMATS[format](weight.T).dense().T
+    return FORMATS[format](weight).dense()
 
 
 def pack_experts(experts: GroupedExperts, format: Format) -> None:

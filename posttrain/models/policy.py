@@ -19,7 +19,7 @@ from posttrain.models.loading import load_base
 from posttrain.models.lora import load_adapter, lora_config, what_lora_hit
 from posttrain.models.sharded import is_sharded_run, put_trained_on_host
 from posttrain.progress import note
-from posttrain.recipe.schema import LoraTarget, Model
+from posttrain.recipe.schema import Frozen, LoraTarget, Model
 from posttrain.records import Message
 
 
@@ -29,12 +29,14 @@ class PolicyPath:
 
     base: Path
     adapter: Path | None = None
+    frozen: Frozen | None = None
+    """How training keeps the base: the policy computes with what its packed weights unpack to."""
 
 
-def policy_in(folder: Path, *, base: Path) -> PolicyPath:
+def policy_in(folder: Path, *, base: Path, frozen: Frozen | None = None) -> PolicyPath:
     """The policy a training stage wrote to `folder`: an adapter on `base`, or a whole model."""
     if (folder / "adapter_config.json").exists():
-        return PolicyPath(base=base, adapter=folder)
+        return PolicyPath(base=base, adapter=folder, frozen=frozen)
     return PolicyPath(base=folder)
 
 

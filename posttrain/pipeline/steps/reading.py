@@ -27,11 +27,11 @@ def policy_before(context: StageContext) -> PolicyPath:
     """The policy of the newest training stage among the inputs; the base where there is none."""
     from posttrain.models import PolicyPath, policy_in
 
-    base = base_path(context)
+    base, frozen = base_path(context), context.recipe.model.frozen
     for stage in TRAINED:
         if stage in context.inputs:
-            return policy_in(context.inputs[stage] / "policy", base=base)
-    return PolicyPath(base=base)
+            return policy_in(context.inputs[stage] / "policy", base=base, frozen=frozen)
+    return PolicyPath(base=base, frozen=frozen)
 
 
 def samples(context: StageContext) -> list[Sample]:
