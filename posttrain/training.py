@@ -29,7 +29,7 @@ from posttrain.faults import fault_point
 from posttrain.models.experts import moe_layers
 from posttrain.models.health import MoeHealth, gradient_norms
 from posttrain.models.saving import save_model
-from posttrain.models.sharded import let_accelerate_shard_on_cpu, settle_sharding
+from posttrain.models.sharded import mend_accelerate_on_cpu, settle_sharding
 from posttrain.progress import Bar, note, progress
 from posttrain.recipe.schema import Recipe
 from posttrain.tables import MetricsLog, file_sha256, read_json, write_json
@@ -77,7 +77,7 @@ def trainer_arguments(
             f"{stage}.trainer: {config_class.__name__} refuses it: {error}",
             hint="see `posttrain check` and TRL's documentation of " + config_class.__name__,
         ) from error
-    let_accelerate_shard_on_cpu()
+    mend_accelerate_on_cpu()
     return arguments
 
 

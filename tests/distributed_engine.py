@@ -1,4 +1,4 @@
-"""Run by torchrun: one engine on two processes; sync changed weights, then say what it answers."""
+"""Run by torchrun or alone: start an engine, sync changed weights, say what it answers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ def main(base: Path, out: Path, size: int) -> None:
         kind="vllm", max_model_len=128, max_num_seqs=8, kv_cache_gib=1, tensor_parallel_size=size
     )
     engine = make_engine(spec, PolicyPath(base=base), dtype="float32", seed=0)
-    request = SamplingRequest(num_generations=4, max_tokens=6, seed=11)
+
+    def sampled(seed: int) -> list[list[list[int]]]:
+        request = SamplingRequest(num_generations=4, max_tokens=6, seed=seed)
+        return [[c.token_ids for c in group] for group in engine.generate(PROMPTS, request)]
+
     model = load_base(base, dtype="float32")
     found = {
-        "completions": [
-            [c.token_ids for c in group] for group in engine.generate(PROMPTS, request)
-        ],
+        "completions": sampled(11),
+        "same_seed": sampled(11),
+        "other_seed": sampled(12),
         "scores": engine.score(PROMPTS, CONTINUATIONS),
         "expected": sequence_logprobs(model, PROMPTS, CONTINUATIONS),
     }

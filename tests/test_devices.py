@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from posttrain.models.tiny import write_tiny_llama4
 from posttrain.pipeline import STAGES
 from posttrain.pipeline.launch import launch_line
 from posttrain.pipeline.sharding import FSDP, fsdp_environment
@@ -117,6 +118,23 @@ def test_two_killed_processes_go_on_from_their_checkpoint(
     expected, found = adapter(unbroken, "6-sft"), adapter(broken, "6-sft")
     for key, weight in expected.items():
         torch.testing.assert_close(found[key], weight, atol=1e-6, rtol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("sync", ["weights", "adapter"])
+def test_a_sharded_policy_reaches_vllm(run: Runner, tmp_path: Path, sync: str) -> None:
+    """As weights to one engine on both processes; as an adapter to an engine each."""
+    pytest.importorskip("vllm")
+    asked = ["engine.kind=vllm", "engine.kv_cache_gib=1", "sft.trainer.max_steps=4", "dpo=null"]
+    if sync == "weights":
+        asked.append("engine.tensor_parallel_size=2")
+    else:
+        base = write_tiny_llama4(tmp_path / "base", interleave_moe_layer_step=5)
+        asked += [f"model.base={base}", "model.lora.targets=[attention,mlp]", "engine.sync=adapter"]
+    sets = [word for setting in asked for word in ("--set", setting)]
+    run_dir = run("fsdp", *sets, "--until", "rl", name=f"vllm-{sync}")
+    parity = read_metrics(run_dir / "stages" / "8-rl" / "parity.jsonl")
+    assert [row["step"] for row in parity] == [1, 2]
+    assert all(row["parity/mean"] < 1e-4 for row in parity)
 
 
 @pytest.mark.parametrize("frozen", ["none", "fp8", "nf4"])

@@ -213,14 +213,26 @@ class TestAdapterSync:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2])
-def test_processes_share_engines(tiny_llama4: Path, tmp_path: Path, size: int) -> None:
-    """Two processes with an engine each, or one between them: same answers, syncs that take."""
+@pytest.mark.parametrize(
+    ("num_processes", "size"),
+    [
+        pytest.param(2, 1, id="an engine each"),
+        pytest.param(2, 2, id="one between them"),
+        pytest.param(1, 2, id="workers of vLLM's own"),
+    ],
+)
+def test_engines_and_processes(
+    tiny_llama4: Path, tmp_path: Path, num_processes: int, size: int
+) -> None:
+    """Same answers everywhere, seeds that decide, syncs that take."""
     pytest.importorskip("vllm")
-    script = Path(__file__).parent / "distributed_engine.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = str(Path(__file__).parent / "distributed_engine.py")
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     done = subprocess.run(
-        [*command, str(script), str(tiny_llama4), str(tmp_path), str(size)],
+        [
+            *(sys.executable, *(several if num_processes > 1 else []), script),
+            *(str(tiny_llama4), str(tmp_path), str(size)),
+        ],
         capture_output=True,
         text=True,
         timeout=400,
@@ -228,10 +240,11 @@ def test_processes_share_engines(tiny_llama4: Path, tmp_path: Path, size: int) -
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (read_json(tmp_path / f"rank-{rank}.json") for rank in range(2))
-    assert first["completions"] == second["completions"]
-    assert all(len(group) == 4 for group in first["completions"])
-    for found in (first, second):
+    everywhere = [read_json(tmp_path / f"rank-{rank}.json") for rank in range(num_processes)]
+    for found in everywhere:
+        assert [len(group) for group in found["completions"]] == [4, 4, 4]
+        assert found["completions"] == everywhere[0]["completions"]
+        assert found["completions"] == found["same_seed"] != found["other_seed"]
         assert worst(found["scores"], found["expected"]) < 1e-4
         assert worst(found["scores_after"], found["expected_after"]) < 1e-4
         assert worst(found["expected_after"], found["expected"]) > 0.1

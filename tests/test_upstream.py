@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import fsdp_utils
 from peft.tuners.lora import LoraLayer
 from transformers import (
@@ -130,6 +132,17 @@ class TestSharding:
         assert "DistributedType.MULTI_GPU," in source
         assert "DistributedType.MULTI_CPU" not in source
         assert 'os.environ.get("ACCELERATE_USE_FSDP"' in source
+
+    def test_it_still_numbers_cpus_and_torch_still_loads_to_none_of_them(
+        self, tmp_path: Path
+    ) -> None:
+        assert "torch.device(device, device_index)" in inspect.getsource(PartialState.set_device)
+        torch.save(torch.ones(2), tmp_path / "state.pt")
+        code = f"import torch; torch.load({str(tmp_path / 'state.pt')!r}, map_location='cpu:1')"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert "don't know how to restore data location" in done.stderr
 
     def test_it_still_reads_for_all_in_the_first_process_where_told_to(self) -> None:
         source = inspect.getsource(fsdp_utils.fsdp2_prepare_model)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -17,6 +18,10 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from torch.serialization import register_package
+
+PRIORITY = 100
+"""After torch's own."""
 
 
 def is_sharded_run() -> bool:
@@ -29,15 +34,24 @@ def reads_weights() -> bool:
     return PartialState().is_main_process
 
 
-def let_accelerate_shard_on_cpu() -> None:
-    """Let FSDP work without a GPU; to be called before a trainer makes its accelerator.
+def mend_accelerate_on_cpu() -> None:
+    """Let several processes without a GPU train, and go on; to be called before a trainer is made.
 
     accelerate shards where its state says MULTI_GPU, and on the CPU silently trains with DDP. Only
-    that word is changed: the device stays the CPU, the process group gloo.
+    that word is changed: the device stays the CPU, the process group gloo. It also numbers CPUs,
+    and torch loads no optimizer's state to a device called cpu:1.
     """
     state = PartialState()
-    if is_sharded_run() and state.distributed_type == DistributedType.MULTI_CPU:
+    if state.distributed_type != DistributedType.MULTI_CPU:
+        return
+    register_package(PRIORITY, lambda _: None, _restore_to_numbered_cpu)
+    if is_sharded_run():
         state.distributed_type = DistributedType.MULTI_GPU
+
+
+def _restore_to_numbered_cpu(storage: Any, location: str) -> Any:
+    """As torch's own loaders: None where it is another's."""
+    return storage if location.startswith("cpu:") else None
 
 
 def settle_sharding(accelerator: Accelerator) -> None:
