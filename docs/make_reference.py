@@ -84,7 +84,8 @@ def _table(node: Node, definitions: Node) -> list[str]:
     required = node.get("required", [])
     for key, value in node["properties"].items():
         default = "**required**" if key in required else _default(value)
-        meaning = value.get("description", "") or _described(value, definitions)
+        told = value.get("description", "") or _described(value, definitions)
+        meaning = " ".join(told.split())
         meaning = f"{meaning} {_limits(value)}".strip()
         cells = [f"`{key}`", _type(value, definitions), default, meaning]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

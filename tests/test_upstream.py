@@ -202,3 +202,12 @@ def test_vllm_still_has_what_the_engine_reaches_into() -> None:
     }
     assert 16 in get_args(MaxLoRARanks)
     assert LoRARequest("a", 1, "b").lora_int_id == 1
+
+
+def test_vllm_still_quantises_on_loading_under_this_name() -> None:
+    pytest.importorskip("vllm")
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    from posttrain.engines.vllm import ON_LOADING
+
+    assert set(ON_LOADING.values()) <= set(QUANTIZATION_METHODS)

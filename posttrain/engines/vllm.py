@@ -44,6 +44,10 @@ ADAPTED = (
 posttrain, and with that the CPU build cannot score prompts."""
 
 
+ON_LOADING = {"fp8": "fp8_per_tensor"}
+"""vLLM's own `fp8` means a checkpoint that is quantised already."""
+
+
 class VllmEngine:
     """An Engine on `vllm.LLM`, deterministic for one seed, weights and batch.
 
@@ -73,7 +77,7 @@ class VllmEngine:
             gpu_memory_utilization=spec.gpu_memory_utilization,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
-            quantization=spec.quantization,
+            quantization=ON_LOADING[spec.quantization] if spec.quantization else None,
             enable_sleep_mode=spec.enable_sleep_mode and not self._on_cpu,
             **_devices(spec),
             **_adapters(lora_rank),
