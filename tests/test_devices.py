@@ -120,6 +120,21 @@ def test_two_killed_processes_go_on_from_their_checkpoint(
         torch.testing.assert_close(found[key], weight, atol=1e-6, rtol=1e-5, msg=key)
 
 
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_processes_killed_during_rl_go_on_from_their_checkpoint(run: Runner, way: str) -> None:
+    unbroken = run(way)
+    name = f"{way}-rl"
+    shutil.copytree(
+        unbroken, unbroken.with_name(name), ignore=shutil.ignore_patterns("8-rl", "1[0-9]-*")
+    )
+    run(way, "--until", "rl", name=name, fault="rl.after_rollouts:3")
+    broken = run(way, "--until", "rl", name=name)
+    assert read_json(broken / "stages" / "8-rl" / "summary.json")["resumed_from_step"] == 2
+    expected, found = adapter(unbroken, "8-rl"), adapter(broken, "8-rl")
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, atol=1e-6, rtol=1e-5, msg=key)
+
+
 @pytest.mark.parametrize("sync", ["weights", "adapter"])
 def test_a_sharded_policy_reaches_vllm(run: Runner, tmp_path: Path, sync: str) -> None:
     """As weights to one engine on both processes; as an adapter to an engine each."""
