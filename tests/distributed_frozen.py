@@ -42,7 +42,9 @@ def main(base: Path, out: Path, kind: str) -> None:
     )
     run_trainer(trainer, stage="sft", work_dir=out / "work", out_dir=out, tokenizer=tokenizer)
     expected = dict(load_base(base, dtype=spec.dtype, frozen=frozen).named_parameters())
-    sharded = dict(trainer.model.named_parameters())
+    trained = trainer.model
+    assert trained is not None
+    sharded = dict(trained.named_parameters())
     changed: list[str] = []
     for name, parameter in sharded.items():
         if not parameter.requires_grad:
@@ -51,8 +53,8 @@ def main(base: Path, out: Path, kind: str) -> None:
             if full.dtype != expected[plain].dtype or not full.equal(expected[plain]):
                 changed.append(name)
     local = sum(p.to_local().numel() for p in sharded.values() if isinstance(p, DTensor))
-    layers = [m for m in trainer.model.modules() if isinstance(m, Llama4TextDecoderLayer)]
-    exported = list(live_tensors(trainer.model))
+    layers = [m for m in trained.modules() if isinstance(m, Llama4TextDecoderLayer)]
+    exported = list(live_tensors(trained))
     write_json(
         out / f"rank-{args.process_index}.json",
         {

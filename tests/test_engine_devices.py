@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -116,8 +116,13 @@ def test_full_training_has_no_adapter_to_sync(tiny_llama4: Path, tmp_path: Path)
     )
     with pytest.raises(RecipeError, match=r"without model\.lora"):
         sync_policy(
-            None, model, sync="adapter", base=tiny_llama4, scratch=tmp_path, policy_version=1
-        )  # type: ignore[arg-type]
+            cast(Engine, None),
+            model,
+            sync="adapter",
+            base=tiny_llama4,
+            scratch=tmp_path,
+            policy_version=1,
+        )
 
 
 def test_consecutive_processes_share_an_engine_and_one_of_them_speaks() -> None:

@@ -6,7 +6,7 @@ Everything private that we rely on in vLLM stands in this file; tests/test_upstr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -44,7 +44,7 @@ ADAPTED = (
 posttrain, and with that the CPU build cannot score prompts."""
 
 
-ON_LOADING = {"fp8": "fp8_per_tensor"}
+ON_LOADING: Mapping[str, Any] = {"fp8": "fp8_per_tensor"}
 """vLLM's own `fp8` means a checkpoint that is quantised already."""
 
 
