@@ -121,6 +121,7 @@ CHANGES: list[tuple[str, set[str]]] = [
     ("seed=8", set(ALL) - {"model"}),
     ("model.dtype=bfloat16", set(ALL) - {"data"}),
     ("model.lora.rank=8", AFTER_SFT),
+    ("model.frozen.experts=nf4", AFTER_SFT),
     ("model.revision=abc", set(ALL) - {"data"}),
     ("max_bad_rows=0.02", set(ALL) - {"model"}),
     ("engine.max_model_len=1024", {"judge", "prune", *AFTER_SFT, *EVALS}),

@@ -124,7 +124,7 @@ def dpo(loaded: LoadedRecipe) -> Part:
 def _training(loaded: LoadedRecipe) -> Part:
     written = loaded.written
     return {
-        "model": {"dtype": written["model"]["dtype"], "lora": written["model"]["lora"]},
+        "model": {name: written["model"][name] for name in ("dtype", "lora", "frozen")},
         "launch": written["launch"],
     }
 
