@@ -60,11 +60,11 @@ def test_trl_copies_an_adapter_as_the_reference() -> None:
     assert '"ref"' in inspect.getsource(grpo_trainer.GRPOTrainer.__init__)
 
 
-def test_peft_still_tells_an_adapters_delta() -> None:
+def test_peft_still_has_what_an_adapters_delta_is_made_of() -> None:
     assert hasattr(LoraLayer, "get_base_layer")
-    from peft.tuners.lora.layer import Linear
-
-    assert list(inspect.signature(Linear.get_delta_weight).parameters) == ["self", "adapter"]
+    layer = LoraLayer(torch.nn.Linear(2, 2))
+    for name in ("lora_A", "lora_B", "scaling", "lora_dropout", "r"):
+        assert hasattr(layer, name), name
 
 
 def test_experts_keep_their_layout() -> None:

@@ -65,7 +65,8 @@ def known_base(loaded: LoadedRecipe, place: RunDir) -> Path | None:
 
 
 def _stage(item: PlannedStage, run_dir: Path, loaded: LoadedRecipe) -> dict[str, Any]:
-    line = shown_launch_line(item.stage, run_dir, loaded.recipe.launch.num_processes)
+    launch = loaded.recipe.launch
+    line = shown_launch_line(item.stage, run_dir, launch.num_processes, strategy=launch.strategy)
     return {
         "stage": item.stage.name,
         "cached": item.is_cached,

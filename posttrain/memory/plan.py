@@ -151,18 +151,21 @@ def _rl_phases(shapes: Shapes, recipe: Recipe, devices: Devices | None) -> Itera
 
 
 def _handed_over(shapes: Shapes, recipe: Recipe) -> dict[str, int]:
-    """With sync: weights, the adapted weights with the adapter folded in, all at once."""
+    """With sync: weights, the largest weight with its adapter folded in, in fp32 and as it is sent.
+
+    Weights go one at a time.
+    """
     lora = recipe.model.lora
     if recipe.engine.sync != "weights" or lora is None:
         return {}
-    folded = sum(
+    folded = [
         e * i * o
         for layer in range(shapes.num_layers)
         for target, weights in matrices(shapes, layer).items()
         for e, i, o in weights
         if target in lora.targets and target in LINEARS
-    )
-    return {"handed over": VALUE_BYTES[recipe.model.dtype] * folded}
+    ]
+    return {"handed over": (4 + 4 + VALUE_BYTES[recipe.model.dtype]) * max(folded, default=0)}
 
 
 def _step_lines(training: TrainingBytes) -> dict[str, int]:
