@@ -91,7 +91,7 @@ def _adapted(
     model: nn.Module,
     work: ExpertWork,
     *,
-    modules: str,
+    modules: str | list[str],
     parameters: list[str] | None = None,
     own_layers: bool = False,
 ) -> PeftModel:
@@ -111,13 +111,13 @@ REST = r".*\.self_attn\.(q|k|v|o)_proj|.*\.shared_expert\.(gate|up|down)_proj"
 
 
 def _rest(work: ExpertWork) -> str:
-    return REST if work.num_layers else "nothing"
+    return REST if work.num_layers else ""
 
 
 def stock(model: nn.Module, work: ExpertWork) -> nn.Module:
     """transformers' dense experts, reached through PEFT's `target_parameters`, as shipped."""
     names = [f"feed_forward.experts.{name}" for name in ("gate_up_proj", "down_proj")]
-    return _adapted(model, work, modules=_rest(work), parameters=names)
+    return _adapted(model, work, modules=_rest(work) or [], parameters=names)
 
 
 def attention_only(model: nn.Module, work: ExpertWork) -> nn.Module:
