@@ -134,7 +134,7 @@ def outer_products(x_NI: Tensor, dy_NO: Tensor, ends_E: Tensor) -> Tensor:
 def _has_kernel(x: Tensor) -> bool:
     """Whether `grouped_mm` is a kernel here, which also spares a wait for the device.
 
-    On the CPU it is itself a loop, no faster than the one here, and slower on transposed weights.
+    On the CPU it is itself a loop, no faster than the one here.
     """
     return x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability()[0] >= 8
 
