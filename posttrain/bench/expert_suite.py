@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Literal, get_args
 
 import torch
 
@@ -11,12 +12,19 @@ from posttrain.bench.expert_errors import bench_errors, bench_packed
 from posttrain.bench.experts import SCOUT_LAYERS, SWEEPS, WORKS, bench_experts
 from posttrain.bench.record import Result
 
+Part = Literal["errors", "packed", "contenders", "sweep"]
 FEW = (LOOP, OURS, FLOOR)
 """Contenders that fit where the others would take hours or hundreds of gigabytes."""
 
 
-def expert_results(*, device: str, num_rounds: int) -> Iterator[Result]:
-    """Small models against all contenders; on CUDA layers of Scout's shape against FEW."""
+def expert_results(
+    *, device: str, num_rounds: int, only: Collection[Part] = ()
+) -> Iterator[Result]:
+    """Small models against all contenders; on CUDA layers of Scout's shape against FEW.
+
+    With `only` just these parts, on the CPU.
+    """
+    wanted = only or get_args(Part)
     if device == "cuda":
         yield bench_experts(
             works=SCOUT_LAYERS,
@@ -26,9 +34,13 @@ def expert_results(*, device: str, num_rounds: int) -> Iterator[Result]:
             num_rounds=num_rounds,
         )
         return
-    yield bench_errors()
-    yield bench_packed()
-    yield bench_experts(works=WORKS, device=device, num_rounds=num_rounds)
-    yield bench_experts(
-        works=SWEEPS, contenders=FEW, name="experts-sweep", device=device, num_rounds=num_rounds
-    )
+    if "errors" in wanted:
+        yield bench_errors()
+    if "packed" in wanted:
+        yield bench_packed()
+    if "contenders" in wanted:
+        yield bench_experts(works=WORKS, device=device, num_rounds=num_rounds)
+    if "sweep" in wanted:
+        yield bench_experts(
+            works=SWEEPS, contenders=FEW, name="experts-sweep", device=device, num_rounds=num_rounds
+        )

@@ -63,6 +63,10 @@ def bench_experts(
     out: OutFolder = None,
     device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="What it runs on.")] = None,
     num_rounds: Annotated[int, typer.Option("--rounds", min=1, help="That count.")] = 5,
+    only: Annotated[
+        list[Literal["errors", "packed", "contenders", "sweep"]] | None,
+        typer.Option(help="This part, on the CPU; may be given again."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train LoRA on routed experts in six ways, in turns; tell times, memory and errors."""
@@ -71,7 +75,7 @@ def bench_experts(
     from posttrain.bench.expert_suite import expert_results
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    for result in expert_results(device=place, num_rounds=num_rounds):
+    for result in expert_results(device=place, num_rounds=num_rounds, only=only or ()):
         _tell(result, out, as_json)
 
 
