@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
@@ -17,14 +17,12 @@ FEW = (LOOP, OURS, FLOOR)
 """Contenders that fit where the others would take hours or hundreds of gigabytes."""
 
 
-def expert_results(
-    *, device: str, num_rounds: int, only: Collection[Part] = ()
-) -> Iterator[Result]:
+def expert_results(*, device: str, num_rounds: int, only: Part | None = None) -> Iterator[Result]:
     """Small models against all contenders; on CUDA layers of Scout's shape against FEW.
 
-    With `only` just these parts, on the CPU.
+    With `only` just that part, on the CPU.
     """
-    wanted = only or get_args(Part)
+    wanted = get_args(Part) if only is None else (only,)
     if device == "cuda":
         yield bench_experts(
             works=SCOUT_LAYERS,

@@ -64,8 +64,8 @@ def bench_experts(
     device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="What it runs on.")] = None,
     num_rounds: Annotated[int, typer.Option("--rounds", min=1, help="That count.")] = 5,
     only: Annotated[
-        list[Literal["errors", "packed", "contenders", "sweep"]] | None,
-        typer.Option(help="This part, on the CPU; may be given again."),
+        Literal["errors", "packed", "contenders", "sweep"] | None,
+        typer.Option(help="One part, on the CPU."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -75,7 +75,7 @@ def bench_experts(
     from posttrain.bench.expert_suite import expert_results
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    for result in expert_results(device=place, num_rounds=num_rounds, only=only or ()):
+    for result in expert_results(device=place, num_rounds=num_rounds, only=only):
         _tell(result, out, as_json)
 
 
