@@ -19,6 +19,7 @@ from posttrain.models import (
     sequence_logprobs,
     upcycle,
 )
+from posttrain.models.checkpoint import checkpoint_dtypes
 from posttrain.models.experts import use_grouped_experts
 from posttrain.models.loading import load_base
 from posttrain.models.lora import load_adapter, lora_config
@@ -135,6 +136,11 @@ def test_merging_in_many_shards_loses_nothing(adapted: PolicyPath, tmp_path: Pat
     assert whole.keys() == found.keys()
     assert all(whole[name].equal(found[name]) for name in whole)
     assert count_parameters(folder) == sum(t.numel() for t in whole.values())
+
+
+def test_a_merged_checkpoint_tells_its_precision(adapted: PolicyPath, tmp_path: Path) -> None:
+    assert checkpoint_dtypes(merge(adapted, tmp_path / "as-it-was")) == {"F32"}
+    assert checkpoint_dtypes(merge(adapted, tmp_path / "half", dtype="bfloat16")) == {"BF16"}
 
 
 def test_live_and_stored_adapters_fold_alike(adapted: PolicyPath) -> None:

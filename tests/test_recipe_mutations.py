@@ -210,6 +210,8 @@ CASES = [
          "engine.tensor_parallel_size", "make them 4"),
     Case("  curriculum: curricula", "  offload_policy: true\n  curriculum: curricula", "offload",
          "rl.offload_policy", "needs launch.num_processes: 1"),
+    Case("    packing: false", "    packing: false\n    router_aux_loss_coef: 0.01", "router_aux",
+         "sft.trainer.router_aux_loss_coef", "for full training"),
     # Files.
     Case("rows.jsonl", "rws.jsonl", "rws", "sft.data.0.path", "'rows.jsonl'?"),
     Case("rows.jsonl", "./folder", "folder", "sft.data.0.path", "is a folder"),

@@ -76,6 +76,7 @@ def merge(
         )
     from posttrain.models import merge as merge_weights
     from posttrain.models import policy_in
+    from posttrain.models.checkpoint import checkpoint_dtypes
     from posttrain.recipe.schema import Frozen
     from posttrain.tables import read_json
 
@@ -85,7 +86,8 @@ def merge(
     policy = policy_in(found[0], base=base, frozen=frozen)
     typer.echo(merge_weights(policy, out, dtype=dtype))
     if policy.adapter is not None:
-        typer.echo(f"merged in {dtype or 'the dtype of the base'}{_packing(frozen)}", err=True)
+        dtypes = ", ".join(sorted(checkpoint_dtypes(out)))
+        typer.echo(f"merged in {dtypes}{_packing(frozen)}", err=True)
 
 
 def _packing(frozen: Frozen | None) -> str:

@@ -33,6 +33,16 @@ def checkpoint_shapes(base: Path) -> dict[str, list[int]]:
     return shapes
 
 
+def checkpoint_dtypes(base: Path) -> set[str]:
+    """The dtypes of the tensors, from the headers alone, as safetensors names them: BF16, F32."""
+    dtypes: set[str] = set()
+    for shard in shards(base):
+        with _opened(base / shard) as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+                dtypes.add(tensors.get_slice(name).get_dtype())
+    return dtypes
+
+
 def checkpoint_tensors(base: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor under its own name.
 

@@ -21,6 +21,7 @@ def cross_faults(recipe: Recipe, unsound: frozenset[str]) -> list[Fault]:
         ({"engine"}, _engine),
         ({"engine", "model"}, _adapter_sync),
         ({"engine", "launch", "rl"}, _placement),
+        ({"model", "sft", "rl", "dpo"}, _balancing),
         ({"sft", "rl", "dpo"}, _stages),
         ({"sft", "rl", "dpo", "eval"}, _eval),
         ({"engine", "eval", "sft", "rl"}, _lengths),
@@ -124,6 +125,17 @@ def _placement(recipe: Recipe) -> Iterator[Fault]:
     if recipe.rl.offload_policy and processes > 1:
         message = f"needs launch.num_processes: 1, and there are {processes}"
         yield Fault(path=("rl", "offload_policy"), message=message)
+
+
+def _balancing(recipe: Recipe) -> Iterator[Fault]:
+    """With LoRA the load-balancing loss would see the frozen router's own logits alone."""
+    if recipe.model.lora is None:
+        return
+    for stage in ("sft", "rl", "dpo"):
+        section = getattr(recipe, stage)
+        if section is not None and section.trainer.get("router_aux_loss_coef"):
+            message = "the load-balancing loss is for full training: set model.lora: null"
+            yield Fault(path=(stage, "trainer", "router_aux_loss_coef"), message=message)
 
 
 def _stages(recipe: Recipe) -> Iterator[Fault]:
