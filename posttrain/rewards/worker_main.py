@@ -1,6 +1,7 @@
 """What runs inside a worker process: one JSON request a line in, one JSON answer a line out.
 
-Started by path, so it imports nothing of posttrain. argv[1] says which package it serves.
+Started by path, so it imports nothing of posttrain. argv[1] says which package it serves, argv[2]
+is the descriptor of the socket on which it is asked to fork workers.
 """
 
 # The packages served here ship no types.
@@ -12,12 +13,14 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import logging
 import os
 import re
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -177,11 +180,11 @@ def score(dataset: Any, answer: str, entry: Any) -> float:
 
 
 def main() -> None:
-    """Answer requests until the input ends."""
-    kind = sys.argv[1]
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Get warm, then fork a worker for every connection that the parent hands over."""
+    kind, control = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Children that end are reaped by the system.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
     answer: Callable[[dict[str, Any]], Any]
     try:
@@ -193,8 +196,29 @@ def main() -> None:
 
             answer = answer_reasoning_gym
     except Exception as error:
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=out, flush=True)
+        say(control, {"error": f"{type(error).__name__}: {error}"})
         return
+    gc.freeze()
+    say(control, {"ready": kind})
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not message:
+            return
+        with socket.socket(fileno=descriptors[0]) as connection:
+            try:
+                pid = os.fork()
+            except OSError as error:
+                say(control, {"error": str(error)})
+                continue
+            if pid == 0:
+                control.close()
+                serve(connection, answer)
+                os._exit(0)
+        say(control, {"pid": pid})
+
+
+def serve(connection: socket.socket, answer: Callable[[dict[str, Any]], Any]) -> None:
+    """Answer requests until the connection ends."""
     for what, most in (
         (resource.RLIMIT_AS, _MEMORY_LIMIT),
         (resource.RLIMIT_FSIZE, 0),
@@ -203,8 +227,7 @@ def main() -> None:
         # Some systems refuse a limit; the wall limit still holds.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
-    print(json.dumps({"ready": kind}), file=out, flush=True)
-    for line in sys.stdin:
+    for line in connection.makefile("rb"):
         request = json.loads(line)
         # Should the parent be gone, a hanging request still ends, with the process.
         signal.alarm(int(request["seconds"]) + 2)
@@ -213,7 +236,12 @@ def main() -> None:
         except (Exception, SystemExit) as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         signal.alarm(0)
-        print(json.dumps(reply), file=out, flush=True)
+        say(connection, reply)
+
+
+def say(connection: socket.socket, reply: dict[str, Any]) -> None:
+    """One JSON line."""
+    connection.sendall(json.dumps(reply).encode() + b"\n")
 
 
 if __name__ == "__main__":
