@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from posttrain.curriculum import build_curriculum
 from posttrain.engines import Completion, SamplingRequest
+from posttrain.engines.base import OnDone
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_tokenizer
 from posttrain.recipe.schema import EngineSpec, Lora, Model, UniformCurriculum
@@ -45,7 +46,11 @@ class ScriptedEngine:
         )
 
     def generate(
-        self, prompts_P: Sequence[list[int]], request: SamplingRequest
+        self,
+        prompts_P: Sequence[list[int]],
+        request: SamplingRequest,
+        *,
+        on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
         self.seeds.append(request.seed)
         answers: list[list[Completion]] = []
@@ -62,6 +67,8 @@ class ScriptedEngine:
                     for t in tokens
                 ]
             )
+            if on_done is not None:
+                on_done(len(answers) - 1, answers[-1])
         return answers
 
     def score(self, prefixes_N: Any, continuations_N: Any) -> list[list[float]]:

@@ -74,6 +74,4 @@ def make_entries(
 
 
 def _ask_patiently(request: Mapping[str, Any]) -> Any:
-    return ask(
-        "reasoning_gym", request, seconds=_GENERATION_LIMIT, patience=_GENERATION_LIMIT
-    )
+    return ask("reasoning_gym", request, seconds=_GENERATION_LIMIT, patience=_GENERATION_LIMIT)
