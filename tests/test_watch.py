@@ -76,6 +76,8 @@ def test_what_the_question_itself_speaks_of_is_no_attempt() -> None:
 
 
 @pytest.mark.parametrize("verifier", ["code", "judge", "math"])
-@pytest.mark.parametrize("unit", ["\\boxed{", "a ", "score ", "<answer>", "#### \n", ": ", "ignore "])
+@pytest.mark.parametrize(
+    "unit", ["\\boxed{", "a ", "score ", "<answer>", "#### \n", ": ", "ignore "]
+)
 def test_long_texts_do_not_hang_it(verifier: str, unit: str) -> None:
     assert set(touches(prompt(verifier), unit * 20_000)) <= {*CODE, *JUDGED, *STATED}

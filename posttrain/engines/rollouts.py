@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.engines.base import Completion, Engine, SamplingRequest
 from posttrain.models import prompt_ids
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
-from posttrain.rewards import submit
+from posttrain.rewards import settle, submit
 
 
 def roll_out(
@@ -24,7 +24,7 @@ def roll_out(
 ) -> list[RolloutGroup]:
     """Sample `request.num_generations` answers per prompt, verify them, keep the prompts' order.
 
-    Answers are verified while the engine generates the others.
+    Answers are verified while the engine generates the others; those that a model judges, after.
     """
     answers: dict[int, list[_Answer]] = {}
 
@@ -35,6 +35,7 @@ def roll_out(
         [prompt_ids(tokenizer, p.messages) for p in prompts], request, on_done=verify_group
     )
     assert len(answers) == len(completions_P_G), "an engine tells of every prompt"
+    settle()
     return [
         RolloutGroup(
             prompt_id=prompt.prompt_id,

@@ -84,6 +84,7 @@ def evaluation(loaded: LoadedRecipe) -> Part:
         "eval": {name: loaded.written["eval"][name] for name in names},
         "engine": _engine(loaded.written["engine"]),
         "model": {"dtype": loaded.written["model"]["dtype"]},
+        **_answer_judge(loaded),
     }
 
 
@@ -94,6 +95,7 @@ def judge(loaded: LoadedRecipe) -> Part:
         "engine": _engine(loaded.written["engine"]),
         "judge_engine": _engine(sft_section["judge_engine"]),
         "model": {"dtype": loaded.written["model"]["dtype"]},
+        **_answer_judge(loaded),
     }
 
 
@@ -110,6 +112,7 @@ def rl(loaded: LoadedRecipe) -> Part:
         "rl": {"curriculum": _values(loaded.curriculum), "trainer": _trainer(loaded, "rl")},
         "engine": _engine(loaded.written["engine"]),
         **_training(loaded),
+        **_answer_judge(loaded),
     }
 
 
@@ -127,6 +130,25 @@ def _training(loaded: LoadedRecipe) -> Part:
         "model": {name: written["model"][name] for name in ("dtype", "lora", "frozen")},
         "launch": written["launch"],
     }
+
+
+def _answer_judge(loaded: LoadedRecipe) -> Part:
+    spec = loaded.written["answer_judge"]
+    if spec is None:
+        return {}
+    return {
+        "answer_judge": {
+            **spec,
+            "rubric": _values(loaded.rubric),
+            "engine": _engine(spec["engine"]),
+        }
+    }
+
+
+def answer_judge_files(loaded: LoadedRecipe) -> Mapping[str, Path]:
+    """The judge's model folder and its calibration answers."""
+    keys = ("answer_judge.model", "answer_judge.calibration")
+    return {key: path for key, path in loaded.files.items() if key in keys}
 
 
 def _engine(spec: Mapping[str, Any] | None) -> Part | None:

