@@ -71,7 +71,8 @@ def collect_batch(
     """
     groups: list[RolloutGroup] = []
     rounds: list[int] = []
-    wanted = curriculum.propose(num_groups)
+    proposals = curriculum.propose(num_groups, num_generations=request.num_generations)
+    wanted = [proposal.prompt_id for proposal in proposals]
     shares = Counter(prompts[i].capability for i in wanted)
     for refill in range(max_refills + 1):
         seeded = SamplingRequest(
@@ -96,7 +97,9 @@ def collect_batch(
         rounds += [refill] * len(new)
         if refill == max_refills:
             break
-        wanted = _replacements(groups, curriculum, prompts, shares)
+        wanted = _replacements(
+            groups, curriculum, prompts, shares, num_generations=request.num_generations
+        )
         if not wanted:
             break
     return Batch(
@@ -109,6 +112,8 @@ def _replacements(
     curriculum: Curriculum,
     prompts: Mapping[str, Prompt],
     shares: Counter[str],
+    *,
+    num_generations: int,
 ) -> list[str]:
     """Prompts to make up, per capability, for the groups that still lack signal."""
     good = Counter(prompts[g.prompt_id].capability for g in groups if g.has_signal)
@@ -117,7 +122,10 @@ def _replacements(
     for capability, share in sorted(shares.items()):
         short = share - good[capability]
         if short > 0:
-            wanted += curriculum.propose(short, exclude=seen, capability=capability)
+            refill = curriculum.propose(
+                short, num_generations=num_generations, exclude=seen, capability=capability
+            )
+            wanted += [proposal.prompt_id for proposal in refill]
     return wanted
 
 
