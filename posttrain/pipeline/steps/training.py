@@ -49,6 +49,8 @@ def train_rl(context: StageContext) -> Counts:
         engine=recipe.engine,
         curriculum=context.curriculum,
         trainer=recipe.rl.trainer,
+        system_prompts=recipe.rl.system_prompts,
+        max_steps_without_signal=recipe.rl.max_steps_without_signal,
         offload_policy=recipe.rl.offload_policy,
         seed=context.seed,
         work_dir=context.work_dir,
