@@ -13,7 +13,10 @@ from posttrain.pipeline.steps import reading
 from posttrain.records import PreferencePair, RolloutGroup, Sample
 from posttrain.tables import read_groups, read_records, write_json, write_records
 
-SHOWN = ("steps", "tokens", "samples", "pairs", "groups", "rollouts")
+SHOWN = (
+    *("steps", "tokens", "samples", "pairs", "groups", "rollouts"),
+    *("generated_tokens", "scored_tokens"),
+)
 
 
 def train_sft(context: StageContext) -> Counts:
