@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.recipe.schema import Pairs
-from posttrain.records import PreferencePair, Prompt, Rollout, RolloutGroup
+from posttrain.records import PreferencePair, Prompt, Rollout, RolloutGroup, with_system
 
 # A text repeats itself when its last stretch is one unit, at most this long, this many times over.
 _MAX_UNIT_CHARS = 200
@@ -29,6 +29,7 @@ class _Seen:
     step: int
     policy_version: int
     index: int
+    system: str | None
 
 
 def mine_pairs(
@@ -37,9 +38,10 @@ def mine_pairs(
     """Pairs of one prompt's passing and failing completions, newest first, at most `max_pairs`.
 
     Chosen ones passed and ended by themselves; undecided ones are never used. The longer of the two
-    has at most `max_length_ratio` times the other's tokens (an empty one counts as one token). A
-    prompt's pairs have different rejected texts; within a step they take turns among the corner
-    cases, the rarest first. `seed` breaks ties. Raises ValueError where a prompt is unknown.
+    has at most `max_length_ratio` times the other's tokens (an empty one counts as one token); both
+    answered under the same system instruction, which the pair's prompt holds. A prompt's pairs have
+    different rejected texts; within a step they take turns among the corner cases, the rarest
+    first. `seed` breaks ties. Raises ValueError where a prompt is unknown.
     """
     groups = list(groups)
     if spec.last_steps is not None and groups:
@@ -133,6 +135,7 @@ def _pairs_of(
                 step=group.step,
                 policy_version=group.policy_version,
                 index=index,
+                system=group.system,
             )
             if rollout.outcome.passed is True:
                 if rollout.finish_reason == "stop" and rollout.text.strip():
@@ -178,13 +181,14 @@ def _newest_in_turn(rejected: Sequence[tuple[str, _Seen]]) -> list[tuple[str, _S
 def _fits(good: _Seen, bad: _Seen, max_length_ratio: float) -> bool:
     lengths = [max(1, len(one.rollout.completion_ids)) for one in (good, bad)]
     different = good.rollout.text != bad.rollout.text
-    return different and max(lengths) <= max_length_ratio * min(lengths)
+    alike_asked = good.system == bad.system
+    return different and alike_asked and max(lengths) <= max_length_ratio * min(lengths)
 
 
 def _pair(prompt: Prompt, good: _Seen, bad: _Seen, case: str) -> PreferencePair:
     return PreferencePair(
         prompt_id=prompt.prompt_id,
-        prompt=prompt.messages,
+        prompt=with_system(prompt.messages, good.system),
         chosen=good.rollout.text,
         rejected=bad.rollout.text,
         corner_case=case,

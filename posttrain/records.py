@@ -45,6 +45,19 @@ def question_hash(messages: Sequence[Message]) -> str:
     return content_hash([[m["role"], " ".join(m["content"].split())] for m in turns])
 
 
+def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+    """The conversation under another system instruction; None leaves it as it is.
+
+    >>> turns = [{"role": "system", "content": "old"}, {"role": "user", "content": "2+2"}]
+    >>> with_system(turns, "new")[0]["content"], len(with_system(turns[1:], "new"))
+    ('new', 2)
+    """
+    if system is None:
+        return list(messages)
+    turns = [message for message in messages if message["role"] != "system"]
+    return [Message(role="system", content=system), *turns]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """One SFT example: a conversation that ends with the assistant's reference answer.
@@ -202,6 +215,8 @@ class RolloutGroup:
     """Optimizer step (TRL's global_step) the group was generated for."""
     policy_version: int
     rollouts: tuple[Rollout, ...]
+    system: str | None = None
+    """The system instruction drawn for it, in place of the prompt's own; None = that one."""
 
     @property
     def num_passed(self) -> int:

@@ -213,9 +213,11 @@ class RunCallback(TrainerCallback):
             numbers |= self._moe.take() | self._gradient_norms
             self._gradient_norms = {}
         if state.is_world_process_zero:
-            self._metrics.append(
-                state.global_step, {f"{self._stage}/{k}": v for k, v in numbers.items()}
-            )
+            named = {
+                k if k.startswith("curriculum/") else f"{self._stage}/{k}": v
+                for k, v in numbers.items()
+            }
+            self._metrics.append(state.global_step, named)
         self.last_logs = numbers
         for name in ("loss", "grad_norm"):
             if name in numbers and not math.isfinite(numbers[name]):

@@ -340,7 +340,14 @@ def write_rl(
                     "trained": signal - surplus,
                     "filler": filler,
                     "surplus": surplus,
-                    "tokens": sum(len(r.completion_ids) for g in mine for r in g.rollouts),
+                    "stopped": 0,
+                    "tokens": (
+                        tokens := sum(len(r.completion_ids) for g in mine for r in g.rollouts)
+                    ),
+                    "tokens_pilot": tokens // 2,
+                    "tokens_continuation": tokens - tokens // 2,
+                    "tokens_trained": tokens,
+                    "scored": 7,
                     "pass_rate": sum(g.num_passed for g in mine)
                     / max(1, sum(g.num_decided for g in mine)),
                 }

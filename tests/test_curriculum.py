@@ -46,6 +46,11 @@ def group(prompt_id, passes, step=0):
     return RolloutGroup(prompt_id=prompt_id, step=step, policy_version=step, rollouts=rollouts)
 
 
+def ids(curriculum, num_prompts, **where):
+    proposals = curriculum.propose(num_prompts, num_generations=4, **where)
+    return [proposal.prompt_id for proposal in proposals]
+
+
 def band(prompts, *, seed=0, prior=None, **keys):
     return build_curriculum(BandCurriculum(kind="band", **keys), prompts, seed=seed, prior=prior)
 
@@ -118,9 +123,9 @@ def test_quotas_that_do_not_fit_are_named():
 def test_zero_share_leaves_a_capability_out_even_when_the_others_run_dry():
     prompts = pool(math=3, code=9)
     curriculum = band(prompts, quotas={"math": 1, "code": 0})
-    assert by_capability(prompts, curriculum.propose(8)) == {"math": 3}
+    assert by_capability(prompts, ids(curriculum, 8)) == {"math": 3}
     with pytest.raises(ValueError, match="no quota"):
-        curriculum.propose(1, capability="code")
+        ids(curriculum, 1, capability="code")
 
 
 @settings(max_examples=60, deadline=None)
@@ -134,11 +139,11 @@ def test_zero_share_leaves_a_capability_out_even_when_the_others_run_dry():
 def test_proposals_are_distinct_allowed_and_as_many_as_there_are(spec, sizes, seed, asks, data):
     prompts = pool(**sizes)
     curriculum = build_curriculum(spec, prompts, seed=seed)
-    ids = [p.prompt_id for p in prompts]
+    everyone = [p.prompt_id for p in prompts]
     for ask in asks:
-        exclude = data.draw(st.sets(st.sampled_from(ids)))
+        exclude = data.draw(st.sets(st.sampled_from(everyone)))
         capability = data.draw(st.sampled_from([None, *sorted(sizes)]))
-        proposed = curriculum.propose(ask, exclude=exclude, capability=capability)
+        proposed = ids(curriculum, ask, exclude=exclude, capability=capability)
         eligible = {p.prompt_id for p in prompts if capability in (None, p.capability)} - exclude
         assert len(set(proposed)) == len(proposed) == min(ask, len(eligible))
         assert set(proposed) <= eligible
@@ -163,10 +168,10 @@ def test_saved_state_goes_on_exactly_and_equal_seeds_agree(spec, seed, steps, da
 
     def run(curriculum, part, taken):
         for ask, passes in part:
-            proposed = curriculum.propose(ask)
+            proposed = ids(curriculum, ask)
             for prompt_id in proposed:
                 curriculum.observe(group(prompt_id, [i < passes for i in range(4)]))
-            refill = curriculum.propose(2, exclude=set(proposed), capability="a")
+            refill = ids(curriculum, 2, exclude=set(proposed), capability="a")
             taken.append((proposed, refill))
         return taken
 
@@ -189,7 +194,7 @@ def test_saved_state_goes_on_exactly_and_equal_seeds_agree(spec, seed, steps, da
 
 def test_another_seed_proposes_otherwise():
     prompts = pool(a=40)
-    assert band(prompts, seed=0).propose(10) != band(prompts, seed=1).propose(10)
+    assert ids(band(prompts, seed=0), 10) != ids(band(prompts, seed=1), 10)
 
 
 def test_state_of_another_pool_or_kind_is_refused():
@@ -209,16 +214,16 @@ def test_a_batch_meets_its_quotas_and_refills_do_not_touch_them(spec, seed):
     curriculum = build_curriculum(spec, prompts, seed=seed)
     counts = Counter()
     for _ in range(4):
-        batch = curriculum.propose(5)
+        batch = ids(curriculum, 5)
         counts += by_capability(prompts, batch)
-        refill = curriculum.propose(3, capability="a", exclude=set(batch))
+        refill = ids(curriculum, 3, capability="a", exclude=set(batch))
         assert by_capability(prompts, refill) == {"a": 3}
     assert counts == {"a": 10, "b": 10}
 
 
 def test_a_dry_capability_leaves_its_places_to_the_others():
     prompts = pool(a=2, b=30)
-    batch = band(prompts).propose(10)
+    batch = ids(band(prompts), 10)
     assert by_capability(prompts, batch) == {"a": 2, "b": 8}
 
 
@@ -228,7 +233,7 @@ def test_a_dry_capability_leaves_its_places_to_the_others():
 def test_the_whole_pool_is_seen_before_anything_twice(spec):
     prompts = pool(a=20)
     curriculum = build_curriculum(spec, prompts, seed=3)
-    rounds = [curriculum.propose(7) for _ in range(3)]
+    rounds = [ids(curriculum, 7) for _ in range(3)]
     assert set().union(*rounds) == {p.prompt_id for p in prompts}
     assert len(set(rounds[0]) | set(rounds[1])) == 14
 
@@ -242,9 +247,9 @@ def test_prompts_in_the_band_come_first_and_the_explored_share_is_exact():
     exploit = band(prompts, explore=0.0, discount=1.0)
     state = curriculum.state_dict()
     exploit.load_state_dict(state)
-    assert set(exploit.propose(20)) == useful
+    assert set(ids(exploit, 20)) == useful
     # 8 of 32 are explored: useful ones come from the other 24, of which there are 20 at most.
-    curriculum.propose(32)
+    ids(curriculum, 32)
     assert curriculum.state_dict()["pool"]["num_explored"] == {"a": 8}
 
 
@@ -253,7 +258,7 @@ def test_refill_outside_the_band_rather_than_none():
     curriculum = band(prompts)
     for p in prompts:
         curriculum.observe(group(p.prompt_id, [False] * 64))
-    assert len(curriculum.propose(4, capability="a")) == 4
+    assert len(ids(curriculum, 4, capability="a")) == 4
 
 
 def test_a_dead_level_is_known_from_a_few_of_its_prompts():
@@ -264,7 +269,7 @@ def test_a_dead_level_is_known_from_a_few_of_its_prompts():
         curriculum.observe(group(p.prompt_id, [False] * 8))
     for p in easy[:4]:
         curriculum.observe(group(p.prompt_id, [True, False] * 4))
-    assert set(curriculum.propose(50)) == {p.prompt_id for p in easy}
+    assert set(ids(curriculum, 50)) == {p.prompt_id for p in easy}
     assert curriculum.metrics()["curriculum/a/in_band"] == 0.5
 
 
@@ -307,12 +312,12 @@ def test_a_prior_is_used_until_rollouts_say_otherwise():
     prompts = pool(a=10)
     prior = {p.prompt_id: (0.5 if i < 5 else 0.01) for i, p in enumerate(prompts)}
     curriculum = band(prompts, prior=prior, explore=0.0)
-    assert set(curriculum.propose(5)) == {p.prompt_id for p in prompts[:5]}
+    assert set(ids(curriculum, 5)) == {p.prompt_id for p in prompts[:5]}
     for p in prompts[5:]:
         curriculum.observe(group(p.prompt_id, [True, False] * 4))
     for p in prompts[:5]:
         curriculum.observe(group(p.prompt_id, [True] * 64))
-    assert set(curriculum.propose(5)) == {p.prompt_id for p in prompts[5:]}
+    assert set(ids(curriculum, 5)) == {p.prompt_id for p in prompts[5:]}
     with pytest.raises(ValueError, match="no pass rate"):
         band(prompts, prior={prompts[0].prompt_id: 1.5})
 
@@ -321,7 +326,7 @@ def test_a_stranger_is_refused():
     with pytest.raises(ValueError, match="not in this curriculum"):
         band(pool(a=2)).observe(group("nobody", [True]))
     with pytest.raises(ValueError, match="num_prompts"):
-        band(pool(a=2)).propose(-1)
+        ids(band(pool(a=2)), -1)
 
 
 def test_band_finds_the_useful_prompts_of_a_toy_policy():
@@ -334,7 +339,7 @@ def test_band_finds_the_useful_prompts_of_a_toy_policy():
     def share_with_signal(curriculum):
         signals = []
         for step in range(30):
-            for prompt_id in curriculum.propose(8):
+            for prompt_id in ids(curriculum, 8):
                 passes = (rng.random(8) < rate_of[prompt_id]).tolist()
                 scored = group(prompt_id, passes, step)
                 curriculum.observe(scored)

@@ -1,5 +1,6 @@
 """Pairs mined from rollouts: what may be paired, in which order, and what the failure is called."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -112,6 +113,17 @@ def test_a_pass_and_a_fail_of_different_steps_make_a_pair():
         [group(p, rollout("42", True), step=1), group(p, rollout("4", False), step=5)], [p]
     )
     assert (pair.origin["chosen_step"], pair.origin["rejected_step"]) == (1, 5)
+
+
+def test_a_pair_answered_one_system_instruction_and_holds_it():
+    one = prompt()
+    terse = dataclasses.replace(group(one, rollout("42", True), step=1), system="Be terse.")
+    plain = group(one, rollout("41", False))
+    assert mine([terse, plain], [one]) == []
+    answered = dataclasses.replace(group(one, rollout("40", False), step=2), system="Be terse.")
+    (pair,) = mine([terse, plain, answered], [one])
+    assert pair.rejected == "40"
+    assert pair.prompt == [{"role": "system", "content": "Be terse."}, *one.messages]
 
 
 def test_lengths_are_bounded_in_tokens():

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,83 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.curriculum import build_curriculum
-from posttrain.engines import Completion, SamplingRequest
-from posttrain.engines.base import OnDone
+from posttrain.curriculum import Curriculum, build_curriculum
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_tokenizer
 from posttrain.recipe.schema import EngineSpec, Lora, Model, UniformCurriculum
 from posttrain.records import Prompt
-from posttrain.rl import collect as collect_module
 from posttrain.rl import train, turns
 from posttrain.rl.collect import Batch, collect_batch
 from posttrain.rl.places import engine_place
 from posttrain.rl.trainer import _is_masked
 from posttrain.tables import read_groups, read_json, read_table
 from tests.conftest import make_group, make_prompt
-
-
-class ScriptedEngine:
-    """Answers right for the first n of the G generations of a prompt, as a script says."""
-
-    policy_version = 0
-
-    def __init__(
-        self, tokenizer: Any, prompts: Sequence[Prompt], right: Callable[[Prompt], int]
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._right = right
-        self._by_ids = {tuple(self._ids(p)): p for p in prompts}
-        self.seeds: list[int] = []
-
-    def _ids(self, prompt: Prompt) -> list[int]:
-        return self._tokenizer.apply_chat_template(
-            prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-
-    def generate(
-        self,
-        prompts_P: Sequence[list[int]],
-        request: SamplingRequest,
-        *,
-        on_done: OnDone | None = None,
-    ) -> list[list[Completion]]:
-        self.seeds.append(request.seed)
-        answers: list[list[Completion]] = []
-        for ids in prompts_P:
-            prompt = self._by_ids[tuple(ids)]
-            texts = [
-                prompt.reference if i < self._right(prompt) else "wrong"
-                for i in range(request.num_generations)
-            ]
-            tokens = [self._tokenizer.encode(t, add_special_tokens=False) for t in texts]
-            answers.append(
-                [
-                    Completion(token_ids=t, logprobs=[-0.5] * len(t), finish_reason="stop")
-                    for t in tokens
-                ]
-            )
-            if on_done is not None:
-                on_done(len(answers) - 1, answers[-1])
-        return answers
-
-    def score(self, prefixes_N: Any, continuations_N: Any) -> list[list[float]]:
-        raise AssertionError("collecting a batch scores nothing")
-
-    def sync_weights(
-        self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int
-    ) -> None:
-        raise AssertionError("collecting a batch syncs nothing")
-
-    def close(self) -> None:
-        pass
-
-
-def pool(num: int) -> list[Prompt]:
-    """`num` prompts each of the capabilities a and b; the reference tells them apart."""
-    return [
-        make_prompt(f"what is {c}{i}", f"{c}{i}", capability=c) for c in "ab" for i in range(num)
-    ]
+from tests.scripted_engine import ScriptedEngine, pool, sampling_of, side_by_side
 
 
 def collect(
@@ -98,19 +33,16 @@ def collect(
     num_groups: int = 4,
     max_refills: int = 2,
     step: int = 0,
+    curriculum: Curriculum | None = None,
 ) -> tuple[Batch, dict[str, Prompt], ScriptedEngine]:
     prompts = pool(num)
     engine = ScriptedEngine(tokenizer, prompts, right)
     by_id = {p.prompt_id: p for p in prompts}
     batch = collect_batch(
-        curriculum=build_curriculum(UniformCurriculum(kind="uniform"), prompts, seed=0),
-        prompts=by_id,
-        engine=engine,
-        tokenizer=tokenizer,
-        request=SamplingRequest(num_generations=4, max_tokens=8, seed=1),
+        curriculum or build_curriculum(UniformCurriculum(kind="uniform"), prompts, seed=0),
+        sampling_of(tokenizer, engine, by_id, step=step),
         num_groups=num_groups,
         max_refills=max_refills,
-        step=step,
     )
     return batch, by_id, engine
 
@@ -309,33 +241,26 @@ def test_two_engines_share_the_prompts_and_one_process_of_each_speaks(
 ) -> None:
     """Four processes in pairs: every prompt is generated once, and all see all of them."""
     places = [engine_place(rank=r, world_size=4, tensor_parallel_size=2) for r in range(4)]
-    told: list[list[Any]] = []
     prompts = pool(20)
-    by_id = {p.prompt_id: p for p in prompts}
 
-    def batch(place: Any) -> tuple[Batch, list[int]]:
+    def batch(place: Any) -> tuple[Batch, ScriptedEngine]:
         engine = ScriptedEngine(tokenizer, prompts, lambda p: 2)
         found = collect_batch(
-            curriculum=build_curriculum(UniformCurriculum(kind="uniform"), prompts, seed=0),
-            prompts=by_id,
-            engine=engine,
-            tokenizer=tokenizer,
-            request=SamplingRequest(num_generations=4, max_tokens=8, seed=1),
+            build_curriculum(UniformCurriculum(kind="uniform"), prompts, seed=0),
+            sampling_of(tokenizer, engine, {p.prompt_id: p for p in prompts}, place=place),
             num_groups=6,
             max_refills=0,
-            step=0,
-            place=place,
         )
-        return found, engine.seeds
+        return found, engine
 
-    monkeypatch.setattr(collect_module, "gather_object", lambda mine: (told.append(mine), mine)[1])
-    seeds = [batch(place)[1] for place in places]
+    found = side_by_side(monkeypatch, places, batch)
+    seeds = [engine.seeds for _, engine in found]
     assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
-    assert [len(mine) for mine in told] == [3, 0, 3, 0]
-    everything = [pair for mine in told for pair in mine]
-    monkeypatch.setattr(collect_module, "gather_object", lambda mine: everything)
-    batches = [[g.prompt_id for g in batch(place)[0].groups] for place in places]
+    asked = [engine.asked[0] for _, engine in found]
+    assert asked[0] == asked[1] != asked[2] == asked[3]
+    batches = [[g.prompt_id for g in batch.groups] for batch, _ in found]
     assert batches[0] == batches[1] == batches[2] == batches[3]
+    assert sorted(batches[0]) == sorted(asked[0] + asked[2])
     assert len(set(batches[0])) == 6
 
 

@@ -74,6 +74,7 @@ groups = st.builds(
     prompt_id=st.sampled_from(["p1", "p2"]),
     step=st.integers(0, 3),
     policy_version=st.integers(0, 3),
+    system=st.none() | text,
     rollouts=st.lists(rollouts, min_size=1, max_size=4).map(tuple),
 )
 maybe = st.none() | text

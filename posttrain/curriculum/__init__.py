@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from posttrain.curriculum.band import Band
-from posttrain.curriculum.protocol import Curriculum
+from posttrain.curriculum.protocol import Curriculum, Proposal, Reason
 from posttrain.curriculum.uniform import Uniform
 from posttrain.recipe.schema import BandCurriculum, UniformCurriculum
 from posttrain.records import Prompt
 
-__all__ = ["Band", "Curriculum", "Uniform", "build_curriculum"]
+__all__ = ["Band", "Curriculum", "Proposal", "Reason", "Uniform", "build_curriculum"]
 
 
 def build_curriculum(

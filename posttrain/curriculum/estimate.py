@@ -38,7 +38,7 @@ class PassRates:
         self._prior_weight = prior_weight
         self._discount = discount
         strata = sorted({_stratum(prompt) for prompt in prompts})
-        of = {stratum: s for s, stratum in enumerate(strata)}
+        self._strata = of = {stratum: s for s, stratum in enumerate(strata)}
         self._stratum_P = np.array([of[_stratum(prompt)] for prompt in prompts], dtype=np.int64)
         self._own_prior_P = np.array(
             [_own_prior(prior or {}, prompt.prompt_id) for prompt in prompts], dtype=np.float64
@@ -46,6 +46,21 @@ class PassRates:
         self._passes_P, self._fails_P = np.zeros(len(prompts)), np.zeros(len(prompts))
         self._passes_S, self._fails_S = np.zeros(len(strata)), np.zeros(len(strata))
         self._num_groups_P = np.zeros(len(prompts), dtype=np.int64)
+
+    def add(self, prompts: Sequence[Prompt]) -> None:
+        """Append `prompts` without evidence of their own."""
+        for prompt in prompts:
+            self._index[prompt.prompt_id] = len(self._index)
+            self._strata.setdefault(_stratum(prompt), len(self._strata))
+        strata = [self._strata[_stratum(prompt)] for prompt in prompts]
+        self._stratum_P = np.append(self._stratum_P, np.array(strata, dtype=np.int64))
+        self._own_prior_P = np.append(self._own_prior_P, np.full(len(prompts), np.nan))
+        self._passes_P = np.append(self._passes_P, np.zeros(len(prompts)))
+        self._fails_P = np.append(self._fails_P, np.zeros(len(prompts)))
+        self._num_groups_P = np.append(self._num_groups_P, np.zeros(len(prompts), dtype=np.int64))
+        num_new = len(self._strata) - len(self._passes_S)
+        self._passes_S = np.append(self._passes_S, np.zeros(num_new))
+        self._fails_S = np.append(self._fails_S, np.zeros(num_new))
 
     @property
     def seen_P(self) -> npt.NDArray[np.bool_]:

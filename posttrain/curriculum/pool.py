@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from posttrain.curriculum.protocol import Proposal
 from posttrain.curriculum.quotas import Quotas, shares_of
 from posttrain.records import Prompt, content_hash
 
@@ -29,6 +30,7 @@ class Pool:
     ) -> None:
         shares = shares_of(quotas, [prompt.capability for prompt in prompts])
         self.prompt_ids = [prompt.prompt_id for prompt in prompts]
+        self._capabilities = [prompt.capability for prompt in prompts]
         self._index = {prompt_id: i for i, prompt_id in enumerate(self.prompt_ids)}
         if len(self._index) != len(prompts):
             raise ValueError(
@@ -46,10 +48,26 @@ class Pool:
         self._last_P = np.zeros(len(prompts), dtype=np.int64)
         self._rng = np.random.Generator(np.random.PCG64(seed))
 
+    def add(self, prompts: Sequence[Prompt]) -> None:
+        """Append `prompts`; their capabilities must have a quota."""
+        ids = [prompt.prompt_id for prompt in prompts]
+        if known := sorted(set(ids) & set(self._index)):
+            raise ValueError(f"prompt {known[0]} is in the pool already")
+        for prompt in prompts:
+            if prompt.capability not in self.members:
+                raise ValueError(f"capability {prompt.capability!r} has no quota")
+            i = len(self.prompt_ids)
+            self._index[prompt.prompt_id] = i
+            self.prompt_ids.append(prompt.prompt_id)
+            self._capabilities.append(prompt.capability)
+            self.members[prompt.capability] = np.append(self.members[prompt.capability], i)
+        self._last_P = np.append(self._last_P, np.zeros(len(prompts), dtype=np.int64))
+
     def draw(
         self, num_prompts: int, preferred_P: Mask, *, exclude: Set[str], capability: str | None
-    ) -> list[str]:
-        """Up to `num_prompts` distinct ids, `preferred_P` first but for the explored share."""
+    ) -> list[Proposal]:
+        """Up to `num_prompts` distinct prompts, `preferred_P` first but for the explored share."""
+        self._explored_last: list[int] = []
         if num_prompts < 0:
             raise ValueError(f"num_prompts must be 0 or more, not {num_prompts}")
         free_P = np.ones(len(self.prompt_ids), dtype=np.bool_)
@@ -64,7 +82,16 @@ class Pool:
             )
         self._clock += 1
         self._last_P[chosen] = self._clock
-        return [self.prompt_ids[i] for i in self._rng.permutation(np.array(chosen, dtype=np.int64))]
+        explored = set(self._explored_last)
+        order: list[int] = self._rng.permutation(np.array(chosen, dtype=np.int64)).tolist()
+        return [
+            Proposal(
+                prompt_id=self.prompt_ids[i],
+                capability=self._capabilities[i],
+                reason="explored" if i in explored else "selected" if preferred_P[i] else "filled",
+            )
+            for i in order
+        ]
 
     def _draw_by_quota(self, num_prompts: int, preferred_P: Mask, free_P: Mask) -> list[int]:
         chosen: list[int] = []
@@ -100,6 +127,7 @@ class Pool:
         rank = np.lexsort((chance, last, ~preferred_P[candidates]))
         ranked = candidates[rank]
         exploited = ranked[~np.isin(ranked, explored)][: num_prompts - num_explored]
+        self._explored_last += explored.tolist()
         chosen = np.concatenate([explored, exploited])
         free_P[chosen] = False
         return chosen.tolist()

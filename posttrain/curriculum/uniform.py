@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrain.curriculum.estimate import PassRates
 from posttrain.curriculum.pool import Pool
+from posttrain.curriculum.protocol import Proposal
 from posttrain.recipe.schema import UniformCurriculum
 from posttrain.records import Prompt, RolloutGroup
 
@@ -24,15 +25,36 @@ class Uniform:
         self._rates = PassRates(prompts, prior_pass_rate=0.5, prior_weight=2.0, discount=0.5)
 
     def propose(
-        self, num_prompts: int, *, exclude: Set[str] = frozenset(), capability: str | None = None
-    ) -> list[str]:
+        self,
+        num_prompts: int,
+        *,
+        num_generations: int,
+        exclude: Set[str] = frozenset(),
+        capability: str | None = None,
+    ) -> list[Proposal]:
         """See Curriculum.propose."""
         everyone_P = np.ones(len(self._pool.prompt_ids), dtype=np.bool_)
         return self._pool.draw(num_prompts, everyone_P, exclude=exclude, capability=capability)
 
+    def continues(self, prompt_id: str, *, num_passed: int, num_decided: int) -> bool:
+        """Groups are drawn whole."""
+        return True
+
     def observe(self, group: RolloutGroup) -> None:
         """See Curriculum.observe."""
         self._rates.observe(group)
+
+    def to_probe(self, num_prompts: int) -> list[str]:
+        """No likelihood is used."""
+        return []
+
+    def observe_likelihood(self, logprobs: Mapping[str, float], *, step: int) -> None:
+        """No likelihood is used."""
+
+    def add(self, prompts: Sequence[Prompt]) -> None:
+        """See Curriculum.add."""
+        self._pool.add(prompts)
+        self._rates.add(prompts)
 
     def metrics(self) -> dict[str, float]:
         """Per capability: share of prompts seen, mean estimated pass rate."""

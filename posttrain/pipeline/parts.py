@@ -5,7 +5,7 @@ so that a run that met a limit resumes with another setting instead of starting 
 
 - engine: max_num_seqs, gpu_memory_utilization, kv_cache_gib, enable_sleep_mode, concurrency,
   api_key_env, and parity_tolerance (it only stops a run);
-- rl.offload_policy;
+- rl.offload_policy and rl.max_steps_without_signal;
 - trainer blocks: save_*, logging_*, log_*, report_to, disable_tqdm, dataloader_*, ddp_timeout,
   push_to_hub, hub_*, gradient_checkpointing*;
 - the recipe's name and comments.
@@ -109,7 +109,11 @@ def sft(loaded: LoadedRecipe) -> Part:
 
 def rl(loaded: LoadedRecipe) -> Part:
     return {
-        "rl": {"curriculum": _values(loaded.curriculum), "trainer": _trainer(loaded, "rl")},
+        "rl": {
+            "curriculum": _values(loaded.curriculum),
+            "trainer": _trainer(loaded, "rl"),
+            "system_prompts": loaded.written["rl"]["system_prompts"],
+        },
         "engine": _engine(loaded.written["engine"]),
         **_training(loaded),
         **_answer_judge(loaded),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from posttrain.metrics import pass_rates
-from posttrain.records import Prompt, Rollout, RolloutGroup
+from posttrain.records import Prompt, Rollout, RolloutGroup, with_system
 from posttrain.report.blocks import (
     Block,
     Example,
@@ -141,7 +141,7 @@ def _rollout(group: RolloutGroup, index: int, rollout: Rollout, prompt: Prompt |
         f"{len(rollout.completion_ids):,} tokens, "
         f"{'cut off' if rollout.finish_reason == 'length' else 'ended by itself'}",
     ]
-    passages = [] if prompt is None else conversation(prompt.messages)
+    passages = [] if prompt is None else conversation(with_system(prompt.messages, group.system))
     if prompt is not None:
         passages.append(Passage(name="reference", text=prompt.reference))
     passages.append(_answer(rollout, "answer"))

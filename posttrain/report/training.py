@@ -69,11 +69,28 @@ FLOW = (
     ("trained", "rl", "trained on, with signal"),
     ("filler", "filler", "trained on without signal, because the refill cap bound"),
     ("surplus", "surplus", "with signal, one too many"),
+    ("stopped", "dropped", "stopped after the pilot: little to expect of the rest"),
     ("undecided", "undecided", "undecided by the verifier"),
     ("no_signal_solved", "solved", "no signal: all passed"),
     ("no_signal_failed", "failed", "no signal: all failed"),
 )
 """(curriculum.jsonl key, colour, meaning)."""
+
+PURPOSES = (
+    ("whole", "drawn as whole groups"),
+    ("pilot", "drawn as pilots"),
+    ("continuation", "drawn to go on after a pilot"),
+    ("refill", "drawn to replace groups without signal"),
+    ("exploration", "drawn to explore"),
+    ("review", "drawn to review what was solved"),
+    ("retry", "drawn to retry what was unsolved"),
+)
+FATES = (
+    ("trained", "became groups with signal, trained on"),
+    ("filler", "became fillers, trained on without signal"),
+    ("discarded", "were discarded"),
+)
+"""(curriculum.jsonl key after tokens_, meaning)."""
 
 
 def sft_section(run: Run) -> Section:
@@ -154,6 +171,8 @@ def rl_section(run: Run) -> Section:
         blocks.append(_pass_rates(by_capability))
         blocks.append(_flow(by_capability))
         blocks.append(_flow_table(by_capability))
+        if any("tokens_trained" in row for row in rows):
+            blocks.append(_spending(rows))
     else:
         blocks.append(Note(text="No curriculum flow: curriculum.jsonl is missing or empty."))
     blocks.extend(_curves_of(run, "rl"))
@@ -225,6 +244,7 @@ def _flow_table(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tab
         "trained on",
         "filler",
         "surplus",
+        "stopped",
         "undecided",
         "all passed",
         "all failed",
@@ -232,6 +252,26 @@ def _flow_table(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tab
     ]
     return Table(
         title="The flow in sum", header=header, rows=rows, caption="Groups over all steps."
+    )
+
+
+def _spending(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Generated tokens by why they were drawn and by what became of them."""
+    spent = _total(rows, "tokens")
+    lines = [
+        Row(head=meaning, cells=[Cell(text=number(tokens)), Cell(text=percent(tokens / spent))])
+        for names in (PURPOSES, FATES)
+        for key, meaning in names
+        if (tokens := _total(rows, f"tokens_{key}"))
+    ]
+    scored = _total(rows, "scored")
+    told = f", and {number(scored)} scored by the likelihood probe" if scored else ""
+    return Table(
+        title="What tokens were spent on",
+        header=["", "tokens", "share"],
+        rows=lines,
+        caption=f"{number(spent)} generated{told}. The first lines say why they were drawn, the "
+        "last ones what became of them; each sums to all.",
     )
 
 

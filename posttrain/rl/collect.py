@@ -1,34 +1,36 @@
-"""One step's training batch: propose, generate, verify, observe, replace what teaches nothing."""
+"""One step's training batch: propose, pilot, go on where it pays, observe, replace the rest."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from accelerate.utils import gather_object
-from transformers import PreTrainedTokenizerBase
+from posttrain.curriculum import Curriculum, Proposal
+from posttrain.records import RolloutGroup
+from posttrain.rl.sampling import Sampling, draw_groups, joined
 
-from posttrain.curriculum import Curriculum
-from posttrain.engines import Engine, SamplingRequest
-from posttrain.engines.rollouts import roll_out
-from posttrain.records import Prompt, RolloutGroup, content_hash
-from posttrain.rl.places import EnginePlace
-
-ALONE = EnginePlace(engine=0, num_engines=1, speaks=True)
-
-Use = Literal["trained", "no_signal_solved", "no_signal_failed", "undecided", "filler", "surplus"]
-"""What became of a group: trained on; replaced because all passed, all failed or too few could be
-decided; trained on without signal because the refill cap bound; with signal but one too many."""
+Use = Literal[
+    "trained", "filler", "surplus", "stopped", "no_signal_solved", "no_signal_failed", "undecided"
+]
+"""What became of a group: trained on; trained on without signal because the refill cap bound; with
+signal but one too many; stopped after its pilot; replaced because all passed, all failed or too few
+could be decided."""
+USES: tuple[Use, ...] = get_args(Use)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """Everything one step generated, and what of it is trained on."""
 
+    num_generations: int
     groups: list[RolloutGroup]
-    """All groups in the order they were generated."""
+    """All groups in the order they were proposed; stopped ones hold their pilot only."""
+    proposals: list[Proposal]
+    """Per group."""
     uses: list[Use]
     """Per group."""
     refill_rounds: list[int]
@@ -36,110 +38,138 @@ class Batch:
 
     @property
     def training_groups(self) -> list[RolloutGroup]:
-        """The groups the trainer gets, those with signal first."""
+        """The groups the trainer gets, those with signal first, all of `num_generations`.
+
+        A pilot that fills a place is repeated up to that size: its advantages are zero, so nothing
+        would be gained by generating the rest.
+        """
         order = {"trained": 0, "filler": 1}
         chosen = [(order[u], g) for g, u in zip(self.groups, self.uses, strict=True) if u in order]
-        return [g for _, g in sorted(chosen, key=lambda pair: pair[0])]
+        chosen.sort(key=lambda pair: pair[0])
+        return [_repeated(group, self.num_generations) for _, group in chosen]
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether the refills ran out before there were enough groups with signal."""
+        return "filler" in self.uses
 
 
 def without_signal(group: RolloutGroup) -> Use:
-    """Name why a group teaches nothing."""
+    """Name why a whole group teaches nothing."""
     if group.num_decided < len(group.rollouts):
         return "undecided"
     return "no_signal_solved" if group.num_passed else "no_signal_failed"
 
 
 def collect_batch(
-    *,
-    curriculum: Curriculum,
-    prompts: Mapping[str, Prompt],
-    engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    request: SamplingRequest,
-    num_groups: int,
-    max_refills: int,
-    step: int,
-    place: EnginePlace = ALONE,
+    curriculum: Curriculum, sampling: Sampling, *, num_groups: int, max_refills: int
 ) -> Batch:
     """Generate until `num_groups` groups have signal or `max_refills` refills are used up.
 
-    Never more than asked. The curriculum observes every group. A group without signal is replaced
-    by one of the same capability; in the last round, where a capability has none left to offer, by
-    any. Every process returns the same batch: each engine generates its share, asked by all of its
-    processes alike, and all exchange them. Seeds depend on step, round and engine only, so a
-    resumed run repeats the same draws.
+    Never more than asked. The curriculum observes every group, stopped pilots too. A group without
+    signal is replaced by one of the same capability; in the last round, where a capability has none
+    left to offer, by any. Every process returns the same batch.
     """
     groups: list[RolloutGroup] = []
+    proposals: list[Proposal] = []
     rounds: list[int] = []
-    wanted = curriculum.propose(num_groups)
-    shares = Counter(prompts[i].capability for i in wanted)
+    whole = sampling.request.num_generations
+    wanted = curriculum.propose(num_groups, num_generations=whole)
+    shares = Counter(proposal.capability for proposal in wanted)
     for refill in range(max_refills + 1):
-        seeded = SamplingRequest(
-            num_generations=request.num_generations,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=int(content_hash(request.seed, step, refill, place.engine)[:8], 16) >> 1,
-        )
-        mine = list(enumerate(wanted))[place.engine :: place.num_engines]
-        local = (
-            roll_out([prompts[i] for _, i in mine], engine, tokenizer, seeded, step=step)
-            if mine
-            else []
-        )
-        told = [(n, g) for (n, _), g in zip(mine, local, strict=True)] if place.speaks else []
-        numbered = gather_object(told)
-        new = [group for _, group in sorted(numbered, key=lambda pair: pair[0])]
-        for group in new:
-            curriculum.observe(group)
-        groups += new
-        rounds += [refill] * len(new)
+        groups += _round(wanted, curriculum, sampling, refill)
+        proposals += wanted
+        rounds += [refill] * len(wanted)
         if refill == max_refills:
             break
-        wanted = _replacements(groups, curriculum, prompts, shares)
+        wanted = _replacements(groups, proposals, curriculum, shares, whole)
         if not wanted:
             break
     return Batch(
-        groups=groups, uses=_uses(groups, prompts, num_groups, shares), refill_rounds=rounds
+        num_generations=whole,
+        groups=groups,
+        proposals=proposals,
+        uses=_uses(groups, proposals, num_groups, shares, whole),
+        refill_rounds=rounds,
     )
+
+
+def _round(
+    proposals: Sequence[Proposal], curriculum: Curriculum, sampling: Sampling, refill: int
+) -> list[RolloutGroup]:
+    """Draw every proposal's pilot, and the rest of those that the curriculum goes on with."""
+    whole = sampling.request.num_generations
+    first = [(p.prompt_id, min(p.num_pilot or whole, whole)) for p in proposals]
+    groups = draw_groups(first, sampling, stream=f"round {refill}")
+    going_on = [
+        n
+        for n, group in enumerate(groups)
+        if len(group.rollouts) < whole
+        and curriculum.continues(
+            group.prompt_id, num_passed=group.num_passed, num_decided=group.num_decided
+        )
+    ]
+    missing = [(groups[n].prompt_id, whole - len(groups[n].rollouts)) for n in going_on]
+    rests = draw_groups(missing, sampling, stream=f"rest of round {refill}")
+    for n, rest in zip(going_on, rests, strict=True):
+        groups[n] = joined([groups[n], rest])
+    for group in groups:
+        curriculum.observe(group)
+    return groups
 
 
 def _replacements(
     groups: Sequence[RolloutGroup],
+    proposals: Sequence[Proposal],
     curriculum: Curriculum,
-    prompts: Mapping[str, Prompt],
     shares: Counter[str],
-) -> list[str]:
+    whole: int,
+) -> list[Proposal]:
     """Prompts to make up, per capability, for the groups that still lack signal."""
-    good = Counter(prompts[g.prompt_id].capability for g in groups if g.has_signal)
-    seen = {g.prompt_id for g in groups}
-    wanted: list[str] = []
+    good = Counter(
+        p.capability
+        for g, p in zip(groups, proposals, strict=True)
+        if g.has_signal and len(g.rollouts) == whole
+    )
+    seen = {p.prompt_id for p in proposals}
+    wanted: list[Proposal] = []
     for capability, share in sorted(shares.items()):
         short = share - good[capability]
         if short > 0:
-            wanted += curriculum.propose(short, exclude=seen, capability=capability)
+            wanted += curriculum.propose(
+                short, num_generations=whole, exclude=seen, capability=capability
+            )
     return wanted
 
 
 def _uses(
     groups: Sequence[RolloutGroup],
-    prompts: Mapping[str, Prompt],
+    proposals: Sequence[Proposal],
     num_groups: int,
     shares: Counter[str],
+    whole: int,
 ) -> list[Use]:
-    """Decide per group: signal within the capability's share, then any signal, then filler."""
-    uses: list[Use] = ["surplus" if g.has_signal else without_signal(g) for g in groups]
+    """Decide per group: signal within the capability's share, then any signal, then fillers.
+
+    Pilots come last of each; one that was stopped in spite of its signal is better than none.
+    """
+    is_whole = [len(group.rollouts) == whole for group in groups]
+    uses: list[Use] = [
+        ("surplus" if g.has_signal else without_signal(g)) if is_whole[i] else "stopped"
+        for i, g in enumerate(groups)
+    ]
     taken: defaultdict[str, int] = defaultdict(int)
-    for i, group in enumerate(groups):
-        capability = prompts[group.prompt_id].capability
-        if group.has_signal and taken[capability] < shares[capability]:
+    for i, proposal in enumerate(proposals):
+        if uses[i] == "surplus" and taken[proposal.capability] < shares[proposal.capability]:
             uses[i] = "trained"
-            taken[capability] += 1
-    passes: tuple[tuple[Use | None, Use], ...] = (("surplus", "trained"), (None, "filler"))
-    for wanted, becomes in passes:
-        for i in range(len(groups)):
-            if uses.count("trained") + uses.count("filler") == num_groups:
-                return uses
-            if uses[i] not in ("trained", "filler") and wanted in (None, uses[i]):
-                uses[i] = becomes
+            taken[proposal.capability] += 1
+    order = sorted(range(len(groups)), key=lambda i: (not groups[i].has_signal, not is_whole[i]))
+    left = [i for i in order if uses[i] != "trained"]
+    for i in left[: num_groups - uses.count("trained")]:
+        uses[i] = "trained" if groups[i].has_signal else "filler"
     return uses
+
+
+def _repeated(group: RolloutGroup, size: int) -> RolloutGroup:
+    rollouts = tuple(itertools.islice(itertools.cycle(group.rollouts), size))
+    return dataclasses.replace(group, rollouts=rollouts)

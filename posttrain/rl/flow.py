@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from posttrain.rl.collect import Use
+from posttrain.rl.accounting import FATES, PURPOSES, fate_of, purpose_of
+from posttrain.rl.collect import USES
 from posttrain.tables import read_table
 
 
-def curriculum_flow(rollouts: Path) -> list[dict[str, Any]]:
+def curriculum_flow(rollouts: Path, probes: Path | None = None) -> list[dict[str, Any]]:
     """One row per step and capability.
 
-    Groups proposed and by use, pass rate over decided rollouts, tokens.
+    Groups proposed, by use and by reason; pass rate over decided rollouts; tokens generated, in all
+    and as tokens_<purpose> and tokens_<fate>, and scored by the likelihood probe.
     """
     rows: list[dict[str, Any]] = []
     for table in sorted(rollouts.glob("step-*.parquet")):
+        scored: Counter[str] = Counter()
+        if probes is not None and (probes / table.name).exists():
+            for row in read_table(probes / table.name):
+                scored[row["capability"]] += row["num_tokens"]
         by_capability: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for rollout in read_table(table):
             by_capability[rollout["capability"]].append(rollout)
-        rows += [_flow(capability, group) for capability, group in sorted(by_capability.items())]
+        step = int(table.stem.split("-")[1])
+        for capability in sorted({*by_capability, *scored}):
+            flow = _flow(by_capability[capability])
+            rows.append(
+                {"step": step, "capability": capability, **flow, "scored": scored[capability]}
+            )
     return rows
 
 
-def _flow(capability: str, rollouts: list[dict[str, Any]]) -> dict[str, Any]:
+def flow_totals(flow: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Tokens over all rows: generated, by purpose, by fate, and scored."""
+    names = ("tokens", *(f"tokens_{name}" for name in (*PURPOSES, *FATES)), "scored")
+    rows = list(flow)
+    return {name: sum(row[name] for row in rows) for name in names}
+
+
+def _flow(rollouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     heads = [r for r in rollouts if r["index"] == 0]
     decided = [r["passed"] for r in rollouts if r["passed"] is not None]
+    tokens: Counter[str] = Counter()
+    for rollout in rollouts:
+        purpose = purpose_of(**{k: rollout[k] for k in ("reason", "refill", "num_pilot", "index")})
+        for name in ("tokens", f"tokens_{purpose}", f"tokens_{fate_of(rollout['use'])}"):
+            tokens[name] += len(rollout["completion_ids"])
     return {
-        "step": rollouts[0]["step"],
-        "capability": capability,
         "proposed": len(heads),
-        **{use: sum(r["use"] == use for r in heads) for use in get_args(Use)},
+        **{use: sum(r["use"] == use for r in heads) for use in USES},
+        "reasons": dict(Counter(r["reason"] for r in heads)),
         "pass_rate": sum(decided) / len(decided) if decided else None,
-        "tokens": sum(len(r["completion_ids"]) for r in rollouts),
+        **{
+            name: tokens[name]
+            for name in ("tokens", *(f"tokens_{name}" for name in (*PURPOSES, *FATES)))
+        },
     }

@@ -23,6 +23,9 @@ class EnginePlace:
     """Whether it is the one of its engine's processes whose rollouts count."""
 
 
+ALONE = EnginePlace(engine=0, num_engines=1, speaks=True)
+
+
 def engine_place(*, rank: int, world_size: int, tensor_parallel_size: int) -> EnginePlace:
     """Raise RecipeError where the processes do not divide into engines."""
     if world_size % tensor_parallel_size:

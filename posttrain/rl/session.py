@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
@@ -14,17 +16,24 @@ from posttrain.curriculum import Curriculum
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.adapters import sync_policy
 from posttrain.engines.parity import Probe, check_parity, take_probe
-from posttrain.errors import HealthStop
+from posttrain.errors import EnvironmentFault, HealthStop
 from posttrain.faults import fault_point
 from posttrain.models import prompt_ids
+from posttrain.progress import note
 from posttrain.recipe.schema import EngineSpec
-from posttrain.records import Message, Prompt, RolloutGroup
-from posttrain.rl.collect import Batch, collect_batch
-from posttrain.rl.places import engine_place
+from posttrain.records import Message, Prompt, RolloutGroup, with_system
+from posttrain.rl.accounting import group_columns, tokens_spent
+from posttrain.rl.collect import USES, Batch, collect_batch
+from posttrain.rl.likelihood import LikelihoodProbe, score_references
+from posttrain.rl.places import EnginePlace, engine_place
+from posttrain.rl.sampling import Sampling
 from posttrain.rl.turns import engines_turn
-from posttrain.tables import MetricsLog, read_json, write_groups, write_json
+from posttrain.tables import MetricsLog, read_arrays, write_arrays, write_groups, write_table
 
-CURRICULUM_FILE = "curriculum.json"
+STATE_FILE = "curriculum.zip"
+OLD_STATE_FILE = "curriculum.json"
+TABLES = ("rollouts", "probes")
+"""Folders of one table per step."""
 MAX_UNDECIDED = 0.05
 """Share of a step's rollouts that no verifier could decide, past which the run stops."""
 
@@ -37,6 +46,9 @@ class RolloutSession:
         *,
         curriculum: Curriculum,
         max_refills: int,
+        num_probed: int,
+        max_steps_without_signal: int | None,
+        systems: Sequence[str | None],
         prompts: Mapping[str, Prompt],
         engine: Engine,
         tokenizer: PreTrainedTokenizerBase,
@@ -49,7 +61,10 @@ class RolloutSession:
     ) -> None:
         self._curriculum = curriculum
         self._max_refills = max_refills
-        self._prompts = prompts
+        self._num_probed = num_probed
+        self._max_steps_without_signal = max_steps_without_signal
+        self._systems = systems
+        self._prompts = dict(prompts)
         self._engine = engine
         self._tokenizer = tokenizer
         self._request = request
@@ -58,9 +73,11 @@ class RolloutSession:
         self._base = base
         self._offload_policy = offload_policy
         self._work_dir = work_dir
-        self._ids: dict[str, list[int]] = {}
+        self._ids: dict[tuple[str, str | None], list[int]] = {}
         self._last_groups: list[RolloutGroup] = []
+        self._steps_without_signal = 0
         self._parity = MetricsLog(work_dir / "parity.jsonl")
+        self._metrics: list[Mapping[str, float]] = []
 
     def next_groups(self, trainer: GRPOTrainer) -> list[RolloutGroup]:
         """Sync the engine to the trainer's weights, then collect the batch of the step at hand."""
@@ -72,23 +89,26 @@ class RolloutSession:
             tensor_parallel_size=self._spec.tensor_parallel_size,
         )
         probe = self._probe(trainer) if step != self._engine.policy_version else None
+        started = time.monotonic()
         with engines_turn(self._engine, trainer, offload_policy=self._offload_policy):
             if probe is not None:
                 self._sync(trainer, probe)
+            sampling = self._sampling(step, place)
+            likelihoods = self._score_references(sampling)
             batch = collect_batch(
-                curriculum=self._curriculum,
-                prompts=self._prompts,
-                engine=self._engine,
-                tokenizer=self._tokenizer,
-                request=self._request,
+                self._curriculum,
+                sampling,
                 num_groups=self._num_groups,
                 max_refills=self._max_refills,
-                step=step,
-                place=place,
             )
         self._last_groups = batch.groups
+        self._steps_without_signal = (
+            0 if "trained" in batch.uses else self._steps_without_signal + 1
+        )
+        self._note_metrics(batch, likelihoods, seconds=time.monotonic() - started)
         if trainer.accelerator.is_main_process:
-            self._record(batch, step)
+            self._record(batch, likelihoods, step)
+            self._say_what_lacks(batch, step)
         fault_point("rl.after_rollouts")
         self._stop_if_unhealthy(batch, step)
         groups = batch.training_groups
@@ -101,16 +121,61 @@ class RolloutSession:
             )
         return groups
 
+    def take_metrics(self) -> dict[str, float]:
+        """What the steps since the last call measured, as means over them."""
+        steps, self._metrics = self._metrics, []
+        names = dict.fromkeys(name for metrics in steps for name in metrics)
+        return {
+            name: sum(found) / len(found)
+            for name in names
+            if (found := [metrics[name] for metrics in steps if name in metrics])
+        }
+
+    def _sampling(self, step: int, place: EnginePlace) -> Sampling:
+        return Sampling(
+            engine=self._engine,
+            tokenizer=self._tokenizer,
+            request=self._request,
+            prompts=self._prompts,
+            step=step,
+            systems=self._systems,
+            place=place,
+        )
+
+    def _score_references(self, sampling: Sampling) -> LikelihoodProbe:
+        """Tell the curriculum how likely the policy finds the answers that it asks about."""
+        asked = self._curriculum.to_probe(self._num_probed)
+        found = score_references(asked, sampling, max_model_len=self._spec.max_model_len)
+        if asked:
+            self._curriculum.observe_likelihood(
+                {one.prompt_id: one.logprob for one in found.scored}, step=sampling.step
+            )
+        return found
+
+    def _note_metrics(self, batch: Batch, likelihoods: LikelihoodProbe, *, seconds: float) -> None:
+        tokens = tokens_spent(batch) | {"probe": sum(one.num_tokens for one in likelihoods.scored)}
+        self._metrics.append(
+            {
+                **{f"tokens/{name}": float(num) for name, num in tokens.items()},
+                **{f"groups/{use}": float(batch.uses.count(use)) for use in USES},
+                "groups/refill_cap_bound": float(batch.is_capped),
+                "groups/steps_without_signal": float(self._steps_without_signal),
+                "seconds/rollouts": seconds - likelihoods.seconds,
+                "seconds/probe": likelihoods.seconds,
+                **self._curriculum.metrics(),
+            }
+        )
+
     def _probe(self, trainer: GRPOTrainer) -> Probe:
         """What the engine must answer once it has the trainer's weights."""
         groups = self._last_groups
         if not groups:
             # The first sync of a resumed run: any prompt will do, split in the middle.
-            ids = [self.prompt_ids(prompt_id) for prompt_id in sorted(self._prompts)[:4]]
+            ids = [self._prompt_ids(prompt_id, None) for prompt_id in sorted(self._prompts)[:4]]
             prefixes = [i[: len(i) // 2] for i in ids]
             continuations = [i[len(i) // 2 :] for i in ids]
         else:
-            prefixes = [self.prompt_ids(g.prompt_id) for g in groups]
+            prefixes = [self.prompt_ids(g) for g in groups]
             continuations = [g.rollouts[0].completion_ids for g in groups]
         model = trainer.accelerator.unwrap_model(trainer.model)
         return take_probe(model, prefixes, continuations)
@@ -140,24 +205,45 @@ class RolloutSession:
             )
         fault_point("rl.after_sync")
 
-    def messages(self, prompt_id: str) -> list[Message]:
-        """The prompt's conversation."""
-        return self._prompts[prompt_id].messages
+    def messages(self, group: RolloutGroup) -> list[Message]:
+        """The conversation that a group answers."""
+        return with_system(self._prompts[group.prompt_id].messages, group.system)
 
-    def prompt_ids(self, prompt_id: str) -> list[int]:
-        """The prompt's tokens."""
-        if prompt_id not in self._ids:
-            self._ids[prompt_id] = prompt_ids(self._tokenizer, self._prompts[prompt_id].messages)
-        return self._ids[prompt_id]
+    def prompt_ids(self, group: RolloutGroup) -> list[int]:
+        """That conversation's tokens."""
+        return self._prompt_ids(group.prompt_id, group.system)
+
+    def _prompt_ids(self, prompt_id: str, system: str | None) -> list[int]:
+        key = (prompt_id, system)
+        if key not in self._ids:
+            messages = with_system(self._prompts[prompt_id].messages, system)
+            self._ids[key] = prompt_ids(self._tokenizer, messages)
+        return self._ids[key]
 
     def save(self, checkpoint: str) -> None:
-        """Write the curriculum into a checkpoint folder."""
-        write_json(Path(checkpoint) / CURRICULUM_FILE, self._curriculum.state_dict())
+        """Write the curriculum and the session into a checkpoint folder."""
+        state = {
+            "curriculum": self._curriculum.state_dict(),
+            "session": {"steps_without_signal": self._steps_without_signal},
+        }
+        write_arrays(Path(checkpoint) / STATE_FILE, state)
 
     def restore(self, checkpoint: Path, step: int) -> None:
-        """Go on from a checkpoint at `step`; later steps' tables, to be made again, go aside."""
-        self._curriculum.load_state_dict(read_json(checkpoint / CURRICULUM_FILE))
+        """Go on from a checkpoint at `step`; later steps' tables, to be made again, go aside.
+
+        Raises EnvironmentFault where the checkpoint is of a version that kept other state.
+        """
+        if not (checkpoint / STATE_FILE).exists() and (checkpoint / OLD_STATE_FILE).exists():
+            raise EnvironmentFault(
+                f"{checkpoint} was written by a version of posttrain whose curriculum state this "
+                "one does not read",
+                hint=f"remove {checkpoint.parent} to start the RL stage over, or finish it with "
+                "the version that began it",
+            )
         self.rewind(step)
+        state = read_arrays(checkpoint / STATE_FILE)
+        self._curriculum.load_state_dict(state["curriculum"])
+        self._steps_without_signal = state["session"]["steps_without_signal"]
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded at `step` and later: the next batch is that step's."""
@@ -165,19 +251,34 @@ class RolloutSession:
             return
         self._parity.rewind(step - 1)
         aside = self._work_dir / "superseded" / str(time.time_ns())
-        for table in sorted((self._work_dir / "rollouts").glob("step-*.parquet")):
-            if int(table.stem.split("-")[1]) >= step:
-                aside.mkdir(parents=True, exist_ok=True)
-                table.rename(aside / table.name)
+        for name in TABLES:
+            for table in sorted((self._work_dir / name).glob("step-*.parquet")):
+                if int(table.stem.split("-")[1]) >= step:
+                    (aside / name).mkdir(parents=True, exist_ok=True)
+                    table.rename(aside / name / table.name)
 
-    def _record(self, batch: Batch, step: int) -> None:
-        """Write the step's rollout table, once and for good, with what became of each group."""
-        columns = [
-            {"use": use, "refill": n}
-            for use, n in zip(batch.uses, batch.refill_rounds, strict=True)
-        ]
-        path = self._work_dir / "rollouts" / f"step-{step:06d}.parquet"
-        write_groups(path, batch.groups, self._prompts, columns=columns)
+    def _record(self, batch: Batch, likelihoods: LikelihoodProbe, step: int) -> None:
+        """Write the step's tables, once and for good: rollouts with what became of each group."""
+        name = f"step-{step:06d}.parquet"
+        if likelihoods.scored:
+            rows: list[dict[str, Any]] = [
+                {"step": step, **dataclasses.asdict(one)} for one in likelihoods.scored
+            ]
+            write_table(self._work_dir / "probes" / name, rows)
+        write_groups(
+            self._work_dir / "rollouts" / name,
+            batch.groups,
+            self._prompts,
+            columns=group_columns(batch),
+        )
+
+    def _say_what_lacks(self, batch: Batch, step: int) -> None:
+        """Tell once per dry spell; metrics.jsonl and curriculum.jsonl hold every step."""
+        if self._steps_without_signal == 1:
+            note(
+                f"rl: step {step}: no group of {len(batch.groups)} had signal "
+                f"({_counts(batch)}); trained on the best at hand"
+            )
 
     def _stop_if_unhealthy(self, batch: Batch, step: int) -> None:
         outcomes = [r.outcome for g in batch.groups for r in g.rollouts]
@@ -188,3 +289,20 @@ class RolloutSession:
                 f"at step {step}; the first: {undecided[0].why}",
                 hint="check the verifier and references of rl.data",
             )
+        most = self._max_steps_without_signal
+        if most is not None and self._steps_without_signal >= most:
+            raise HealthStop(
+                f"rl: no group had signal for {self._steps_without_signal} steps, up to step "
+                f"{step} ({_counts(batch)} at the last)",
+                hint="give rl.data harder prompts where all pass, easier ones or a longer SFT "
+                "where all fail; rl.max_steps_without_signal says how long to go on",
+            )
+
+
+def _counts(batch: Batch) -> str:
+    """Groups without signal by what they lacked, in words."""
+    solved = sum(g.num_passed == g.num_decided > 0 for g in batch.groups)
+    failed = sum(g.num_passed == 0 < g.num_decided for g in batch.groups)
+    undecided = sum(g.num_decided == 0 for g in batch.groups)
+    said = f"{solved} all passed, {failed} all failed"
+    return said + (f", {undecided} undecided" if undecided else "")

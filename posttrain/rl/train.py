@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from posttrain.engines import PROBE_FILE, SamplingRequest, make_engine
 from posttrain.engines.base import Sleeps
 from posttrain.engines.parity import save_probe, take_probe
 from posttrain.errors import RecipeError
-from posttrain.models import PolicyPath, load_policy, load_tokenizer
+from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
 from posttrain.recipe.schema import BandCurriculum, EngineSpec, Model, UniformCurriculum
 from posttrain.records import Prompt
-from posttrain.rl.flow import curriculum_flow
+from posttrain.rl.accounting import FATES, PURPOSES
+from posttrain.rl.flow import curriculum_flow, flow_totals
 from posttrain.rl.places import engine_place
-from posttrain.rl.session import RolloutSession
+from posttrain.rl.session import TABLES, RolloutSession
 from posttrain.rl.trainer import CurriculumGRPOTrainer
 from posttrain.tables import write_table
 from posttrain.training import newest_checkpoint, run_trainer, trainer_arguments
@@ -35,6 +36,8 @@ def train(
     engine: EngineSpec,
     curriculum: BandCurriculum | UniformCurriculum,
     trainer: dict[str, Any],
+    system_prompts: Sequence[str | None] = (),
+    max_steps_without_signal: int | None = None,
     offload_policy: bool = False,
     seed: int,
     work_dir: Path,
@@ -43,8 +46,9 @@ def train(
 ) -> dict[str, Any]:
     """Train `policy` on verified rollouts of `prompts`; resumes from `work_dir`.
 
-    Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.json, parity.jsonl and rollouts/ to
-    `out_dir`. `prior` maps prompt ids to expected pass rates. Returns the stage's summary.
+    Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.zip, parity.jsonl, rollouts/ and
+    probes/ to `out_dir`. `prior` maps prompt ids to expected pass rates; `system_prompts` are the
+    instructions one of which every group gets. Returns the stage's summary.
     """
     # Rows reach TRL with columns of their own, which it must not drop.
     args = trainer_arguments(
@@ -68,6 +72,9 @@ def train(
     session = RolloutSession(
         curriculum=build_curriculum(curriculum, prompts, seed=seed, prior=prior),
         max_refills=curriculum.max_refills,
+        num_probed=0,
+        max_steps_without_signal=max_steps_without_signal,
+        systems=system_prompts,
         prompts={p.prompt_id: p for p in prompts},
         engine=running,
         tokenizer=tokenizer,
@@ -99,10 +106,11 @@ def train(
     )
     summary = run_trainer(grpo, stage="rl", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
     # Every process, as the model may be sharded over them.
+    tried = prompts[:4]
     probe = take_probe(
         grpo.accelerator.unwrap_model(grpo.model),
-        [session.prompt_ids(p.prompt_id) for p in prompts[:4]],
-        [tokenizer.encode(p.reference, add_special_tokens=False) for p in prompts[:4]],
+        [prompt_ids(tokenizer, p.messages) for p in tried],
+        [tokenizer.encode(p.reference, add_special_tokens=False) for p in tried],
     )
     if not grpo.is_world_process_zero():
         return summary
@@ -110,10 +118,16 @@ def train(
     save_probe(probe, out_dir / "policy" / PROBE_FILE)
     if (work_dir / "parity.jsonl").exists():
         shutil.copy2(work_dir / "parity.jsonl", out_dir / "parity.jsonl")
-    shutil.copytree(work_dir / "rollouts", out_dir / "rollouts")
-    flow = curriculum_flow(out_dir / "rollouts")
+    for name in TABLES:
+        if (work_dir / name).exists():
+            shutil.copytree(work_dir / name, out_dir / name)
+    flow = curriculum_flow(out_dir / "rollouts", out_dir / "probes")
     write_table(out_dir / "curriculum.jsonl", flow)
+    totals = flow_totals(flow)
     return summary | {
         "prompts": len(prompts),
-        "generated_tokens": sum(row["tokens"] for row in flow),
+        "generated_tokens": totals["tokens"],
+        "scored_tokens": totals["scored"],
+        "tokens_by_purpose": {name: totals[f"tokens_{name}"] for name in PURPOSES},
+        "tokens_by_fate": {name: totals[f"tokens_{name}"] for name in FATES},
     }

@@ -25,12 +25,16 @@ class BatchSource(Protocol):
         """Groups for the step at hand, for all ranks, those with signal first."""
         ...
 
-    def messages(self, prompt_id: str) -> list[Message]:
-        """The prompt's conversation."""
+    def messages(self, group: RolloutGroup) -> list[Message]:
+        """The conversation that a group answers."""
         ...
 
-    def prompt_ids(self, prompt_id: str) -> list[int]:
-        """The prompt's tokens, as the engine saw them."""
+    def prompt_ids(self, group: RolloutGroup) -> list[int]:
+        """That conversation's tokens, as the engine saw them."""
+        ...
+
+    def take_metrics(self) -> dict[str, float]:
+        """What the steps since the last call measured."""
         ...
 
     def save(self, checkpoint: str) -> None:
@@ -65,8 +69,8 @@ class CurriculumGRPOTrainer(GRPOTrainer):
         passed = [rollout.outcome.passed for rollout in group.rollouts]
         return [
             {
-                "prompt": self._source.messages(group.prompt_id),
-                "prompt_ids": self._source.prompt_ids(group.prompt_id),
+                "prompt": self._source.messages(group),
+                "prompt_ids": self._source.prompt_ids(group),
                 "completion_ids": rollout.completion_ids,
                 "logprobs": rollout.logprobs,
                 "env_mask": [0 if masked else 1] * len(rollout.completion_ids),
@@ -74,6 +78,10 @@ class CurriculumGRPOTrainer(GRPOTrainer):
             }
             for rollout, outcome in zip(group.rollouts, passed, strict=True)
         ]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what the source measured beside TRL's own."""
+        super().log({**logs, **self._source.take_metrics()}, start_time)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

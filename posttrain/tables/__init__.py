@@ -3,6 +3,7 @@
 # pyarrow ships no types
 # pyright: reportUnknownVariableType=false
 
+from posttrain.tables.arrays import read_arrays, write_arrays
 from posttrain.tables.files import (
     MetricsLog,
     file_sha256,
@@ -24,12 +25,14 @@ __all__ = [
     "MetricsLog",
     "file_sha256",
     "json_field",
+    "read_arrays",
     "read_groups",
     "read_json",
     "read_metrics",
     "read_records",
     "read_table",
     "record_schema",
+    "write_arrays",
     "write_bytes",
     "write_groups",
     "write_json",

@@ -176,6 +176,7 @@ def write_groups(
             "prompt_id": group.prompt_id,
             "step": group.step,
             "policy_version": group.policy_version,
+            "system": group.system,
         }
         for index, rollout in enumerate(group.rollouts):
             row = _encode(rollout, Rollout)
@@ -207,6 +208,8 @@ def read_groups(path: Path) -> list[RolloutGroup]:
             step=head["step"],
             policy_version=head["policy_version"],
             rollouts=tuple(rollouts),
+            # A table from before there were system instructions has no such column.
+            system=head.get("system"),
         )
         for head, rollouts in groups
     ]
@@ -215,6 +218,7 @@ def read_groups(path: Path) -> list[RolloutGroup]:
 def _group_schema() -> pa.Schema:
     head = [pa.field("prompt_id", pa.string())]
     head += [pa.field(name, pa.int64()) for name in ("step", "policy_version", "index")]
+    head.append(pa.field("system", pa.string()))
     rollout = [field for field in record_schema(Rollout) if field.name != "outcome"]
     return pa.schema(
         [*head, *rollout, *record_schema(Outcome), pa.field("capability", pa.string())]

@@ -14,7 +14,10 @@ from posttrain.pipeline.steps.answering import answers_decided
 from posttrain.records import PreferencePair, RolloutGroup, Sample
 from posttrain.tables import read_groups, read_records, write_json, write_records
 
-SHOWN = ("steps", "tokens", "samples", "pairs", "groups", "rollouts")
+SHOWN = (
+    *("steps", "tokens", "samples", "pairs", "groups", "rollouts"),
+    *("generated_tokens", "scored_tokens"),
+)
 
 
 def train_sft(context: StageContext) -> Counts:
@@ -51,6 +54,8 @@ def train_rl(context: StageContext) -> Counts:
             engine=recipe.engine,
             curriculum=context.curriculum,
             trainer=recipe.rl.trainer,
+            system_prompts=recipe.rl.system_prompts,
+            max_steps_without_signal=recipe.rl.max_steps_without_signal,
             offload_policy=recipe.rl.offload_policy,
             seed=context.seed,
             work_dir=context.work_dir,
