@@ -113,6 +113,7 @@ def rl(loaded: LoadedRecipe) -> Part:
             "curriculum": _values(loaded.curriculum),
             "trainer": _trainer(loaded, "rl"),
             "system_prompts": loaded.written["rl"]["system_prompts"],
+            "shaping": loaded.written["rl"]["shaping"],
         },
         "engine": _engine(loaded.written["engine"]),
         **_training(loaded),

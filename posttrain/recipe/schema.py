@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -227,6 +228,78 @@ class Sft(Spec):
     """trl.SFTConfig's own names."""
 
 
+Weight = Annotated[float, Field(gt=0.0, le=0.5)]
+
+
+class LengthTerm(Spec):
+    """Takes from the reward of a passed answer what it has too much of tokens."""
+
+    weight: Weight = 0.1
+    """Taken at `full_tokens` and beyond."""
+    free_tokens: int = Field(ge=0)
+    """Up to so many nothing is taken."""
+    full_tokens: int = Field(ge=1)
+    """From so many on the whole weight is taken, in between a part."""
+
+    @model_validator(mode="after")
+    def _ramp(self) -> LengthTerm:
+        if self.free_tokens >= self.full_tokens:
+            raise wrong(f"must be below full_tokens ({self.full_tokens})", "free_tokens")
+        return self
+
+
+class FormatTerm(Spec):
+    """Adds to the reward of a passed answer that has a form."""
+
+    weight: Weight = 0.1
+    """Added where the pattern is found."""
+    pattern: str = Field(min_length=1)
+    """A Python regular expression, searched for in the answer."""
+
+    @model_validator(mode="after")
+    def _compiles(self) -> FormatTerm:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise wrong(f"is no regular expression: {error}", "pattern") from error
+        return self
+
+
+Script = Literal[
+    "latin", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "thai", "hangul", "hiragana",
+    "katakana", "cjk",
+]  # fmt: skip
+
+
+class LanguageTerm(Spec):
+    """Adds to the reward of a passed answer that keeps to a script."""
+
+    weight: Weight = 0.1
+    """Added where enough of the letters belong to the script."""
+    script: Script
+    """As Unicode names it."""
+    min_share: Share = 0.9
+    """Share of the letters."""
+
+
+class Shaping(Spec):
+    """Terms added to the reward of answers that passed; they never decide whether one passes."""
+
+    length: LengthTerm | None = None
+    """Taken from long answers."""
+    format: FormatTerm | None = None
+    """Given for a form."""
+    language: LanguageTerm | None = None
+    """Given for keeping to a script."""
+
+    @model_validator(mode="after")
+    def _stays_small(self) -> Shaping:
+        terms = (self.length, self.format, self.language)
+        if sum(term.weight for term in terms if term is not None) > 0.5:
+            raise wrong("the weights must sum to 0.5 at most, so that passing counts most")
+        return self
+
+
 class Rl(Spec):
     """Stage 2: online RL on a moving curriculum."""
 
@@ -239,6 +312,8 @@ class Rl(Spec):
     leaves that one. Evaluation goes without."""
     max_steps_without_signal: int | None = Field(default=10, ge=1)
     """Steps in a row without a group that teaches anything, after which the run stops."""
+    shaping: Shaping | None = None
+    """Terms added to the reward of passed answers, for length, form and language."""
     offload_policy: bool = False
     """Keep the policy in host memory while the engine generates; with engine.enable_sleep_mode the
     two take turns on one device. One process only."""

@@ -20,8 +20,9 @@ from posttrain.errors import EnvironmentFault, HealthStop
 from posttrain.faults import fault_point
 from posttrain.models import prompt_ids
 from posttrain.progress import note
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.schema import EngineSpec, Shaping
 from posttrain.records import Message, Prompt, RolloutGroup, with_system
+from posttrain.rewards.shaping import mean_terms, shaped_rewards
 from posttrain.rl.accounting import group_columns, tokens_spent
 from posttrain.rl.collect import USES, Batch, collect_batch
 from posttrain.rl.likelihood import LikelihoodProbe, score_references
@@ -49,6 +50,7 @@ class RolloutSession:
         num_probed: int,
         max_steps_without_signal: int | None,
         systems: Sequence[str | None],
+        shaping: Shaping | None,
         prompts: Mapping[str, Prompt],
         engine: Engine,
         tokenizer: PreTrainedTokenizerBase,
@@ -64,6 +66,7 @@ class RolloutSession:
         self._num_probed = num_probed
         self._max_steps_without_signal = max_steps_without_signal
         self._systems = systems
+        self._shaping = shaping
         self._prompts = dict(prompts)
         self._engine = engine
         self._tokenizer = tokenizer
@@ -160,11 +163,18 @@ class RolloutSession:
                 **{f"groups/{use}": float(batch.uses.count(use)) for use in USES},
                 "groups/refill_cap_bound": float(batch.is_capped),
                 "groups/steps_without_signal": float(self._steps_without_signal),
+                **self._shaping_metrics(batch),
                 "seconds/rollouts": seconds - likelihoods.seconds,
                 "seconds/probe": likelihoods.seconds,
                 **self._curriculum.metrics(),
             }
         )
+
+    def _shaping_metrics(self, batch: Batch) -> dict[str, float]:
+        if self._shaping is None:
+            return {}
+        terms = mean_terms(batch.training_groups, self._shaping)
+        return {f"shaping/{name}": value for name, value in terms.items()}
 
     def _probe(self, trainer: GRPOTrainer) -> Probe:
         """What the engine must answer once it has the trainer's weights."""
@@ -204,6 +214,10 @@ class RolloutSession:
                 },
             )
         fault_point("rl.after_sync")
+
+    def rewards(self, group: RolloutGroup) -> list[float | None]:
+        """1 for passed, 0 for failed, None for undecided, shaped where the recipe says so."""
+        return shaped_rewards(group, self._shaping)
 
     def messages(self, group: RolloutGroup) -> list[Message]:
         """The conversation that a group answers."""

@@ -17,7 +17,7 @@ from posttrain.engines.base import Sleeps
 from posttrain.engines.parity import save_probe, take_probe
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
-from posttrain.recipe.schema import BandCurriculum, EngineSpec, Model, UniformCurriculum
+from posttrain.recipe.schema import BandCurriculum, EngineSpec, Model, Shaping, UniformCurriculum
 from posttrain.records import Prompt
 from posttrain.rl.accounting import FATES, PURPOSES
 from posttrain.rl.flow import curriculum_flow, flow_totals
@@ -37,6 +37,7 @@ def train(
     curriculum: BandCurriculum | UniformCurriculum,
     trainer: dict[str, Any],
     system_prompts: Sequence[str | None] = (),
+    shaping: Shaping | None = None,
     max_steps_without_signal: int | None = None,
     offload_policy: bool = False,
     seed: int,
@@ -75,6 +76,7 @@ def train(
         num_probed=0,
         max_steps_without_signal=max_steps_without_signal,
         systems=system_prompts,
+        shaping=shaping,
         prompts={p.prompt_id: p for p in prompts},
         engine=running,
         tokenizer=tokenizer,

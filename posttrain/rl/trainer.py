@@ -33,6 +33,10 @@ class BatchSource(Protocol):
         """That conversation's tokens, as the engine saw them."""
         ...
 
+    def rewards(self, group: RolloutGroup) -> list[float | None]:
+        """(G,) what each answer is worth; None where it could not be decided."""
+        ...
+
     def take_metrics(self) -> dict[str, float]:
         """What the steps since the last call measured."""
         ...
@@ -66,7 +70,7 @@ class CurriculumGRPOTrainer(GRPOTrainer):
         return output
 
     def _rows(self, group: RolloutGroup, *, masked: bool) -> list[Row]:
-        passed = [rollout.outcome.passed for rollout in group.rollouts]
+        rewards = self._source.rewards(group)
         return [
             {
                 "prompt": self._source.messages(group),
@@ -74,9 +78,9 @@ class CurriculumGRPOTrainer(GRPOTrainer):
                 "completion_ids": rollout.completion_ids,
                 "logprobs": rollout.logprobs,
                 "env_mask": [0 if masked else 1] * len(rollout.completion_ids),
-                "outcome": None if outcome is None else float(outcome),
+                "reward": reward,
             }
-            for rollout, outcome in zip(group.rollouts, passed, strict=True)
+            for rollout, reward in zip(group.rollouts, rewards, strict=True)
         ]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -110,6 +114,6 @@ def _hand_over(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]
     }
 
 
-def verified(*, outcome: list[float | None], **_: Any) -> list[float | None]:
-    """TRL's reward function: 1 for passed, 0 for failed, None for undecided."""
-    return outcome
+def verified(*, reward: list[float | None], **_: Any) -> list[float | None]:
+    """TRL's reward function: what the source said."""
+    return reward

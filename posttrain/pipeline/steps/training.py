@@ -55,6 +55,7 @@ def train_rl(context: StageContext) -> Counts:
             curriculum=context.curriculum,
             trainer=recipe.rl.trainer,
             system_prompts=recipe.rl.system_prompts,
+            shaping=recipe.rl.shaping,
             max_steps_without_signal=recipe.rl.max_steps_without_signal,
             offload_policy=recipe.rl.offload_policy,
             seed=context.seed,
