@@ -48,11 +48,11 @@ HOSTILE: dict[str, str] = {
     "logarithm of zero": r"\boxed{\frac{0}{0} + \log 0}",
     "giant matrix": r"\boxed{\begin{pmatrix}"
     + r"\\".join(["1&" * 60 + "1"] * 10)
-    + r"\end{pmatrix}}",  # noqa: E501
+    + r"\end{pmatrix}}",
     "power of a matrix": r"\boxed{\begin{pmatrix}x&y\\y&x\end{pmatrix}^{5000}}",
     "determinant": r"\boxed{\det\begin{pmatrix}"
     + r"\\".join("&".join(f"a_{{{i}{j}}}" for j in range(9)) for i in range(9))
-    + r"\end{pmatrix}}",  # noqa: E501
+    + r"\end{pmatrix}}",
     "long set": r"\boxed{\{" + ",".join(f"x^{{{i}}}" for i in range(200)) + r"\}}",
     "equation of high degree": r"\boxed{x^{97}+x^{31}+x^{7}+17=0}",
     "system": r"\boxed{x^5+y^7=3, x^7-y^5=2, \sin(xy)=z}",

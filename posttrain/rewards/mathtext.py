@@ -1,7 +1,7 @@
 """Mathematical answers as text: one way of writing, parts of lists, units; nothing is evaluated."""
 
 # Other scripts' signs are what this module is about.
-# ruff: noqa: RUF001
+# ruff: noqa: RUF001, RUF002
 
 from __future__ import annotations
 
@@ -184,9 +184,9 @@ def read_math(text: str) -> Reading:
 
 def _unbracketed(text: str) -> tuple[str, Shape]:
     """What one pair of brackets encloses, with the pair; `one` where no pair encloses it all."""
-    for left, right, shape in (("\\{", "\\}", "{}"), ("{", "}", "{}")):
+    for left, right in (("\\{", "\\}"), ("{", "}")):
         if text.startswith(left) and text.endswith(right) and _encloses(text, len(left)):
-            return text[len(left) : -len(right)].strip(), shape
+            return text[len(left) : -len(right)].strip(), "{}"
     first, last = text[:1], text[-1:]
     if first in ("(", "[") and last in (")", "]") and _encloses(text, 1):
         shapes: dict[str, Shape] = {"()": "()", "[]": "[]", "(]": "(]", "[)": "[)"}
