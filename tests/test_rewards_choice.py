@@ -1,5 +1,8 @@
 """Verifier `choice`: one option, by label or by text, and nothing that names two."""
 
+# Letters of other scripts that look like ours are what is tested.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import json

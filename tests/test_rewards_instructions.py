@@ -50,6 +50,8 @@ PIECES = [
     "one, two, three", "sss", "******", "An old man sat by the sea. He slept. It rained.",
 ]  # fmt: skip
 
+WHOLE = ["one *** two", "The first.\n\nThe second.", "Write about a river. It flows."]
+
 
 def prompt(names: list[str], kwargs: list[dict[str, Any]], **more: Any) -> Prompt:
     return Prompt.make(
@@ -63,7 +65,7 @@ def prompt(names: list[str], kwargs: list[dict[str, Any]], **more: Any) -> Promp
 def responses(num: int) -> list[str]:
     rng = random.Random(3)
     made = [" ".join(rng.choices(PIECES, k=rng.randint(1, 6))) for _ in range(num)]
-    made = [text for text in made if text.strip()]
+    made = [text for text in (*made, *PIECES, *WHOLE) if text.strip()]
     return made + [text.lower() for text in made[:10]] + [text.upper() for text in made[:10]]
 
 
@@ -149,7 +151,7 @@ def test_rows_with_empty_values_work_as_they_are() -> None:
         ("", "no JSON"),
         ("[]", "no JSON object"),
         ('{"instruction_id_list": ["punctuation:no_comma"]}', "needs the lists"),
-        ('{"instruction_id_list": [], "kwargs": []}', "one at least"),
+        ('{"instruction_id_list": [], "kwargs": []}', "at least one"),
         ('{"instruction_id_list": ["punctuation:no_comma"], "kwargs": []}', "as many"),
         ('{"instruction_id_list": [3], "kwargs": [{}]}', "must hold texts"),
         ('{"instruction_id_list": ["punctuation:no_comma"], "kwargs": [3]}', "must hold objects"),

@@ -92,7 +92,7 @@ def read_task(prompt: Prompt) -> tuple[dict[str, str], str] | str:
 def folded(text: str) -> str:
     """A label in one way of writing: compatible characters folded, upper case.
 
-    >>> folded("ｂ "), folded("甲")
+    >>> folded("b "), folded("甲")
     ('B', '甲')
     """
     return unicodedata.normalize("NFKC", text).strip().upper()

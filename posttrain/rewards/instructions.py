@@ -94,9 +94,7 @@ def _read(reference: str) -> dict[str, Any] | str:
         return "the reference needs the lists instruction_id_list and kwargs"
     names, kwargs = cast("list[Any]", names), cast("list[Any]", kwargs)
     if not names or len(names) != len(kwargs):
-        return (
-            f"{len(names)} instructions with {len(kwargs)} kwargs: give as many, and one at least"
-        )
+        return f"{len(names)} instructions with {len(kwargs)} kwargs: as many, at least one"
     if not all(isinstance(name, str) for name in names):
         return "instruction_id_list must hold texts"
     if not all(isinstance(one, dict) for one in kwargs):

@@ -55,7 +55,7 @@ def has_punkt() -> bool:
 
 
 def answer_instructions(request: dict[str, Any]) -> Any:
-    """`parse`: only loads what is needed; `kinds`: what there is; `fits` and `check` a constraint list.
+    """`parse` loads what is needed, `kinds` says what there is, `fits` and `check` test them.
 
     `fits` gives what is wrong with the constraints, or None; `check` the constraints that a
     response follows, strictly and loosely.
