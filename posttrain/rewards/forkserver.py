@@ -35,6 +35,7 @@ _ENVIRONMENT = (
     "PYTHONHOME",
     "VIRTUAL_ENV",
     "TMPDIR",
+    "NLTK_DATA",
 )
 
 

@@ -21,7 +21,7 @@ from posttrain.rewards.forkserver import ForkServer, Worker, WorkerFailure
 
 __all__ = ["WorkerFailure", "ask", "close_workers"]
 
-Kind = Literal["math", "reasoning_gym"]
+Kind = Literal["math", "reasoning_gym", "instructions"]
 
 PATIENCE = 0.05
 """Seconds in the fast lane; most answers take a few milliseconds."""
@@ -33,6 +33,7 @@ NUM_SLOW = 64
 _PACKAGES: dict[Kind, tuple[str, str]] = {
     "math": ("math_verify", "math-verify"),
     "reasoning_gym": ("reasoning_gym", "reasoning-gym"),
+    "instructions": ("lm_eval", "posttrain[instructions]"),
 }
 _fast = threading.BoundedSemaphore(NUM_FAST)
 _slow = threading.BoundedSemaphore(NUM_SLOW)
