@@ -14,6 +14,7 @@ from posttrain.rewards.instructions import fits_instructions, verify_instruction
 from posttrain.rewards.judged import fits_judged, verify_judged
 from posttrain.rewards.math import fits_math, verify_math
 from posttrain.rewards.reasoning_gym import fits_reasoning_gym, verify_reasoning_gym
+from posttrain.rewards.watch import touches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,9 @@ def verify(prompt: Prompt, text: str, *, truncated: bool = False) -> Outcome:
         return foregone
     started = time.perf_counter()
     outcome = verifier.verify(prompt, text)
-    return dataclasses.replace(outcome, seconds=time.perf_counter() - started)
+    return dataclasses.replace(
+        outcome, seconds=time.perf_counter() - started, touches=touches(prompt, text)
+    )
 
 
 def foregone_outcome(text: str, *, truncated: bool) -> Outcome | None:

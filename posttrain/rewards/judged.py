@@ -5,13 +5,14 @@ Which model, and from which score an answer passes, is set once per process by `
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 
 from posttrain.errors import RecipeError
 from posttrain.records import Outcome, Prompt
-from posttrain.rewards.watch import JUDGED
+from posttrain.rewards.watch import JUDGED, touches
 
 Judge = Callable[[Sequence[tuple[Prompt, str]]], list[Outcome]]
 """Outcomes of (prompt, answer) pairs, in their order."""
@@ -49,8 +50,8 @@ def settle() -> None:
     if not waiting:
         return
     found = _decide([(prompt, text) for prompt, text, _ in waiting])
-    for (_, _, future), outcome in zip(waiting, found, strict=True):
-        future.set_result(outcome)
+    for (prompt, text, future), outcome in zip(waiting, found, strict=True):
+        future.set_result(dataclasses.replace(outcome, touches=touches(prompt, text)))
 
 
 def fits_judged(prompt: Prompt) -> str | None:
