@@ -42,6 +42,11 @@ _SENTENCES = (
     "There is nothing like the {quality} {noun} {place} in the evening.",
     "Nobody knows why the {noun} {place} was once {quality}.",
 )
+_MORE = (
+    "I like this {noun} very much.",
+    "Have you seen the {noun} before?",
+    "We will come back to the {noun} soon.",
+)
 _ENDINGS = (
     "That is all.", "Is there anything else?", "Thank you for reading.", "The end.",
     "I hope this helps.", "See you soon.",
@@ -91,7 +96,10 @@ def make_writing(rng: Random, level: int) -> Writing:
         raise ValueError(f"constraints has the levels 1 to {MAX_LEVEL}, not {level}")
     kinds = constraint_kinds()
     for _ in range(_ATTEMPTS):
-        draft = _draft(rng, _choose(rng, level, kinds))
+        names = _choose(rng, level, kinds)
+        if len(names) < level:
+            continue
+        draft = _draft(rng, names)
         writing = Writing(
             question=" ".join([rng.choice(_OPENINGS).format(
                 amount=rng.choice(_AMOUNTS), noun=draft.noun), *draft.asked]),
@@ -133,7 +141,7 @@ def _draft(rng: Random, names: list[str]) -> _Draft:
 
 
 def _meets(writing: Writing) -> bool:
-    """Whether the checkers take the answer, and would not take a refusal too."""
+    """Whether the checkers take the answer."""
     prompt = Prompt.make(
         messages=[{"role": "user", "content": writing.question}],
         reference=writing.reference,
@@ -159,8 +167,9 @@ def _existence(draft: _Draft) -> None:
 
 def _frequency(draft: _Draft) -> None:
     number = draft.rng.randint(2, 4)
-    while len(re.findall(draft.noun, draft.text)) < number:
-        draft.text += f" I like this {draft.noun} very much."
+    for more in draft.rng.sample(_MORE, len(_MORE)):
+        if len(re.findall(draft.noun, draft.text)) < number:
+            draft.text += " " + more.format(noun=draft.noun)
     draft.ask(
         "keywords:frequency",
         f'Use the word "{draft.noun}" at least {number} times.',
