@@ -107,7 +107,7 @@ def is_formula(answer: str) -> bool:
 
 
 def answer_reasoning_gym(request: dict[str, Any]) -> Any:
-    """`families`, `make` and `score`, as posttrain.rewards.reasoning_gym asks for them."""
+    """`families`, `levels`, `level`, `make` and `score`, as posttrain.rewards.reasoning_gym asks."""
     if request["do"] == "families":
         from reasoning_gym.factory import DATASETS
 
@@ -116,6 +116,10 @@ def answer_reasoning_gym(request: dict[str, Any]) -> Any:
             for name, (_, config) in DATASETS.items()
             if name != "composite"
         }
+    if request["do"] == "levels":
+        return family_levels(request["family"])
+    if request["do"] == "level":
+        return configuration_at(request["family"], request["level"])
     family, config = request["family"], json.dumps(request["config"], sort_keys=True)
     if request["do"] == "make":
         dataset = family_dataset(family, config, request["seed"], request["size"])
@@ -125,6 +129,38 @@ def answer_reasoning_gym(request: dict[str, Any]) -> Any:
     if family in _FORMULA_FAMILIES:
         answers = [answer for answer in answers if is_formula(answer)]
     return max((score(dataset, answer, request["entry"]) for answer in answers), default=0.0)
+
+
+def attribute_keys(attribute: Any) -> list[str]:
+    """The configuration keys that an attribute of a curriculum sets."""
+    if hasattr(attribute, "field_name"):
+        return [attribute.field_name]
+    return [attribute.lower_field_name, attribute.upper_field_name]
+
+
+def family_levels(family: str) -> dict[str, Any]:
+    """The attributes of a family's curriculum; empty where it has none."""
+    from reasoning_gym.factory import create_curriculum, has_curriculum
+
+    if not has_curriculum(family):
+        return {}
+    return {
+        name: {"levels": encode(attribute.levels), "keys": attribute_keys(attribute)}
+        for name, attribute in create_curriculum(family).attributes.items()
+    }
+
+
+def configuration_at(family: str, level: int) -> dict[str, Any]:
+    """What the family's curriculum sets at one level of all its attributes."""
+    from reasoning_gym.coaching.base_curriculum import DefaultCurriculumContext, RangeAttributeMode
+    from reasoning_gym.factory import create_curriculum
+
+    curriculum = create_curriculum(family)
+    curriculum.set_global_level(level)
+    context = DefaultCurriculumContext(mode=RangeAttributeMode.UPPER_BOUND)
+    config = curriculum.generate_configuration(context=context)
+    keys = [key for a in curriculum.attributes.values() for key in attribute_keys(a)]
+    return {key: encode(getattr(config, key)) for key in keys}
 
 
 def made_entry(dataset: Any, index: int) -> dict[str, Any]:
