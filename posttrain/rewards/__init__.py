@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from posttrain.records import Outcome, Prompt
+from posttrain.rewards.code import fits_code, verify_code
 from posttrain.rewards.exact import fits_exact, verify_exact
 from posttrain.rewards.math import fits_math, verify_math
 from posttrain.rewards.reasoning_gym import fits_reasoning_gym, verify_reasoning_gym
@@ -27,6 +28,7 @@ class Verifier:
 
 
 VERIFIERS: Mapping[str, Verifier] = {
+    "code": Verifier(verify=verify_code, fits=fits_code),
     "exact": Verifier(verify=verify_exact, fits=fits_exact),
     "math": Verifier(verify=verify_math, fits=fits_math),
     "reasoning_gym": Verifier(verify=verify_reasoning_gym, fits=fits_reasoning_gym),
