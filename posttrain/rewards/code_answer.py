@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 
 _FENCE = re.compile(
-    r"^[ \t]*(?P<marks>`{3,})[ \t]*(?P<language>[\w+-]*)[^\n`]*\n(?P<code>.*?)(?:^[ \t]*(?P=marks)[ \t]*$|\Z)",
+    r"^[ \t]*(?P<marks>`{3,})[ \t]*(?P<language>[\w+-]*)[^\n`]*\n"
+    r"(?P<code>.*?)(?:^[ \t]*(?P=marks)[ \t]*$|\Z)",
     re.MULTILINE | re.DOTALL,
 )
 _PYTHON = {"python", "python3", "py"}

@@ -28,17 +28,28 @@ class Helper:
     """One helper process; `close` ends it and all that it started."""
 
     def __init__(
-        self, program: Path, settings: Message, *, start_seconds: float, scratch: Path | None = None
+        self,
+        program: Path,
+        settings: Message,
+        *,
+        start_seconds: float,
+        scratch: Path,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+        user: int | None = None,
     ) -> None:
         self._scratch = scratch
         self.owner = os.getpid()
         self.process = subprocess.Popen(
-            # -P: the program's own folder must not hide modules of the standard library.
-            [sys.executable, "-P", "-B", str(program)],
+            # As text: another user may not be able to read where posttrain lies.
+            [python, "-P", *(["-s"] if user is not None else []), "-B", "-c", program.read_text()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=dict(_environment()),
+            env={**_environment(), **(environment or {})},
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
             cwd="/",
             start_new_session=True,
             bufsize=0,
@@ -106,8 +117,7 @@ class Helper:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 class Helpers:

@@ -30,10 +30,14 @@ from posttrain.rewards.sandbox.users import unused_id
 PACKAGE = "sandlock"
 _PROGRAMS = ("landlock_main.py", "landlock_zygote.py")
 _START_SECONDS = 60.0
+_NO_LIMIT = 10**9
 
 # What Landlock does not cover and sandlock leaves open: owner, mode, times and attributes of any
 # file of the same user, and the limits and priority of other processes of the same user.
 _DENIED_SYSCALLS = (
+    "listen",
+    "accept",
+    "accept4",
     "chmod",
     "fchmod",
     "fchmodat",
@@ -78,6 +82,8 @@ class Profile:
     """Besides the candidate's own folder."""
     nested: bool = True
     """Whether each candidate enters a domain of its own."""
+    sockets: bool = False
+    """Whether sockets can be made; not by a filter of sandlock's: see landlock_zygote."""
     net_allow: tuple[str, ...] = ()
     net_allow_bind: tuple[str, ...] = ()
     processes: int | None = 1
@@ -120,11 +126,12 @@ class Landlock:
 
     def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
         """See `Sandbox.run`."""
+        held = self._profile.limited
         request = {
             "program": program,
             "stdin": base64.b64encode(stdin).decode(),
-            "wall_seconds": limits.wall_seconds,
-            "output_bytes": limits.output_bytes,
+            "wall_seconds": limits.wall_seconds if "wall" in held else _NO_LIMIT,
+            "output_bytes": limits.output_bytes if "output" in held else _NO_LIMIT,
         }
         # Set from outside for each run, so any helper will do for it.
         with self._helpers.one(dataclasses.replace(limits, output_bytes=0)) as helper:
@@ -165,7 +172,7 @@ class Landlock:
             "profile": {
                 **dataclasses.asdict(profile),
                 "rlimits": _rlimits(profile, limits, user),
-                "files": limits.files if "files" in profile.limited else 10**9,
+                "files": limits.files if "files" in profile.limited else _NO_LIMIT,
             },
         }
         program = Path(__file__).with_name("landlock_main.py")

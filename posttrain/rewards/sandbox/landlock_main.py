@@ -11,6 +11,7 @@ each line is a run: `{program, stdin, wall_seconds, output_bytes}`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import json
 import os
@@ -68,6 +69,7 @@ class Zygote:
             folder,
             os.path.join(runtime, "guard"),
             str(profile["files"]),
+            "sockets" if profile["sockets"] else "",
             *(nested if profile["nested"] else ()),
         ]
         self.process = sandbox.popen(command, modes.PIPED, modes.PIPED, modes.PIPED)
@@ -103,14 +105,14 @@ class Zygote:
         return self.read_line(time.monotonic() + wall_seconds + SECONDS_OF_GRACE)
 
     def close(self) -> None:
-        try:
+        with contextlib.suppress(OSError, RuntimeError):
             self.process.kill()
             self.process.wait(5.0)
-        except (OSError, RuntimeError):
-            pass
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             stream.close()
-        remove(self.folder)
+        # What is left goes with the scratch folder.
+        with contextlib.suppress(OSError):
+            remove(self.folder)
 
 
 def become(user: int | None) -> None:
@@ -143,6 +145,8 @@ def remove(folder: str) -> None:
             os.chmod(path, 0o700)
             for count, entry in enumerate(list(os.scandir(path))):
                 if entry.is_dir(follow_symlinks=False):
+                    # A folder that is moved must be writable.
+                    os.chmod(entry.path, 0o700)
                     os.rename(entry.path, os.path.join(folder, f"up-{number}-{count}"))
                 else:
                     os.unlink(entry.path)
@@ -214,6 +218,7 @@ def main() -> None:
         return
     answer({"ready": True})
     for line in sys.stdin:
+        # One line, one answer, whatever happens.
         request = json.loads(line)
         number += 1
         try:

@@ -1,8 +1,10 @@
 """Runs inside the sandbox and forks a fresh process for each candidate; started by landlock_main.
 
-argv: the folder of runs, the guard packages' folder, the most files in a candidate's folder, then
-the paths that a candidate may read, or none where it enters no domain of its own. stdin: one run a line, `NAME WALL_SECONDS`. stdout, a line for each:
-`WHY STATUS SECONDS CPU_SECONDS`, where CPU_SECONDS is this process's own so far.
+argv: the folder of runs, the guard packages' folder, the most files in a candidate's folder,
+"sockets" where they may be made, then the paths that a candidate may read, or none where it enters
+no domain of its own.
+stdin: one run a line, `NAME WALL_SECONDS`. stdout, a line for each: `WHY STATUS SECONDS
+CPU_SECONDS`, where CPU_SECONDS is this process's own so far.
 
 What a candidate says and is told goes through files that only the candidate's process opens, so
 that this process, whose memory later candidates get a copy of, never sees it. A candidate enters a
@@ -25,14 +27,26 @@ TICK_SECONDS = 0.02
 
 def main() -> None:
     """Serve runs until the input ends."""
-    runs, guard, most_files, *readable = sys.argv[1:]
+    runs, guard, most_files, sockets, *readable = sys.argv[1:]
     sys.path.append(guard)
     import sandlock
 
     for name in WARM.split():
         __import__(name)
     sys.path.remove(guard)
-    os.environ.clear()
+    if not sockets:
+        deny_sockets()
+    for name in (
+        "PYTHONHASHSEED",
+        "LD_LIBRARY_PATH",
+        "HOME",
+        "LC_ALL",
+        "PATH",
+        "USER",
+        "TERM",
+        "LANG",
+    ):
+        os.environ.pop(name, None)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     sys.stdout.write("ready\n")
     sys.stdout.flush()
@@ -50,6 +64,44 @@ def main() -> None:
         cpu = time.process_time()
         sys.stdout.write(f"{why} {status} {time.monotonic() - started:.6f} {cpu:.3f}\n")
         sys.stdout.flush()
+
+
+def deny_sockets() -> None:
+    """Make socket() fail here and in every candidate; socketpair() stays.
+
+    sandlock mediates connect, sendto and the like, but a stream socket that connects by sending
+    with MSG_FASTOPEN passes its rules and those of Landlock. A filter of its own for socket cannot
+    be had, so this is one, in classic BPF: seccomp(2), `struct sock_filter`.
+    """
+    import ctypes
+    import platform
+    import struct
+
+    # AUDIT_ARCH_* of linux/audit.h and __NR_socket.
+    architecture, number = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}[
+        platform.machine()
+    ]
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    kill, refuse, allow = 0x80000000, 0x00050000 | 1, 0x7FFF0000
+    instructions = [
+        (load, 0, 0, 4),
+        (equal, 1, 0, architecture),
+        (give, 0, 0, kill),
+        (load, 0, 0, 0),
+        # Numbers of the x32 ABI, which would be others for the same calls.
+        (at_least, 1, 0, 0x40000000),
+        (equal, 0, 1, number),
+        (give, 0, 0, refuse),
+        (give, 0, 0, allow),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *i) for i in instructions))
+    program = ctypes.create_string_buffer(
+        struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(code))
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    # PR_SET_NO_NEW_PRIVS, then PR_SET_SECCOMP with SECCOMP_MODE_FILTER.
+    if libc.prctl(38, 1, 0, 0, 0) != 0 or libc.prctl(22, 2, program, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "sockets could not be denied")
 
 
 def fork(deadline: float) -> int:

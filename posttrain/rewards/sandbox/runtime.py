@@ -49,9 +49,10 @@ for name in os.listdir(sys.argv[1]) if os.path.isdir(sys.argv[1]) else ():
             importlib.import_module(name.partition(".")[0])
     except BaseException:
         pass
-for name in os.listdir(sys.argv[2]):
-    if name.endswith(".so"):
-        ctypes.CDLL(os.path.join(sys.argv[2], name))
+for folder in sys.argv[2:]:
+    for name in os.listdir(folder):
+        if name.endswith(".so"):
+            ctypes.CDLL(os.path.join(folder, name))
 with open("/proc/self/maps") as maps:
     found = {line.split(None, 5)[5].strip() for line in maps if line.count("/")}
 print("\\n".join(sorted(path for path in found if ".so" in os.path.basename(path))))
@@ -76,18 +77,19 @@ class Runtime:
 
 
 @functools.cache
-def runtime(guard_package: str) -> Runtime:
+def runtime(guard_package: str | None) -> Runtime:
     """The copy, made on first use (seconds); `guard_package` names a folder copied beside it.
 
     Raises EnvironmentFault when it cannot be made.
     """
     standard_library = Path(sysconfig.get_path("stdlib"))
-    libraries = _libraries(standard_library / "lib-dynload", Path(guard_package))
-    key = _key([Path(sys.executable).resolve(), *libraries, Path(guard_package), standard_library])
+    guards = [Path(guard_package)] if guard_package else []
+    libraries = _libraries(standard_library / "lib-dynload", *guards)
+    key = _key([Path(sys.executable).resolve(), *libraries, *guards, standard_library])
     folder = kept_dir() / f"python-{_version()}-{key}"
     if not (folder / "loader").exists():
         try:
-            _make(folder, standard_library, libraries, Path(guard_package))
+            _make(folder, standard_library, libraries, guards)
         except OSError as error:
             raise EnvironmentFault(
                 f"the sandbox cannot copy Python to {folder}: {error}",
@@ -96,7 +98,7 @@ def runtime(guard_package: str) -> Runtime:
     return Runtime(folder)
 
 
-def _make(folder: Path, standard_library: Path, libraries: list[Path], guard: Path) -> None:
+def _make(folder: Path, standard_library: Path, libraries: list[Path], guards: list[Path]) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
         target = Path(making) / "python"
         (target / "bin").mkdir(parents=True)
@@ -109,15 +111,19 @@ def _make(folder: Path, standard_library: Path, libraries: list[Path], guard: Pa
         for library in libraries:
             if library.name.startswith(("ld-", "ld64")) or library.name.startswith("ld."):
                 loader = str(library)
-            elif not any(map(library.is_relative_to, (standard_library, guard))):
+            elif not any(map(library.is_relative_to, (standard_library, *guards))):
                 shutil.copyfile(library, target / "lib" / library.name)
                 for name in _other_names(library):
                     (target / "lib" / name).symlink_to(library.name)
-        shutil.copytree(guard, target / "guard" / guard.name)
+        for guard in guards:
+            shutil.copytree(guard, target / "guard" / guard.name)
         # Unchecked: the copy never changes, and looking at each source costs system calls.
         unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
         compileall.compile_dir(copied, quiet=2, workers=1, invalidation_mode=unchecked)
-        compileall.compile_dir(target / "guard", quiet=2, workers=1, invalidation_mode=unchecked)
+        if guards:
+            compileall.compile_dir(
+                target / "guard", quiet=2, workers=1, invalidation_mode=unchecked
+            )
         for path in (target, *target.rglob("*")):
             if path.is_symlink():
                 continue
@@ -132,8 +138,8 @@ def _make(folder: Path, standard_library: Path, libraries: list[Path], guard: Pa
                 raise
 
 
-def _libraries(extensions: Path, guard: Path) -> list[Path]:
-    asked = [sys.executable, "-I", "-S", "-c", _LIBRARIES, str(extensions), str(guard)]
+def _libraries(extensions: Path, *guards: Path) -> list[Path]:
+    asked = [sys.executable, "-I", "-S", "-c", _LIBRARIES, str(extensions), *map(str, guards)]
     try:
         found = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:

@@ -11,6 +11,8 @@ from pathlib import Path
 # Below 65536, so that containers that map only so many ids have them; no distribution gives these
 # to people, and systemd gives 61184 and up to services for as long as they run.
 _FIRST, _LAST = 64200, 65400
+WASM_ID = 64199
+"""Always the same, as compiled modules must belong to whom they are loaded by."""
 
 
 def unused_id() -> int | None:
