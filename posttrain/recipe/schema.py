@@ -33,6 +33,7 @@ __all__ = [
     "Recipe",
     "Rl",
     "RubricJudge",
+    "SandboxSpec",
     "Sft",
     "Spec",
     "Suite",
@@ -43,7 +44,7 @@ __all__ = [
 
 LoraTarget = Literal["attention", "mlp", "shared_expert", "experts", "router"]
 Column = Literal["messages", "prompt", "question", "answer", "completion", "reference"]
-VerifierName = Literal["exact", "math", "choice", "code", "instructions", "reasoning_gym"]
+VerifierName = Literal["exact", "math", "choice", "code", "instructions", "judge", "reasoning_gym"]
 EvalPoint = Literal["base", "sft", "rl", "dpo"]
 
 
@@ -456,6 +457,29 @@ class AnswerJudge(Spec):
         return self
 
 
+class SandboxSpec(Spec):
+    """Where programs that the model wrote are run; used by the verifier `code`."""
+
+    kind: Literal["auto", "landlock", "wasm", "docker", "http"] = "auto"
+    """auto = the first of landlock and wasm that holds on this machine; none = the run stops."""
+    wall_seconds: float = Field(default=5.0, gt=0.0, le=60.0)
+    """For one run: all calls of a function's tests, or one test of a program."""
+    memory_mib: int = Field(default=512, ge=64)
+    """For one run."""
+    output_kib: int = Field(default=256, ge=64, le=1024)
+    """Of stdout, for one run."""
+    image: str = "python:3.12-slim"
+    """docker: an image with python."""
+    url: str | None = None
+    """http: a SandboxFusion server, for example http://localhost:8080."""
+
+    @model_validator(mode="after")
+    def _endpoint(self) -> SandboxSpec:
+        if (self.kind == "http") != (self.url is not None):
+            raise wrong("http needs url, and nothing else takes one", "kind")
+        return self
+
+
 class Recipe(Spec):
     """One file = all three stages."""
 
@@ -466,6 +490,7 @@ class Recipe(Spec):
     model: Model
     engine: EngineSpec = EngineSpec()
     launch: Launch = Launch()
+    sandbox: SandboxSpec = SandboxSpec()
     max_bad_rows: Share = 0.01
     """Share of unusable rows past which the run stops."""
     sft: Sft | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from posttrain.records import Outcome, Prompt
 from posttrain.rewards.choice import fits_choice, verify_choice
+from posttrain.rewards.code import fits_code, verify_code
 from posttrain.rewards.exact import fits_exact, verify_exact
 from posttrain.rewards.instructions import fits_instructions, verify_instructions
 from posttrain.rewards.judged import fits_judged, verify_judged
@@ -34,6 +35,7 @@ VERIFIERS: Mapping[str, Verifier] = {
     "exact": Verifier(verify=verify_exact, fits=fits_exact),
     "math": Verifier(verify=verify_math, fits=fits_math),
     "choice": Verifier(verify=verify_choice, fits=fits_choice),
+    "code": Verifier(verify=verify_code, fits=fits_code, is_open=True),
     "instructions": Verifier(verify=verify_instructions, fits=fits_instructions),
     "reasoning_gym": Verifier(verify=verify_reasoning_gym, fits=fits_reasoning_gym),
     "judge": Verifier(verify=verify_judged, fits=fits_judged, is_open=True),
