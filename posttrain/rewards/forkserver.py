@@ -81,12 +81,24 @@ class Worker:
         """Whether it still waits for a request: nothing to read, not even an end."""
         return not select.select([self._connection], [], [], 0)[0]
 
-    def demote(self) -> None:
-        """Let it run only while the processor has nothing better to do; it never gets back."""
-        if hasattr(os, "SCHED_IDLE"):
-            # Gone, or the system does not allow it: the wall limit still holds.
-            with contextlib.suppress(OSError):
+    def processor_seconds(self) -> float:
+        """What it has used so far; the wall clock where the system does not tell."""
+        try:
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
+        except (OSError, ValueError, IndexError):
+            return time.monotonic()
+
+    def demote(self, *, to_idle: bool) -> None:
+        """Let others go first; with `to_idle` it runs only when a processor is idle.
+
+        It never gets back: an ordinary user may not raise a priority.
+        """
+        # Gone, or the system does not allow it: the wall limit still holds.
+        with contextlib.suppress(OSError):
+            if to_idle and hasattr(os, "SCHED_IDLE"):
                 os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
+            else:
+                os.setpriority(os.PRIO_PROCESS, self.pid, 19)
 
     def kill(self) -> None:
         """End it; the server reaps it."""
