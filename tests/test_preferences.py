@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.preferences import corner_case, mine_pairs, pair_summary, repeats_itself
+from posttrain.preferences import corner_case, mine_pairs, pair_summary
 from posttrain.recipe.schema import Pairs
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
+from posttrain.rewards.detectors import repeats_itself
 
 
 def prompt(number=0, reference="42"):

@@ -104,7 +104,7 @@ def is_formula(answer: str) -> bool:
 
 
 def answer_reasoning_gym(request: dict[str, Any]) -> Any:
-    """`families`, `levels`, `level`, `make` and `score`, as posttrain.rewards.reasoning_gym asks."""
+    """`families`, `levels`, `level`, `make`, `score`, as posttrain.rewards.reasoning_gym asks."""
     if request["do"] == "families":
         from reasoning_gym.factory import DATASETS
 
