@@ -157,7 +157,8 @@ def configuration_at(family: str, level: int) -> dict[str, Any]:
     context = DefaultCurriculumContext(mode=RangeAttributeMode.UPPER_BOUND)
     config = curriculum.generate_configuration(context=context)
     keys = [key for a in curriculum.attributes.values() for key in attribute_keys(a)]
-    return {key: encode(getattr(config, key)) for key in keys}
+    # Tuples become lists, as in a recipe; family_dataset turns them back.
+    return json.loads(json.dumps({key: getattr(config, key) for key in keys}))
 
 
 def made_entry(dataset: Any, index: int) -> dict[str, Any]:
