@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from posttrain.records import Prompt
 from posttrain.recipe import tasks
+from posttrain.records import Prompt
 from posttrain.rewards import reasoning_gym as gym
 from posttrain.rewards import verify
 from posttrain.rewards.answers import final_answer, tidy
