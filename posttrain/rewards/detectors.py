@@ -120,7 +120,8 @@ def refuses(text: str) -> bool:
 # ---- language
 
 _SET_APART = re.compile(
-    r"```.*?(?:```|$)|`[^`\n]*`|\$[^$\n]*\$|\\[A-Za-z]+|https?://\S+|\w[\w-]*(?:[.@]\w[\w-]*)+",
+    r"```.*?(?:```|$)|`[^`\n]*`|\$[^$\n]*\$|\\[A-Za-z]+|https?://\S+"
+    r"|(?<![\w-])\w[\w-]*+(?:[.@]\w[\w-]*+)+",
     re.DOTALL,
 )
 _LANGUAGES = re.compile(
