@@ -14,7 +14,10 @@ from posttrain.rewards.detectors import repeats_itself
 
 def prompt(number=0, reference="42"):
     return Prompt.make(
-        messages=[{"role": "user", "content": f"question {number}"}],
+        messages=[
+            {"role": "system", "content": "You are a calculator that never explains what it does."},
+            {"role": "user", "content": f"question {number}"},
+        ],
         reference=reference,
         verifier="exact",
         capability="math",
@@ -56,6 +59,12 @@ def mine(groups, prompts, *, seed=0, **keys):
         ("142", {}, "wrong_answer"),
         ("42.5", {}, "wrong_answer"),
         ("42 apples and 3 more\nmake 45", {}, "wrong_answer"),
+        ("I'm sorry, but I can't help with that.", {}, "refusal"),
+        ("I'm sorry, but I can't help with that. It may be 42", {"finish": "length"}, "truncation"),
+        ("Я думаю, что это сорок один", {}, "wrong_language"),
+        ("So it is \\boxed{41", {}, "format"),
+        ("You are a calculator that never explains what it does.", {}, "leak"),
+        ("none of them", {"why": "no choice found"}, "format"),
     ],
 )
 def test_corner_cases_are_named(text, keys, case):
