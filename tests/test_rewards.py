@@ -57,6 +57,10 @@ def gym_prompts(family: str, size: int = 2, **config: Any) -> list[Prompt]:
         ("Therefore, the final answer is: **12**", "12"),
         ("the answer is 12.", "12."),
         ("answerable: 12", "answerable: 12"),
+        ("<answer>1</answer> or <ANSWER>2</ANSWER>", "2"),
+        ("<answer>unclosed", "<answer>unclosed"),
+        ("Answer:\n\n 12 ", "12"),
+        ("#### 12  \r", "12"),
         ("#### ", "####"),
     ],
 )
@@ -72,6 +76,28 @@ def test_final_answer(text: str, answer: str) -> None:
 )  # fmt: skip
 def test_as_number(text: str, value: str | None) -> None:
     assert as_number(text) == (None if value is None else Decimal(value))
+
+
+@pytest.mark.parametrize("name", ["exact", "math", "choice"])
+@pytest.mark.parametrize(
+    "unit",
+    ["\n", "\n\n a", "<answer>", "</answer>", "#### ", "#### a" + " " * 99, "answer: ", "\\boxed{",
+     "answer is * _", "(", "a.a", "a-", "`", "$", "1 ", "A or ", "\u0130<answer>", "=", "{,}"],
+)  # fmt: skip
+def test_a_megabyte_is_read_in_linear_time(name: str, unit: str) -> None:
+    """What is quadratic does not end: these run in this process, where no one kills them."""
+    from posttrain.rewards.detectors import detect
+
+    text = unit * (1_000_000 // len(unit)) + "b"
+    prompt = make(name, "B" if name == "choice" else "b")
+    assert verify(prompt, text).passed in (True, False, None)
+    assert detect(prompt, text) is not None
+
+
+def test_digits_of_other_scripts_are_numbers() -> None:
+    assert verify(make("exact", "12"), "The answer is ١٢.").passed is True
+    assert verify(make("exact", "१२"), "12").passed is True
+    assert verify(make("exact", "12"), "١٣").passed is False
 
 
 @given(st.integers(-(10**12), 10**12), st.integers(-(10**12), 10**12))

@@ -155,7 +155,7 @@ def address_space(pid: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs Linux")
-def test_the_memory_limit_holds_and_the_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_limit_holds_and_the_worker_is_replaced() -> None:
     from posttrain.rewards import worker_main
 
     # A quick answer's worker waits for the next one, whatever else the machine does.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from posttrain.recipe.problems import Fault, nearest
@@ -57,12 +58,18 @@ def capabilities(source: DataSource) -> list[str]:
 
 
 def notes(recipe: Recipe) -> Iterator[Fault]:
-    """What is set and has no effect in this recipe."""
+    """What is set and has no effect in this recipe, or needs what is not installed here."""
     if recipe.answer_judge is not None and not any(
         source.verifier == "judge" for source in all_sources(recipe)
     ):
         message = "has no effect: no data has verifier: judge"
         yield Fault(path=("answer_judge",), message=message)
+    for section, data in (("sft", recipe.sft), ("rl", recipe.rl)):
+        for index, source in enumerate(data.data if data else ()):
+            made = source.generated is not None and source.generated.constraints is not None
+            if (made or source.verifier == "instructions") and find_spec("lm_eval") is None:
+                message = 'needs lm-eval, which is not here: pip install "posttrain[instructions]"'
+                yield Fault(path=(section, "data", index), message=message)
     sft = recipe.sft
     if sft is not None and sft.judge is None:
         for key in ("prune", "pilot", "judge_engine"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -45,6 +45,16 @@ __all__ = [
 LoraTarget = Literal["attention", "mlp", "shared_expert", "experts", "router"]
 Column = Literal["messages", "prompt", "question", "answer", "completion", "reference"]
 VerifierName = Literal["exact", "math", "choice", "code", "instructions", "judge", "reasoning_gym"]
+CornerCase = Literal[
+    "wrong_answer",
+    "truncation",
+    "format",
+    "repetition",
+    "empty",
+    "refusal",
+    "wrong_language",
+    "leak",
+]
 EvalPoint = Literal["base", "sft", "rl", "dpo"]
 
 
@@ -209,8 +219,8 @@ class DataSource(Spec):
     capability: str | None = None
     """Tag for quotas and tables; the family's or generator's name where left out."""
     columns: dict[Column, str] = Field(default_factory=dict[Column, str])
-    """Our field -> your column, where they differ. reference: what the verifier compares with, where
-    that is not the answer: tests of code, constraints, options."""
+    """Our field -> your column, where they differ. reference is what the verifier compares with,
+    where that is not the answer: tests of code, constraints, options."""
     verifier: VerifierName | None = None
     """What decides an answer; reasoning_gym and generated data bring their own, judge is
     answer_judge's model."""
@@ -383,9 +393,7 @@ class Pairs(Spec):
     """So that no prompt is learned by heart."""
     last_steps: int | None = Field(default=None, ge=1)
     """Only rollouts of the last n RL steps; null takes them all, newest first."""
-    corner_cases: list[Literal["wrong_answer", "truncation", "format", "repetition", "empty"]] = (
-        Field(default=["wrong_answer", "truncation", "format", "repetition", "empty"], min_length=1)
-    )
+    corner_cases: list[CornerCase] = Field(default=list(get_args(CornerCase)), min_length=1)
     """What the rejected completion may have done wrong."""
 
 

@@ -107,7 +107,7 @@ def is_formula(answer: str) -> bool:
 
 
 def answer_reasoning_gym(request: dict[str, Any]) -> Any:
-    """`families`, `levels`, `level`, `make` and `score`, as posttrain.rewards.reasoning_gym asks."""
+    """`families`, `levels`, `level`, `make`, `score`, as posttrain.rewards.reasoning_gym asks."""
     if request["do"] == "families":
         from reasoning_gym.factory import DATASETS
 
@@ -160,7 +160,8 @@ def configuration_at(family: str, level: int) -> dict[str, Any]:
     context = DefaultCurriculumContext(mode=RangeAttributeMode.UPPER_BOUND)
     config = curriculum.generate_configuration(context=context)
     keys = [key for a in curriculum.attributes.values() for key in attribute_keys(a)]
-    return {key: encode(getattr(config, key)) for key in keys}
+    # Tuples become lists, as in a recipe; family_dataset turns them back.
+    return json.loads(json.dumps({key: getattr(config, key) for key in keys}))
 
 
 def made_entry(dataset: Any, index: int) -> dict[str, Any]:
