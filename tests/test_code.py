@@ -19,7 +19,7 @@ from posttrain.bench.forgeries import FUNCTION, PROGRAM, forgeries
 from posttrain.bench.honest import honest_answers
 from posttrain.bench.mutants import mutants
 from posttrain.recipe.schema import SandboxSpec
-from posttrain.records import Outcome, Prompt
+from posttrain.records import Message, Outcome, Prompt
 from posttrain.rewards import check_fits, sandbox, verify
 from posttrain.rewards.code import verify_code
 from posttrain.rewards.code_answer import answer_program
@@ -41,7 +41,7 @@ def in_landlock() -> Iterator[None]:
 
 def prompt(reference: Any) -> Prompt:
     text = reference if isinstance(reference, str) else json.dumps(reference)
-    messages = [{"role": "user", "content": "Write it."}]
+    messages: list[Message] = [{"role": "user", "content": "Write it."}]
     return Prompt.make(messages=messages, reference=text, verifier="code", capability="code")
 
 

@@ -375,7 +375,9 @@ def test_there_is_no_way_without_a_sandbox() -> None:
 class Absent(Landlock):
     """As on a machine whose kernel has no Landlock."""
 
-    fingerprint = "absent"
+    @property
+    def fingerprint(self) -> str:
+        return "absent"
 
     def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
         raise EnvironmentFault("the landlock sandbox needs sandlock", hint="pip install it")

@@ -84,10 +84,11 @@ def read_reference(text: str) -> FunctionTests | ProgramTests:
     rows = cast(list[Any], tests)
     if len(rows) > MOST_TESTS:
         raise ValueError(f"{len(rows)} tests; at most {MOST_TESTS} are run")
-    common = {"prefix": _text(value, "prefix"), "limits": _limits(value.get("limits", {}))}
+    prefix, limits = _text(value, "prefix"), _limits(value.get("limits", {}))
     if "entry_point" not in value:
         _only(value, {"tests", "language", "prefix", "limits"})
-        return ProgramTests(tests=[_program(n, row) for n, row in enumerate(rows, 1)], **common)
+        programs = [_program(n, row) for n, row in enumerate(rows, 1)]
+        return ProgramTests(tests=programs, prefix=prefix, limits=limits)
     _only(value, {"tests", "language", "prefix", "limits", "entry_point", "float_tolerance"})
     name = value["entry_point"]
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -98,7 +99,13 @@ def read_reference(text: str) -> FunctionTests | ProgramTests:
     functions = [_function(n, row) for n, row in enumerate(rows, 1)]
     if len(json.dumps([row["expect"] for row in rows])) > MOST_EXPECTED_BYTES:
         raise ValueError(f"the expected results take more than {MOST_EXPECTED_BYTES >> 10} KiB")
-    return FunctionTests(entry_point=name, tests=functions, float_tolerance=tolerance, **common)
+    return FunctionTests(
+        entry_point=name,
+        tests=functions,
+        prefix=prefix,
+        float_tolerance=tolerance,
+        limits=limits,
+    )
 
 
 def looks_pickled(text: str) -> bool:
@@ -132,13 +139,14 @@ def _function(number: int, row: Any) -> FunctionTest:
     test = _test(number, row, {"args", "kwargs", "expect"})
     if "expect" not in test:
         raise ValueError(f"test {number} lacks expect")
-    args, kwargs = test.get("args", []), test.get("kwargs", {})
+    args: Any = test.get("args", [])
+    kwargs: Any = test.get("kwargs", {})
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise ValueError(f"test {number}: args must be a list, kwargs an object")
     try:
         return FunctionTest(
-            args=cast(list[Any], decode(args)),
-            kwargs=cast(dict[str, Any], decode(kwargs)),
+            args=decode(cast(Any, args)),
+            kwargs=decode(cast(Any, kwargs)),
             expect=decode(test["expect"]),
         )
     except ValueError as error:

@@ -227,7 +227,8 @@ def finish(status: int) -> None:
     import threading
 
     try:
-        threading._shutdown()
+        # Waits for threads, as Python's own end does.
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
         atexit._run_exitfuncs()
     except BaseException:
         status = status or 1
