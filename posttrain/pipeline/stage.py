@@ -26,6 +26,7 @@ from posttrain.pipeline.failure import bug_message, explain, write_crash
 from posttrain.pipeline.launch import CALL, ERROR, PARENT_VARIABLE, RESULT
 from posttrain.recipe import CurriculumSpec, JudgeSpec
 from posttrain.recipe.schema import Recipe, RubricJudge
+from posttrain.rewards import sandbox
 from posttrain.tables import read_json, write_json
 
 STAGE_LOCK = "stage.lock"
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
     try:
         with _only_one(run_dir):
             function, context = _read_call(run_dir, stage)
+            sandbox.use(context.recipe.sandbox)
             counts: Counts = function(context)
             if _is_main_process():
                 write_json(

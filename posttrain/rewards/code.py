@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from posttrain.records import Outcome, Prompt
 from posttrain.rewards import sandbox
@@ -122,7 +122,7 @@ def _lines(run: Run, num_calls: int) -> tuple[list[dict[str, Any]], str]:
     text, _, rest = run.stdout.rpartition(b"\n")
     for line in text.split(b"\n") if text else []:
         try:
-            value = json.loads(line)
+            read: Any = json.loads(line)
         except (ValueError, RecursionError):
             return found, "not JSON"
         number = len(found) - 1
@@ -132,7 +132,10 @@ def _lines(run: Run, num_calls: int) -> tuple[list[dict[str, Any]], str]:
             allowed = ({"call", "value"}, {"call", "error"})
         else:
             allowed = ({"end"},)
-        if not isinstance(value, dict) or set(value) not in allowed:
+        if not isinstance(read, dict):
+            return found, "an unexpected line"
+        value = cast(dict[str, Any], read)
+        if set(value) not in allowed:
             return found, "an unexpected line"
         counted = value.get("call", value.get("end", number))
         if number >= 0 and (type(counted) is not int or counted != number):

@@ -14,11 +14,12 @@ import json
 import os
 import sys
 import types
+from typing import Any
 
 from posttrain.rewards.values import decode, encode
 
 
-def report(descriptor, message):
+def report(descriptor: int, message: dict[str, Any]) -> None:
     data = (json.dumps(message) + "\n").encode()
     while data:
         data = data[os.write(descriptor, data) :]

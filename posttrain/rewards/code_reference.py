@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
+import pickletools
 import re
+import zlib
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -80,10 +84,11 @@ def read_reference(text: str) -> FunctionTests | ProgramTests:
     rows = cast(list[Any], tests)
     if len(rows) > MOST_TESTS:
         raise ValueError(f"{len(rows)} tests; at most {MOST_TESTS} are run")
-    common = {"prefix": _text(value, "prefix"), "limits": _limits(value.get("limits", {}))}
+    prefix, limits = _text(value, "prefix"), _limits(value.get("limits", {}))
     if "entry_point" not in value:
         _only(value, {"tests", "language", "prefix", "limits"})
-        return ProgramTests(tests=[_program(n, row) for n, row in enumerate(rows, 1)], **common)
+        programs = [_program(n, row) for n, row in enumerate(rows, 1)]
+        return ProgramTests(tests=programs, prefix=prefix, limits=limits)
     _only(value, {"tests", "language", "prefix", "limits", "entry_point", "float_tolerance"})
     name = value["entry_point"]
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -94,7 +99,13 @@ def read_reference(text: str) -> FunctionTests | ProgramTests:
     functions = [_function(n, row) for n, row in enumerate(rows, 1)]
     if len(json.dumps([row["expect"] for row in rows])) > MOST_EXPECTED_BYTES:
         raise ValueError(f"the expected results take more than {MOST_EXPECTED_BYTES >> 10} KiB")
-    return FunctionTests(entry_point=name, tests=functions, float_tolerance=tolerance, **common)
+    return FunctionTests(
+        entry_point=name,
+        tests=functions,
+        prefix=prefix,
+        float_tolerance=tolerance,
+        limits=limits,
+    )
 
 
 def looks_pickled(text: str) -> bool:
@@ -103,26 +114,39 @@ def looks_pickled(text: str) -> bool:
     >>> looks_pickled("gASVCgAAAAAAAABdlChLAUsCZS4="), looks_pickled('{"tests": []}')
     (True, False)
     """
-    start = text.lstrip()[:4]
-    # Protocols 2 to 5 as they are; the same and zlib streams in base64.
-    raw = start[:1] == "\x80" or text.lstrip()[:3] in ("(lp", "(dp", "ccop")
-    coded = start.startswith(
-        ("gAI", "gAM", "gAQ", "gAU", "eJw", "eJx", "eNo", "eNr", "eAE", "H4sI")
-    )
-    return raw or coded
+    if text.lstrip()[:1] == "{":
+        return False
+    raw = [text.encode("latin-1", "ignore")]
+    with contextlib.suppress(ValueError, zlib.error):
+        raw.append(base64.b64decode(text.strip(), validate=True))
+        # 47: with a header of zlib or of gzip.
+        raw.append(zlib.decompressobj(wbits=47).decompress(raw[-1], MOST_BYTES))
+    return any(_is_pickle(data) for data in raw)
+
+
+def _is_pickle(data: bytes) -> bool:
+    """Whether bytes are a pickle's operations up to its end; they are read, not run."""
+    if data[:1] == b"\x80" and data[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return True
+    try:
+        return any(operation.code == "." for operation, _, _ in pickletools.genops(data))
+    except Exception:
+        # Whatever it raises on other bytes: ValueError, and more than its page tells.
+        return False
 
 
 def _function(number: int, row: Any) -> FunctionTest:
     test = _test(number, row, {"args", "kwargs", "expect"})
     if "expect" not in test:
         raise ValueError(f"test {number} lacks expect")
-    args, kwargs = test.get("args", []), test.get("kwargs", {})
+    args: Any = test.get("args", [])
+    kwargs: Any = test.get("kwargs", {})
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise ValueError(f"test {number}: args must be a list, kwargs an object")
     try:
         return FunctionTest(
-            args=cast(list[Any], decode(args)),
-            kwargs=cast(dict[str, Any], decode(kwargs)),
+            args=decode(cast(Any, args)),
+            kwargs=decode(cast(Any, kwargs)),
             expect=decode(test["expect"]),
         )
     except ValueError as error:

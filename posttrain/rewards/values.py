@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import collections
 import math
+from typing import Any
 
 MOST_DEPTH = 100
 # Longer decimal numbers are refused by Python's own JSON.
@@ -19,7 +20,7 @@ _LONG_INTEGER = 1 << 4096
 _PLAIN_DICTS = (dict, collections.defaultdict, collections.OrderedDict, collections.Counter)
 
 
-def encode(value: object, depth: int = 0) -> object:
+def encode(value: Any, depth: int = 0) -> Any:
     """JSON values from which `decode` makes an equal value of the same type.
 
     defaultdict, OrderedDict and Counter count as dict. Anything else that is not exactly of a
@@ -54,7 +55,7 @@ def encode(value: object, depth: int = 0) -> object:
     return {"$object": f"{kind.__module__}.{kind.__qualname__}"}
 
 
-def decode(value: object, depth: int = 0) -> object:
+def decode(value: Any, depth: int = 0) -> Any:
     """The value that `encode` was given. Raises ValueError for an unknown mark or a broken one.
 
     >>> decode({"$tuple": [1, {"$float": "inf"}]})
@@ -99,6 +100,10 @@ def _float(content, _depth):
     return float(content)
 
 
+def _complex(real, imag):
+    return complex(real, imag)
+
+
 _READERS = {
     "$tuple": lambda content, depth: tuple(_items(content, depth)),
     "$set": lambda content, depth: set(_items(content, depth)),
@@ -106,14 +111,14 @@ _READERS = {
     "$dict": lambda content, depth: dict(decode(pair, depth) for pair in content),
     "$bytes": lambda content, _depth: base64.b64decode(content, validate=True),
     "$bytearray": lambda content, _depth: bytearray(base64.b64decode(content, validate=True)),
-    "$complex": lambda content, depth: complex(*_items(content, depth)),
+    "$complex": lambda content, depth: _complex(*_items(content, depth)),
     "$int": lambda content, _depth: int(content, 16),
     "$float": _float,
     "$object": lambda content, _depth: Unknown(str(content)),
 }
 
 
-def same(expected: object, got: object, tolerance: float = 0.0) -> bool:
+def same(expected: Any, got: Any, tolerance: float = 0.0) -> bool:
     """Whether two decoded values are of the same types all the way down, and equal.
 
     Floats, also inside complex numbers, may differ by `tolerance`, absolute or relative, but not

@@ -47,7 +47,7 @@ class Http:
 
     def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
         """See `Sandbox.run`."""
-        asked = {
+        asked: dict[str, Any] = {
             "code": program,
             "language": "python",
             "stdin": stdin.decode("utf-8", "surrogateescape"),

