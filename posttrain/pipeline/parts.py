@@ -91,6 +91,7 @@ def judge(loaded: LoadedRecipe) -> Part:
     sft_section = loaded.written["sft"]
     return {
         "sft": {"judge": _values(loaded.judge), "pilot": sft_section["pilot"]},
+        "rl": {"judge_prompts": (loaded.written["rl"] or {}).get("judge_prompts", False)},
         "engine": _engine(loaded.written["engine"]),
         "judge_engine": _engine(sft_section["judge_engine"]),
         "model": {"dtype": loaded.written["model"]["dtype"]},

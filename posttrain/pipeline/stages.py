@@ -133,7 +133,7 @@ STAGES: tuple[Stage, ...] = (
         name="rl",
         number=8,
         function=training.train_rl,
-        reads=("model", "data", "sft"),
+        reads=("model", "data", "judge", "sft"),
         part=parts.rl,
         modules=(
             *GROUND,

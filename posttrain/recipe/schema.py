@@ -233,6 +233,8 @@ class Rl(Spec):
     """Where its rows come from."""
     curriculum: str = "curricula/band.yaml"
     """A curriculum YAML."""
+    judge_prompts: bool = True
+    """With sft.judge: judge these prompts too, for curricula that start from how hard they are."""
     system_prompts: list[str | None] = Field(default_factory=list[str | None])
     """System instructions: one is drawn for every group and put in place of the prompt's own; null
     leaves that one. Evaluation goes without."""

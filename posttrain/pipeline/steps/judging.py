@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from contextlib import closing
 
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.steps import reading
-from posttrain.records import Prompt, Sample, Verdict, content_hash
+from posttrain.records import Message, Prompt, Sample, Verdict, content_hash
 from posttrain.tables import (
     read_groups,
     read_json,
@@ -17,11 +18,15 @@ from posttrain.tables import (
     write_records,
 )
 
+PROMPT_VERDICTS = "prompt_verdicts.parquet"
+"""Verdicts on RL prompts, by prompt_id."""
+
 
 def judge(context: StageContext) -> Counts:
-    """A verdict per sample; on a pilot, how often the model really fails.
+    """A verdict per sample and per RL prompt; on a pilot, how often the model really fails.
 
-    Verdicts live in a ledger beside the stages, by sample and judge, so that neither a killed run
+    The prompts are judged whatever the curriculum, so that another one re-runs RL alone. Verdicts
+    live in a ledger beside the stages, by sample and judge, so that neither a killed run
     nor a longer data set pays for one twice.
     """
     from posttrain.engines import make_engine
@@ -60,6 +65,26 @@ def judge(context: StageContext) -> Counts:
             max_model_len=judge_engine.max_model_len,
         )
         write_records(context.out_dir / "verdicts.parquet", verdicts, Verdict)
+        judged = time.monotonic()
+        prompts = reading.prompts(context) if recipe.rl and recipe.rl.judge_prompts else []
+        on_prompts = judge_samples(
+            [answered(prompt) for prompt in prompts],
+            context.judge,
+            engine,
+            tokenizer,
+            judge_id=judge_identity(context.judge, revision),
+            ledger=ledger,
+            max_model_len=judge_engine.max_model_len,
+        )
+        write_records(
+            context.out_dir / PROMPT_VERDICTS,
+            [
+                dataclasses.replace(verdict, sample_id=prompt.prompt_id)
+                for prompt, verdict in zip(prompts, on_prompts, strict=True)
+            ],
+            Verdict,
+        )
+        prompt_seconds = time.monotonic() - judged
         shared = recipe.sft.judge_engine is None
         groups = (
             run_pilot(samples, engine, tokenizer, recipe.sft.pilot, seed=context.seed)
@@ -81,11 +106,14 @@ def judge(context: StageContext) -> Counts:
         "scored": num_scored,
         "unscored": len(samples) - num_scored,
         "pilot": len(groups),
+        "prompts": len(prompts),
+        "scored_prompts": sum(verdict.score is not None for verdict in on_prompts),
     }
     seconds = time.monotonic() - started
     tokens = sum(len(r.completion_ids) for group in groups for r in group.rollouts)
     write_json(
-        context.out_dir / "summary.json", {**counts, "seconds": seconds, "pilot_tokens": tokens}
+        context.out_dir / "summary.json",
+        {**counts, "seconds": seconds, "prompt_seconds": prompt_seconds, "pilot_tokens": tokens},
     )
     return counts
 
@@ -113,6 +141,12 @@ def prune(context: StageContext) -> Counts:
         "dropped": len(result.dropped),
         "unscored": len(result.unscored),
     }
+
+
+def answered(prompt: Prompt) -> Sample:
+    """What a judge is shown of an RL prompt: the question and its reference for an answer."""
+    turn = Message(role="assistant", content=prompt.reference)
+    return Sample.make(messages=[*prompt.messages, turn], capability=prompt.capability)
 
 
 def _as_prompt(sample: Sample) -> Prompt:
