@@ -19,6 +19,7 @@ __all__ = [
     "Eval",
     "JudgeSpec",
     "Launch",
+    "Levels",
     "LikelihoodJudge",
     "Lora",
     "Model",
@@ -150,6 +151,34 @@ class Launch(Spec):
     """ddp: every device holds the whole model. fsdp: FSDP2, each layer sharded over all."""
 
 
+class Levels(Spec):
+    """An endless source whose level rises where it is mastered and falls where it is dead.
+
+    Levels are those of reasoning-gym's own curricula, counted from 0.
+    """
+
+    start: int = Field(default=0, ge=0)
+    """The level of the first prompts."""
+    min: int = Field(default=0, ge=0)
+    """The lowest."""
+    max: int = Field(default=4, ge=0)
+    """The highest."""
+    rise: float = Field(default=0.8, gt=0.0, le=1.0)
+    """Pass rate from which it rises."""
+    fall: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Pass rate up to which it falls."""
+    min_rollouts: int = Field(default=64, ge=1)
+    """Rollouts at a level before it may change."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Levels:
+        if not self.min <= self.start <= self.max:
+            raise wrong(f"must lie in min..max ({self.min}..{self.max})", "start")
+        if self.fall >= self.rise:
+            raise wrong(f"must be below rise ({self.rise:g})", "fall")
+        return self
+
+
 class DataSource(Spec):
     """Where rows come from: exactly one of `path` and `reasoning_gym`."""
 
@@ -157,6 +186,9 @@ class DataSource(Spec):
     """A JSONL or Parquet file, or the name of a `datasets` data set."""
     reasoning_gym: list[str] | dict[str, dict[str, Any]] | None = None
     """Families, or family -> its own configuration keys (the level)."""
+    levels: Levels | None = None
+    """rl.data's reasoning_gym: new prompts without end, of a level that follows the policy; size is
+    how many are made at once. A family's own keys stay fixed."""
     split: str = "train"
     """For `datasets` names."""
     size: int | None = Field(default=None, ge=1)
@@ -180,6 +212,8 @@ class DataSource(Spec):
             raise wrong("reasoning_gym is endless: give size, the rows per family", "reasoning_gym")
         if self.reasoning_gym is not None and not self.reasoning_gym:
             raise wrong("names no family", "reasoning_gym")
+        if self.levels is not None and self.reasoning_gym is None:
+            raise wrong("only reasoning_gym has levels", "levels")
         if self.path is not None and self.capability is None:
             raise wrong("path needs a capability, the tag its rows are counted under", "path")
         if self.reasoning_gym is not None and self.verifier not in (None, "reasoning_gym"):

@@ -56,6 +56,18 @@ def family_keys() -> dict[str, list[str]]:
     return ask("reasoning_gym", {"do": "families"}, seconds=_GENERATION_LIMIT)
 
 
+def level_config(family: str, level: int) -> dict[str, Any]:
+    """The configuration keys that the family's own curriculum sets at a level, counted from 0.
+
+    Raises ValueError where the family has no levels or not this one.
+    """
+    request = {"do": "level", "family": family, "level": level}
+    try:
+        return ask("reasoning_gym", request, seconds=_GENERATION_LIMIT)
+    except WorkerFailure as failure:
+        raise ValueError(failure.why.partition("ValueError: ")[2] or failure.why) from failure
+
+
 def make_entries(
     family: str, config: Mapping[str, Any], *, seed: int, size: int
 ) -> list[dict[str, Any]]:

@@ -131,7 +131,7 @@ def is_formula(answer: str) -> bool:
 
 
 def answer_reasoning_gym(request: dict[str, Any]) -> Any:
-    """`families`, `make` and `score`, as posttrain.rewards.reasoning_gym asks for them."""
+    """`families`, `level`, `make` and `score`, as posttrain.rewards.reasoning_gym asks for them."""
     if request["do"] == "families":
         from reasoning_gym.factory import DATASETS
 
@@ -140,6 +140,8 @@ def answer_reasoning_gym(request: dict[str, Any]) -> Any:
             for name, (_, config) in DATASETS.items()
             if name != "composite"
         }
+    if request["do"] == "level":
+        return level_config(request["family"], request["level"])
     family, config = request["family"], json.dumps(request["config"], sort_keys=True)
     if request["do"] == "make":
         dataset = family_dataset(family, config, request["seed"], request["size"])
@@ -149,6 +151,33 @@ def answer_reasoning_gym(request: dict[str, Any]) -> Any:
     if family in _FORMULA_FAMILIES:
         answers = [answer for answer in answers if is_formula(answer)]
     return max((score(dataset, answer, request["entry"]) for answer in answers), default=0.0)
+
+
+def level_config(family: str, level: int) -> dict[str, Any]:
+    """The configuration keys that the family's own curriculum sets at a level.
+
+    Each key takes the values of that level alone, not those of the levels below it too.
+    """
+    from reasoning_gym.coaching.base_curriculum import DefaultCurriculumContext, RangeAttributeMode
+    from reasoning_gym.factory import CURRICULA
+
+    if family not in CURRICULA:
+        raise ValueError(f"{family} has no levels of its own")
+    curriculum = CURRICULA[family]()
+    attributes = curriculum.attributes.values()
+    highest = max(len(attribute.levels) for attribute in attributes) - 1
+    if not 0 <= level <= highest:
+        raise ValueError(f"{family} has levels 0 to {highest}, not {level}")
+    curriculum.set_global_level(level)
+    context = DefaultCurriculumContext(mode=RangeAttributeMode.UPPER_BOUND)
+    config = curriculum.generate_configuration(context=context)
+    names: list[str] = []
+    for attribute in attributes:
+        if hasattr(attribute, "field_name"):
+            names.append(attribute.field_name)
+        else:
+            names += [attribute.lower_field_name, attribute.upper_field_name]
+    return {name: encode(getattr(config, name)) for name in names}
 
 
 def made_entry(dataset: Any, index: int) -> dict[str, Any]:
