@@ -6,12 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe.curricula import BandCurriculum, CurriculumSpec, UniformCurriculum
+from posttrain.recipe.curricula import (
+    AdaptiveCurriculum,
+    BaselineCurriculum,
+    CurriculumSpec,
+    UniformCurriculum,
+)
 from posttrain.recipe.judges import JudgeSpec, LikelihoodJudge, RubricJudge
 from posttrain.recipe.spec import Share, Spec, wrong
 
 __all__ = [
-    "BandCurriculum",
+    "AdaptiveCurriculum",
+    "BaselineCurriculum",
     "CurriculumSpec",
     "DataSource",
     "Dpo",
@@ -265,7 +271,7 @@ class Rl(Spec):
 
     data: list[DataSource] = Field(min_length=1)
     """Where its rows come from."""
-    curriculum: str = "curricula/band.yaml"
+    curriculum: str = "curricula/adaptive.yaml"
     """A curriculum YAML."""
     judge_prompts: bool = True
     """With sft.judge: judge these prompts too, for curricula that start from how hard they are."""
