@@ -148,7 +148,6 @@ CHANGES: list[tuple[str, set[str]]] = [
     ("engine.kv_cache_gib=2.0", set()),
     ("engine.enable_sleep_mode=true", set()),
     ("rl.offload_policy=true", set()),
-    ("rl.max_steps_without_signal=3", set()),
     ("engine.parity_tolerance=0.2", set()),
     ("sft.trainer.save_steps=5", set()),
     ("sft.trainer.gradient_checkpointing=true", set()),

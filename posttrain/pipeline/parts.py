@@ -5,7 +5,7 @@ so that a run that met a limit resumes with another setting instead of starting 
 
 - engine: max_num_seqs, gpu_memory_utilization, kv_cache_gib, enable_sleep_mode, concurrency,
   api_key_env, and parity_tolerance (it only stops a run);
-- rl.offload_policy and rl.max_steps_without_signal;
+- rl.offload_policy, and the curriculum's max_steps_without_signal (it only stops a run);
 - trainer blocks: save_*, logging_*, log_*, report_to, disable_tqdm, dataloader_*, ddp_timeout,
   push_to_hub, hub_*, gradient_checkpointing*;
 - the recipe's name and comments.
@@ -109,13 +109,18 @@ def sft(loaded: LoadedRecipe) -> Part:
 def rl(loaded: LoadedRecipe) -> Part:
     return {
         "rl": {
-            "curriculum": _values(loaded.curriculum),
+            "curriculum": _curriculum(loaded),
             "trainer": _trainer(loaded, "rl"),
             "system_prompts": loaded.written["rl"]["system_prompts"],
         },
         "engine": _engine(loaded.written["engine"]),
         **_training(loaded),
     }
+
+
+def _curriculum(loaded: LoadedRecipe) -> Part | None:
+    values = _values(loaded.curriculum)
+    return values and {k: v for k, v in values.items() if k != "max_steps_without_signal"}
 
 
 def pairs(loaded: LoadedRecipe) -> Part:

@@ -278,8 +278,6 @@ class Rl(Spec):
     system_prompts: list[str | None] = Field(default_factory=list[str | None])
     """System instructions: one is drawn for every group and put in place of the prompt's own; null
     leaves that one. Evaluation goes without."""
-    max_steps_without_signal: int | None = Field(default=10, ge=1)
-    """Steps in a row without a group that teaches anything, after which the run stops."""
     offload_policy: bool = False
     """Keep the policy in host memory while the engine generates; with engine.enable_sleep_mode the
     two take turns on one device. One process only."""

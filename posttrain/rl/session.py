@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from posttrain.errors import EnvironmentFault, HealthStop
 from posttrain.faults import fault_point
 from posttrain.models import prompt_ids
 from posttrain.progress import note
+from posttrain.recipe.curricula import AdaptiveCurriculum, CurriculumSpec
 from posttrain.recipe.schema import EngineSpec
 from posttrain.records import Message, Prompt, RolloutGroup, with_system
 from posttrain.rl.accounting import group_columns, tokens_spent
@@ -45,31 +47,27 @@ class RolloutSession:
         self,
         *,
         curriculum: Curriculum,
-        max_refills: int,
-        num_probed: int,
-        max_steps_without_signal: int | None,
+        spec: CurriculumSpec,
         systems: Sequence[str | None],
         prompts: Mapping[str, Prompt],
         engine: Engine,
         tokenizer: PreTrainedTokenizerBase,
         request: SamplingRequest,
         num_groups: int,
-        spec: EngineSpec,
+        engine_spec: EngineSpec,
         base: Path,
         offload_policy: bool,
         work_dir: Path,
     ) -> None:
         self._curriculum = curriculum
-        self._max_refills = max_refills
-        self._num_probed = num_probed
-        self._max_steps_without_signal = max_steps_without_signal
+        self._spec = spec
         self._systems = systems
         self._prompts = dict(prompts)
         self._engine = engine
         self._tokenizer = tokenizer
         self._request = request
         self._num_groups = num_groups
-        self._spec = spec
+        self._engine_spec = engine_spec
         self._base = base
         self._offload_policy = offload_policy
         self._work_dir = work_dir
@@ -86,7 +84,7 @@ class RolloutSession:
         place = engine_place(
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
-            tensor_parallel_size=self._spec.tensor_parallel_size,
+            tensor_parallel_size=self._engine_spec.tensor_parallel_size,
         )
         probe = self._probe(trainer) if step != self._engine.policy_version else None
         started = time.monotonic()
@@ -99,7 +97,9 @@ class RolloutSession:
                 self._curriculum,
                 sampling,
                 num_groups=self._num_groups,
-                max_refills=self._max_refills,
+                max_refills=self._spec.max_refills,
+                max_rollouts=self._spec.max_rollouts,
+                oversample=self._spec.oversample,
             )
         self._last_groups = batch.groups
         self._steps_without_signal = (
@@ -144,12 +144,14 @@ class RolloutSession:
 
     def _score_references(self, sampling: Sampling) -> LikelihoodProbe:
         """Tell the curriculum how likely the policy finds the answers that it asks about."""
-        asked = self._curriculum.to_probe(self._num_probed)
-        found = score_references(asked, sampling, max_model_len=self._spec.max_model_len)
-        if asked:
-            self._curriculum.observe_likelihood(
-                {one.prompt_id: one.logprob for one in found.scored}, step=sampling.step
-            )
+        probe = self._spec.probe if isinstance(self._spec, AdaptiveCurriculum) else 0.0
+        asked = self._curriculum.to_probe(round(probe * self._num_groups))
+        found = score_references(asked, sampling, max_model_len=self._engine_spec.max_model_len)
+        logprobs = {
+            one.prompt_id: one.logprob for one in found.scored if not math.isnan(one.logprob)
+        }
+        if logprobs:
+            self._curriculum.observe_likelihood(logprobs, step=sampling.step)
         return found
 
     def _note_metrics(self, batch: Batch, likelihoods: LikelihoodProbe, *, seconds: float) -> None:
@@ -186,13 +188,13 @@ class RolloutSession:
         sync_policy(
             self._engine,
             trainer.accelerator.unwrap_model(trainer.model),
-            sync=self._spec.sync,
+            sync=self._engine_spec.sync,
             base=self._base,
             scratch=self._work_dir / "synced",
             policy_version=trainer.state.global_step,
         )
         seconds = time.monotonic() - started
-        parity = check_parity(self._engine, probe, tolerance=self._spec.parity_tolerance)
+        parity = check_parity(self._engine, probe, tolerance=self._engine_spec.parity_tolerance)
         if trainer.accelerator.is_main_process:
             self._parity.append(
                 trainer.state.global_step,
@@ -289,13 +291,12 @@ class RolloutSession:
                 f"at step {step}; the first: {undecided[0].why}",
                 hint="check the verifier and references of rl.data",
             )
-        most = self._max_steps_without_signal
-        if most is not None and self._steps_without_signal >= most:
+        if self._steps_without_signal >= self._spec.max_steps_without_signal:
             raise HealthStop(
                 f"rl: no group had signal for {self._steps_without_signal} steps, up to step "
                 f"{step} ({_counts(batch)} at the last)",
                 hint="give rl.data harder prompts where all pass, easier ones or a longer SFT "
-                "where all fail; rl.max_steps_without_signal says how long to go on",
+                "where all fail; the curriculum's max_steps_without_signal says how long to go on",
             )
 
 

@@ -17,7 +17,7 @@ from posttrain.engines.base import Sleeps
 from posttrain.engines.parity import save_probe, take_probe
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
-from posttrain.recipe.schema import BandCurriculum, EngineSpec, Model, UniformCurriculum
+from posttrain.recipe.schema import CurriculumSpec, EngineSpec, Model
 from posttrain.records import Prompt
 from posttrain.rl.accounting import FATES, PURPOSES
 from posttrain.rl.flow import curriculum_flow, flow_totals
@@ -34,21 +34,20 @@ def train(
     policy: PolicyPath,
     model: Model,
     engine: EngineSpec,
-    curriculum: BandCurriculum | UniformCurriculum,
+    curriculum: CurriculumSpec,
     trainer: dict[str, Any],
     system_prompts: Sequence[str | None] = (),
-    max_steps_without_signal: int | None = None,
     offload_policy: bool = False,
     seed: int,
     work_dir: Path,
     out_dir: Path,
-    prior: Mapping[str, float] | None = None,
+    tags: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Train `policy` on verified rollouts of `prompts`; resumes from `work_dir`.
 
     Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.zip, parity.jsonl, rollouts/ and
-    probes/ to `out_dir`. `prior` maps prompt ids to expected pass rates; `system_prompts` are the
-    instructions one of which every group gets. Returns the stage's summary.
+    probes/ to `out_dir`. `tags` maps prompt ids to how hard a judge finds them; `system_prompts`
+    are the instructions one of which every group gets. Returns the stage's summary.
     """
     # Rows reach TRL with columns of their own, which it must not drop.
     args = trainer_arguments(
@@ -70,10 +69,8 @@ def train(
     if isinstance(running, Sleeps):
         running.sleep()
     session = RolloutSession(
-        curriculum=build_curriculum(curriculum, prompts, seed=seed, prior=prior),
-        max_refills=curriculum.max_refills,
-        num_probed=0,
-        max_steps_without_signal=max_steps_without_signal,
+        curriculum=build_curriculum(curriculum, prompts, seed=seed, tags=tags),
+        spec=curriculum,
         systems=system_prompts,
         prompts={p.prompt_id: p for p in prompts},
         engine=running,
@@ -86,7 +83,7 @@ def train(
             seed=seed,
         ),
         num_groups=args.generation_batch_size // args.num_generations,
-        spec=engine,
+        engine_spec=engine,
         base=policy.base,
         offload_policy=offload_policy,
         work_dir=work_dir,

@@ -53,7 +53,7 @@ def train_rl(context: StageContext) -> Counts:
         curriculum=context.curriculum,
         trainer=recipe.rl.trainer,
         system_prompts=recipe.rl.system_prompts,
-        max_steps_without_signal=recipe.rl.max_steps_without_signal,
+        tags=reading.tags(context),
         offload_policy=recipe.rl.offload_policy,
         seed=context.seed,
         work_dir=context.work_dir,
