@@ -138,6 +138,7 @@ STAGES: tuple[Stage, ...] = (
         modules=(
             *GROUND,
             *SCORING,
+            "posttrain.data",
             "posttrain.curriculum",
             "posttrain.training",
             "posttrain.rl",

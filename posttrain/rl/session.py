@@ -26,15 +26,24 @@ from posttrain.recipe.schema import EngineSpec
 from posttrain.records import Message, Prompt, RolloutGroup, with_system
 from posttrain.rl.accounting import group_columns, tokens_spent
 from posttrain.rl.collect import USES, Batch, collect_batch
+from posttrain.rl.levels import LevelledPrompts
 from posttrain.rl.likelihood import LikelihoodProbe, score_references
 from posttrain.rl.places import EnginePlace, engine_place
 from posttrain.rl.sampling import Sampling
 from posttrain.rl.turns import engines_turn
-from posttrain.tables import MetricsLog, read_arrays, write_arrays, write_groups, write_table
+from posttrain.tables import (
+    MetricsLog,
+    read_arrays,
+    read_records,
+    write_arrays,
+    write_groups,
+    write_records,
+    write_table,
+)
 
 STATE_FILE = "curriculum.zip"
 OLD_STATE_FILE = "curriculum.json"
-TABLES = ("rollouts", "probes")
+TABLES = ("rollouts", "probes", "prompts")
 """Folders of one table per step."""
 MAX_UNDECIDED = 0.05
 """Share of a step's rollouts that no verifier could decide, past which the run stops."""
@@ -49,6 +58,7 @@ class RolloutSession:
         curriculum: Curriculum,
         spec: CurriculumSpec,
         systems: Sequence[str | None],
+        levels: LevelledPrompts,
         prompts: Mapping[str, Prompt],
         engine: Engine,
         tokenizer: PreTrainedTokenizerBase,
@@ -62,6 +72,7 @@ class RolloutSession:
         self._curriculum = curriculum
         self._spec = spec
         self._systems = systems
+        self._levels = levels
         self._prompts = dict(prompts)
         self._engine = engine
         self._tokenizer = tokenizer
@@ -87,6 +98,7 @@ class RolloutSession:
             tensor_parallel_size=self._engine_spec.tensor_parallel_size,
         )
         probe = self._probe(trainer) if step != self._engine.policy_version else None
+        self._add_prompts(step, is_main=accelerator.is_main_process)
         started = time.monotonic()
         with engines_turn(self._engine, trainer, offload_policy=self._offload_policy):
             if probe is not None:
@@ -102,6 +114,7 @@ class RolloutSession:
                 oversample=self._spec.oversample,
             )
         self._last_groups = batch.groups
+        self._levels.observe(batch.groups, self._prompts)
         self._steps_without_signal = (
             0 if "trained" in batch.uses else self._steps_without_signal + 1
         )
@@ -130,6 +143,16 @@ class RolloutSession:
             for name in names
             if (found := [metrics[name] for metrics in steps if name in metrics])
         }
+
+    def _add_prompts(self, step: int, *, is_main: bool) -> None:
+        """Put new prompts of the levels at hand into the pool, and into a table of the step."""
+        new = self._levels.new(self._num_groups)
+        if not new:
+            return
+        self._curriculum.add(new)
+        self._prompts.update({prompt.prompt_id: prompt for prompt in new})
+        if is_main:
+            write_records(self._work_dir / "prompts" / _table(step), new, Prompt)
 
     def _sampling(self, step: int, place: EnginePlace) -> Sampling:
         return Sampling(
@@ -164,6 +187,7 @@ class RolloutSession:
                 "groups/steps_without_signal": float(self._steps_without_signal),
                 "seconds/rollouts": seconds - likelihoods.seconds,
                 "seconds/probe": likelihoods.seconds,
+                **self._levels.metrics(),
                 **self._curriculum.metrics(),
             }
         )
@@ -226,7 +250,8 @@ class RolloutSession:
         """Write the curriculum and the session into a checkpoint folder."""
         state = {
             "curriculum": self._curriculum.state_dict(),
-            "session": {"steps_without_signal": self._steps_without_signal},
+            "levels": self._levels.state_dict(),
+            "steps_without_signal": self._steps_without_signal,
         }
         write_arrays(Path(checkpoint) / STATE_FILE, state)
 
@@ -243,9 +268,17 @@ class RolloutSession:
                 "the version that began it",
             )
         self.rewind(step)
+        # Every process reads what the main one has just put in order.
+        PartialState().wait_for_everyone()
+        for table in sorted((self._work_dir / "prompts").glob("step-*.parquet")):
+            added = read_records(table, Prompt)
+            self._curriculum.add(added)
+            self._levels.note(added)
+            self._prompts.update({prompt.prompt_id: prompt for prompt in added})
         state = read_arrays(checkpoint / STATE_FILE)
         self._curriculum.load_state_dict(state["curriculum"])
-        self._steps_without_signal = state["session"]["steps_without_signal"]
+        self._levels.load_state_dict(state["levels"])
+        self._steps_without_signal = state["steps_without_signal"]
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded at `step` and later: the next batch is that step's."""
@@ -261,7 +294,7 @@ class RolloutSession:
 
     def _record(self, batch: Batch, likelihoods: LikelihoodProbe, step: int) -> None:
         """Write the step's tables, once and for good: rollouts with what became of each group."""
-        name = f"step-{step:06d}.parquet"
+        name = _table(step)
         if likelihoods.scored:
             rows: list[dict[str, Any]] = [
                 {"step": step, **dataclasses.asdict(one)} for one in likelihoods.scored
@@ -298,6 +331,10 @@ class RolloutSession:
                 hint="give rl.data harder prompts where all pass, easier ones or a longer SFT "
                 "where all fail; the curriculum's max_steps_without_signal says how long to go on",
             )
+
+
+def _table(step: int) -> str:
+    return f"step-{step:06d}.parquet"
 
 
 def _counts(batch: Batch) -> str:

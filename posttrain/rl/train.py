@@ -12,6 +12,7 @@ from transformers import set_seed
 from trl import GRPOConfig
 
 from posttrain.curriculum import build_curriculum
+from posttrain.data import LevelledFamily
 from posttrain.engines import PROBE_FILE, SamplingRequest, make_engine
 from posttrain.engines.base import Sleeps
 from posttrain.engines.parity import save_probe, take_probe
@@ -21,6 +22,7 @@ from posttrain.recipe.schema import CurriculumSpec, EngineSpec, Model
 from posttrain.records import Prompt
 from posttrain.rl.accounting import FATES, PURPOSES
 from posttrain.rl.flow import curriculum_flow, flow_totals
+from posttrain.rl.levels import LevelledPrompts
 from posttrain.rl.places import engine_place
 from posttrain.rl.session import TABLES, RolloutSession
 from posttrain.rl.trainer import CurriculumGRPOTrainer
@@ -42,12 +44,16 @@ def train(
     work_dir: Path,
     out_dir: Path,
     tags: Mapping[str, float] | None = None,
+    families: Sequence[LevelledFamily] = (),
+    held: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Train `policy` on verified rollouts of `prompts`; resumes from `work_dir`.
 
-    Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.zip, parity.jsonl, rollouts/ and
-    probes/ to `out_dir`. `tags` maps prompt ids to how hard a judge finds them; `system_prompts`
-    are the instructions one of which every group gets. Returns the stage's summary.
+    Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.zip, parity.jsonl, rollouts/,
+    probes/ and prompts/ to `out_dir`. `tags` maps prompt ids to how hard a judge finds them;
+    `system_prompts` are the instructions one of which every group gets; `families` make more
+    prompts as the run goes, none of the questions whose hashes are `held`. Returns the stage's
+    summary.
     """
     # Rows reach TRL with columns of their own, which it must not drop.
     args = trainer_arguments(
@@ -72,6 +78,7 @@ def train(
         curriculum=build_curriculum(curriculum, prompts, seed=seed, tags=tags),
         spec=curriculum,
         systems=system_prompts,
+        levels=LevelledPrompts(families, prompts, held=held, seed=seed),
         prompts={p.prompt_id: p for p in prompts},
         engine=running,
         tokenizer=tokenizer,
