@@ -179,6 +179,8 @@ class Outcome:
     why: str
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
     seconds: float = 0.0
+    extracted: str = ""
+    """What was read as the answer and how it was found; empty where the whole text counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -134,8 +134,8 @@ def test_a_level_without_end_may_end() -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({"levels": {"max": 99}}, "chain_sum has levels 0 to 10, not 11"),
-        ({"reasoning_gym": ["gsm_symbolic"]}, "gsm_symbolic has no levels of its own"),
+        ({"levels": {"max": 99}}, "family 'chain_sum' has the levels 0 to 10, not 11"),
+        ({"reasoning_gym": ["gsm_symbolic"]}, "family 'gsm_symbolic' has no curriculum"),
     ],
 )
 def test_levels_that_do_not_exist_are_named(source: dict[str, Any], said: str) -> None:

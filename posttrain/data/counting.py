@@ -16,7 +16,8 @@ def count_rows(recipe: Recipe, *, find: Callable[[str], Path]) -> dict[str, int 
         total = 0
         for index, source in enumerate(spec.data if spec else ()):
             if source.path is None:
-                found = (source.size or 0) * len(source.reasoning_gym or ())
+                made = source.generated.named if source.generated else source.reasoning_gym
+                found = (source.size or 0) * len(made or ())
             else:
                 rows = count_table(source.path, find, f"{section}.data[{index}]")
                 known = [n for n in (rows, source.size) if n is not None]

@@ -1,25 +1,31 @@
-"""Endless raw rows from reasoning-gym families: seeded, the same for the same arguments."""
+"""Endless raw rows of families and generators: seeded, the same for the same arguments."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from posttrain.data.constraints import make_writing
+from posttrain.data.python_functions import make_problem
 from posttrain.data.quarantine import BadRow, Raw
 from posttrain.data.turns import Conversation
 from posttrain.errors import RecipeError
 from posttrain.recipe.schema import DataSource
 from posttrain.records import Message, content_hash
-from posttrain.rewards.reasoning_gym import family_keys, make_entries
+from posttrain.rewards.reasoning_gym import family_keys, level_config, make_entries
 
 _CHUNK = 64
 
 
 def families_of(source: DataSource, where: str) -> dict[str, dict[str, Any]]:
-    """The source's families with their configurations; RecipeError for names that do not exist."""
+    """The source's families with their configurations, levels translated into keys.
+
+    Raises RecipeError for names and levels that do not exist.
+    """
     asked = source.reasoning_gym
     assert asked is not None
     levels = asked if isinstance(asked, dict) else {name: dict[str, Any]() for name in asked}
@@ -32,6 +38,14 @@ def families_of(source: DataSource, where: str) -> dict[str, dict[str, Any]]:
                 f"{where}: reasoning-gym has no family {family!r}, the nearest is {near!r}",
                 hint=f"under {where} write reasoning_gym: [{near}]",
             )
+        if "level" in config and "level" not in known[family]:
+            try:
+                config = families[family] = {**level_config(family, config["level"]), **config}
+            except ValueError as error:
+                raise RecipeError(
+                    f"{where}: {error}", hint=f"mend the level of {family} under {where}"
+                ) from error
+            del config["level"]
         for key in config:
             if key not in known[family]:
                 keys = ", ".join(known[family])
@@ -87,3 +101,19 @@ def draw(
                 yield Raw(line=line, excerpt=f"{family} seed {seed}", bad=bad)
             else:
                 yield Raw(line=line, excerpt=entry["question"], values=entry)
+
+
+def make_tasks(generator: str, levels: Sequence[int], *, stream: str) -> Iterator[Raw]:
+    """Tasks of one of our own generators without end, the levels mixed; `stream` as in `draw`."""
+    for line in itertools.count(1):
+        rng = random.Random(content_hash(stream, generator, list(levels), line))
+        level = rng.choice(levels)
+        made = make_problem(rng, level) if generator == "python_functions" else None
+        made = made or make_writing(rng, level)
+        values = {
+            "question": made.question,
+            "answer": made.answer,
+            "reference": made.reference,
+            "level": f"level {level}",
+        }
+        yield Raw(line=line, excerpt=made.question, values=values)

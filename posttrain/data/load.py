@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.data.generated import asked, draw, families_of, level_name
+from posttrain.data.generated import asked, draw, families_of, level_name, make_tasks
 from posttrain.data.heldout import choose, shares
 from posttrain.data.levelled import LevelledFamily, levelled_families
 from posttrain.data.quarantine import BadRow, Raw, by_reason, quarantine_row, write_quarantine
@@ -18,7 +18,7 @@ from posttrain.data.records import make_prompt, make_sample, question_hashes
 from posttrain.data.turns import Conversation, find_layout, to_conversation
 from posttrain.errors import HealthStop, RecipeError
 from posttrain.recipe.schema import DataSource, Recipe
-from posttrain.records import Prompt, Sample, content_hash
+from posttrain.records import Message, Prompt, Sample, content_hash
 
 # Reasons for which a sound row leaves: they do not count against max_bad_rows.
 _SOUND = frozenset({"heldout", "duplicate", "no_answer"})
@@ -287,9 +287,20 @@ class _Loader:
             if source.levels is not None:
                 units += self._level_units(source, here)
                 continue
+            if source.generated is not None:
+                for name, spec in source.generated.named.items():
+                    key = content_hash("generated", name, spec.levels)
+                    unit = _generator_unit(source, here, name, spec.levels, self.seed, repeats[key])
+                    units.append(unit)
+                    repeats[key] += 1
+                continue
             for family, config in families_of(source, here).items():
                 key = content_hash(family, config)
-                units.append(_family_unit(source, here, family, config, self.seed, repeats[key]))
+                asked = source.reasoning_gym
+                written = asked[family] if isinstance(asked, dict) else {}
+                units.append(
+                    _family_unit(source, here, family, config, written, self.seed, repeats[key])
+                )
                 repeats[key] += 1
         return units
 
@@ -307,11 +318,13 @@ class _Loader:
         if prompts and source.verifier is None:
             raise RecipeError(
                 f"{where}: nothing can decide answers to {source.path}",
-                hint=f"under {where} write verifier: math, or verifier: exact",
+                hint=f"under {where} write verifier: math, exact, choice, code or instructions",
             )
         name = Path(source.path).name if is_local(source.path) else source.path
         table = open_table(source.path, source.split, self.find, where)
-        layout = find_layout(source.columns, table.columns, where, name)
+        layout = find_layout(
+            source.columns, table.columns, where, name, verifier=source.verifier, prompts=prompts
+        )
 
         def converse(raw: Raw) -> tuple[Conversation, dict[str, Any]]:
             assert raw.values is not None
@@ -330,10 +343,16 @@ class _Loader:
 
 
 def _family_unit(
-    source: DataSource, where: str, family: str, config: dict[str, Any], seed: int, repeat: int
+    source: DataSource,
+    where: str,
+    family: str,
+    config: dict[str, Any],
+    written: dict[str, Any],
+    seed: int,
+    repeat: int,
 ) -> _Unit:
     meta = {"family": family, "config": config}
-    if level := level_name(config):
+    if level := level_name(written):
         meta["level"] = level
 
     return _Unit(
@@ -361,4 +380,28 @@ def _level_unit(family: LevelledFamily, level: int, seed: int) -> _Unit:
         converse=lambda raw: asked(raw, meta),
         endless=True,
         size=family.source.size if level == family.levels.start else 0,
+    )
+
+
+def _generator_unit(
+    source: DataSource, where: str, name: str, levels: list[int], seed: int, repeat: int
+) -> _Unit:
+    def converse(raw: Raw) -> tuple[Conversation, dict[str, Any]]:
+        assert raw.values is not None
+        conversation = Conversation(
+            turns=[Message(role="user", content=raw.values["question"])],
+            answer=raw.values["answer"],
+            reference=raw.values["reference"],
+        )
+        return conversation, {"generator": name, "level": raw.values["level"]}
+
+    return _Unit(
+        source=source,
+        where=where,
+        label=f"{where} generated:{name}",
+        capability=source.capability or name,
+        rows=lambda role: make_tasks(name, levels, stream=content_hash(seed, role, repeat)),
+        converse=converse,
+        endless=True,
+        size=source.size,
     )

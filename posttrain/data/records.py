@@ -12,6 +12,8 @@ from posttrain.records import Message, Prompt, Sample, question_hash
 from posttrain.rewards import check_fits
 from posttrain.rewards.answers import final_answer
 
+GENERATOR_VERIFIERS = {"python_functions": "code", "constraints": "instructions"}
+"""Our own generators -> what decides answers to their tasks."""
 BARE_QUESTION = "bare_question"
 """Key in meta: the question's hash without the source's suffix, which must hide no overlap."""
 
@@ -41,12 +43,12 @@ def make_sample(
 ) -> Sample:
     """The SFT sample of a conversation; BadRow where its verifier cannot use the answer."""
     asked, meta = _asked(conversation, source, meta)
-    verifier = _verifier(source)
+    verifier = _verifier(source, meta)
     sample = Sample.make(
         messages=[*asked, Message(role="assistant", content=conversation.answer)],
         capability=capability,
         verifier=verifier,
-        reference=None if verifier is None else _reference(conversation.answer, verifier),
+        reference=None if verifier is None else _reference(conversation, verifier),
         meta=meta,
     )
     prompt = prompt_of(sample)
@@ -60,11 +62,11 @@ def make_prompt(
 ) -> Prompt:
     """The task of a conversation; BadRow where its verifier cannot use the answer."""
     asked, meta = _asked(conversation, source, meta)
-    verifier = _verifier(source)
+    verifier = _verifier(source, meta)
     assert verifier is not None, "checked when the source was opened"
     prompt = Prompt.make(
         messages=asked,
-        reference=_reference(conversation.answer, verifier),
+        reference=_reference(conversation, verifier),
         verifier=verifier,
         capability=capability,
         level=meta.get("level"),
@@ -82,13 +84,18 @@ def _asked(
     return asked, {**meta, **bare}
 
 
-def _verifier(source: DataSource) -> str | None:
-    return "reasoning_gym" if source.reasoning_gym is not None else source.verifier
+def _verifier(source: DataSource, meta: Mapping[str, Any]) -> str | None:
+    if source.reasoning_gym is not None:
+        return "reasoning_gym"
+    if source.generated is not None:
+        return GENERATOR_VERIFIERS[meta["generator"]]
+    return source.verifier
 
 
-def _reference(answer: str, verifier: str) -> str:
+def _reference(conversation: Conversation, verifier: str) -> str:
     """What is compared with: the result (`#### 72`, `\\boxed{72}`) of a worked answer."""
-    return answer if verifier == "reasoning_gym" else final_answer(answer)
+    given = conversation.answer if conversation.reference is None else conversation.reference
+    return final_answer(given) if verifier in ("exact", "math") else given
 
 
 def _check_fits(prompt: Prompt) -> None:

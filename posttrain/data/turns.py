@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -29,6 +30,10 @@ class Layout:
     question: str
     answer: str | None
     """None: the closing assistant turn of `question` is the answer."""
+    needs_answer: bool = True
+    """Whether a row without an answer is bad."""
+    reference: str | tuple[str, ...] | None = None
+    """What the verifier compares with: a column, or columns whose values make one object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,17 +43,42 @@ class Conversation:
     turns: list[Message]
     """Ends with a user turn."""
     answer: str
+    """Empty where there is none and none is needed."""
+    reference: str | None = None
+    """What the verifier compares with; None where that is the answer."""
+
+
+TRUTH_APART = ("code", "instructions")
+"""Verifiers that compare with something other than an answer."""
+TRUTH_MAY_BE_APART = ("choice",)
+"""Verifiers that take such a reference where there is a column of that name."""
+IFEVAL_COLUMNS = ("instruction_id_list", "kwargs")
+_REFERENCES_CALLED = {
+    "code": ("tests", "test_cases", "test_list", "unit_tests", "input_output"),
+    "instructions": ("constraints", "instructions"),
+}
 
 
 def find_layout(
-    mapping: Mapping[Any, str], present: Sequence[str] | None, where: str, file: str
+    mapping: Mapping[Any, str],
+    present: Sequence[str] | None,
+    where: str,
+    file: str,
+    *,
+    verifier: str | None = None,
+    prompts: bool = False,
 ) -> Layout:
     """The columns to read, given the recipe's mapping and the columns there are.
 
-    Raises RecipeError with the columns that are there and the mapping to write.
+    A verifier whose truth is not the answer takes the column `reference`; prompts of RL then need
+    no answer. Raises RecipeError with the columns that are there and the mapping to write.
     """
     if present is None:
-        return Layout(question=mapping.get("messages", "messages"), answer=None)
+        reference = mapping.get("reference") or ("reference" if verifier in TRUTH_APART else None)
+        asked = mapping.get("messages", "messages")
+        return Layout(
+            question=asked, answer=None, reference=reference, needs_answer=not prompts
+        )  # fmt: skip
     listed = ", ".join(present)
     for field, column in mapping.items():
         if column not in present:
@@ -63,7 +93,9 @@ def find_layout(
     question = question or next((f for f in _QUESTIONS if found[f]), None)
     answer = next((f for f in _ANSWERS if mapped[f]), None)
     answer = answer or next((f for f in _ANSWERS if found[f]), None)
-    if question is None or (question != "messages" and answer is None):
+    reference = _find_reference(mapping, present, where, file, verifier)
+    needs_answer = not (prompts and reference is not None)
+    if question is None or (question != "messages" and answer is None and needs_answer):
         lacking = "messages, question or prompt" if question is None else "answer or completion"
         raise RecipeError(
             f"{where}: {file} has no column {lacking}, it has: {listed}",
@@ -71,7 +103,34 @@ def find_layout(
         )
     question_column = found[question]
     assert question_column is not None
-    return Layout(question=question_column, answer=found[answer] if answer else None)
+    return Layout(
+        question=question_column,
+        answer=found[answer] if answer else None,
+        needs_answer=needs_answer,
+        reference=reference,
+    )
+
+
+def _find_reference(
+    mapping: Mapping[Any, str], present: Sequence[str], where: str, file: str, verifier: str | None
+) -> str | tuple[str, ...] | None:
+    """The column of what the verifier compares with; IFEval's own rows give it in two."""
+    if "reference" in mapping:
+        return mapping["reference"]
+    if verifier not in (*TRUTH_APART, *TRUTH_MAY_BE_APART):
+        return None
+    if "reference" in present:
+        return "reference"
+    if verifier == "instructions" and all(column in present for column in IFEVAL_COLUMNS):
+        return IFEVAL_COLUMNS
+    if verifier in TRUTH_MAY_BE_APART:
+        return None
+    known = _REFERENCES_CALLED.get(verifier or "", ())
+    near = next((column for column in present if column.lower() in known), "<your column>")
+    raise RecipeError(
+        f"{where}: verifier {verifier} needs a column reference, {file} has: {', '.join(present)}",
+        hint=f"under {where} write columns: {{reference: {near}}}",
+    )
 
 
 def _proposal(present: Sequence[str], question: str | None, found: Mapping[str, str | None]) -> str:
@@ -104,6 +163,8 @@ def to_conversation(row: Mapping[str, Any], layout: Layout) -> Conversation:
         raise BadRow("missing_turn", f"{layout.question!r} holds no turns")
     if turns[-1]["role"] == "assistant":
         answer = turns.pop()["content"]
+    elif not layout.needs_answer:
+        answer = ""
     elif layout.answer is None:
         raise BadRow("missing_turn", "the last turn is not the assistant's")
     elif layout.answer not in row:
@@ -111,7 +172,27 @@ def to_conversation(row: Mapping[str, Any], layout: Layout) -> Conversation:
     else:
         answer = _answer(row[layout.answer], layout.answer)
     _check_order(turns)
-    return Conversation(turns=turns, answer=answer)
+    return Conversation(turns=turns, answer=answer, reference=_reference(row, layout.reference))
+
+
+def _reference(row: Mapping[str, Any], columns: str | tuple[str, ...] | None) -> str | None:
+    """A row's reference as text: text as it stands, any other value as canonical JSON."""
+    if columns is None:
+        return None
+    names = (columns,) if isinstance(columns, str) else columns
+    for name in names:
+        if row.get(name) is None:
+            raise BadRow("no_reference", f"no {name!r} in this row")
+    value = row[columns] if isinstance(columns, str) else {name: row[name] for name in columns}
+    shown = " and ".join(names)
+    if isinstance(value, str):
+        return _text(value, shown)
+    try:
+        return _text(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False), shown)
+    except ValueError as error:
+        raise BadRow("not_finite", f"{shown!r}: {error}") from error
+    except (TypeError, RecursionError) as error:
+        raise BadRow("not_json", f"{shown!r} is no JSON value: {error}") from error
 
 
 def _turn(value: Any, position: int) -> Message:

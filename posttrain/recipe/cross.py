@@ -51,6 +51,8 @@ def capabilities(source: DataSource) -> list[str]:
     """The tags that a source's rows will carry."""
     if source.capability is not None:
         return [source.capability]
+    if source.generated is not None:
+        return list(source.generated.named)
     return list(source.reasoning_gym or ())
 
 

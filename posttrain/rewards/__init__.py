@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from posttrain.records import Outcome, Prompt
+from posttrain.rewards.choice import fits_choice, verify_choice
 from posttrain.rewards.exact import fits_exact, verify_exact
+from posttrain.rewards.instructions import fits_instructions, verify_instructions
 from posttrain.rewards.math import fits_math, verify_math
 from posttrain.rewards.reasoning_gym import fits_reasoning_gym, verify_reasoning_gym
 from posttrain.rewards.workers import close_workers
@@ -29,6 +31,8 @@ class Verifier:
 VERIFIERS: Mapping[str, Verifier] = {
     "exact": Verifier(verify=verify_exact, fits=fits_exact),
     "math": Verifier(verify=verify_math, fits=fits_math),
+    "choice": Verifier(verify=verify_choice, fits=fits_choice),
+    "instructions": Verifier(verify=verify_instructions, fits=fits_instructions),
     "reasoning_gym": Verifier(verify=verify_reasoning_gym, fits=fits_reasoning_gym),
 }
 

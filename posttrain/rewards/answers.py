@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from decimal import Decimal
+from typing import Literal
+
+Form = Literal["tagged", "boxed", "hashes", "answer line", "whole text"]
+"""How an answer was marked as the answer."""
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
@@ -12,6 +17,7 @@ _ANSWER_LINE = re.compile(
     r"[*_\s]*(\S.*?)[*_\s]*$",
     re.MULTILINE | re.IGNORECASE,
 )
+_BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:\\text\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?")
 _PAIRS = (('"', '"'), ("'", "'"), ("`", "`"), ("“", "”"), ("‘", "’"), ("$", "$"), ("**", "**"))  # noqa: RUF001
 
@@ -27,28 +33,62 @@ def final_answer(text: str) -> str:
     >>> final_answer(r"Hence \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
     """
+    return locate_answer(text)[0]
+
+
+def locate_answer(text: str) -> tuple[str, Form]:
+    """`final_answer` with how it was marked.
+
+    >>> locate_answer("#### 72")
+    ('72', 'hashes')
+    """
     if tagged := _TAGGED.findall(text):
-        return tagged[-1].strip()
+        return tagged[-1].strip(), "tagged"
     boxed = _last_boxed(text)
     if boxed is not None:
-        return boxed.strip()
-    for pattern in (_HASHES, _ANSWER_LINE):
+        return boxed.strip(), "boxed"
+    patterns: tuple[tuple[re.Pattern[str], Form], ...] = (
+        (_HASHES, "hashes"),
+        (_ANSWER_LINE, "answer line"),
+    )
+    for pattern, form in patterns:
         if found := pattern.findall(text):
-            return found[-1].strip()
-    return text.strip()
+            return found[-1].strip(), form
+    return text.strip(), "whole text"
 
 
 def _last_boxed(text: str) -> str | None:
-    """The inside of the last `\\boxed{...}` whose braces close."""
+    """The inside of the last `\\boxed{...}`, where its braces close."""
     start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    begin = start + len("\\boxed{")
+    end = _closing(text, start + len("\\boxed{")) if start >= 0 else None
+    return None if end is None else text[start + len("\\boxed{") : end]
+
+
+def last_boxed_run(text: str) -> list[str]:
+    """The insides of the last boxes that only commas, `and`, `or` and dollar signs stand between.
+
+    >>> last_boxed_run("\\\\boxed{7}. So $\\\\boxed{1}$ and $\\\\boxed{2}$")
+    ['1', '2']
+    """
+    run: list[str] = []
+    stop = len(text)
+    while (start := text.rfind("\\boxed{", 0, stop)) >= 0 and len(run) < 20:
+        begin = start + len("\\boxed{")
+        end = _closing(text, begin)
+        if end is None or (run and not _BETWEEN_BOXES.fullmatch(text[end + 1 : stop])):
+            break
+        run.insert(0, text[begin:end].strip())
+        stop = start
+    return run
+
+
+def _closing(text: str, begin: int) -> int | None:
+    """Where the brace that was opened just before `begin` closes."""
     depth = 1
     for position in range(begin, len(text)):
         depth += {"{": 1, "}": -1}.get(text[position], 0)
         if depth == 0:
-            return text[begin:position]
+            return position
     return None
 
 
@@ -88,9 +128,23 @@ def as_number(text: str) -> Decimal | None:
     return Decimal(text.replace(",", ""))
 
 
+def western_digits(text: str) -> str:
+    """The text with every script's decimal digits as 0 to 9.
+
+    >>> western_digits("١٢ and ३४")
+    '12 and 34'
+    """
+    if text.isascii():
+        return text
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+
+
 def brief(text: str, limit: int = 60) -> str:
-    """The text on one line, cut to `limit` characters."""
-    line = " ".join(text.split())
+    """The text's beginning on one line of `limit` printable characters at most."""
+    line = " ".join(text[: 4 * limit].split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    if len(text) > 4 * limit and len(line) <= limit:
+        line += "..."
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 

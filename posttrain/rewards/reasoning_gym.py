@@ -56,16 +56,40 @@ def family_keys() -> dict[str, list[str]]:
     return ask("reasoning_gym", {"do": "families"}, seconds=_GENERATION_LIMIT)
 
 
-def level_config(family: str, level: int) -> dict[str, Any]:
-    """The configuration keys that the family's own curriculum sets at a level, counted from 0.
+def levels_of(family: str) -> dict[str, dict[str, Any]]:
+    """A family's curriculum: each attribute with the `levels` of its value and the `keys` it sets.
 
-    Raises ValueError where the family has no levels or not this one.
+    Raises ValueError for a family that has none.
     """
+    try:
+        found = ask("reasoning_gym", {"do": "levels", "family": family}, seconds=_GENERATION_LIMIT)
+    except WorkerFailure as failure:
+        raise ValueError(failure.why) from failure
+    if not found:
+        raise ValueError(f"family {family!r} has no curriculum: set its own keys instead of level")
+    return found
+
+
+def num_levels(family: str) -> int:
+    """How many levels a family's curriculum has: those of its longest attribute."""
+    return max(len(attribute["levels"]) for attribute in levels_of(family).values())
+
+
+def level_config(family: str, level: int) -> dict[str, Any]:
+    """A family's configuration keys at one level of its own curriculum, 0 the easiest.
+
+    Every attribute stands at that level, or at its last where it has fewer; a range spans that
+    level and no easier one. Raises ValueError for a family without a curriculum and for levels
+    that there are not.
+    """
+    most = num_levels(family) - 1
+    if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= most:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"family {family!r} has the levels 0 to {most}, not {level!r}")
     request = {"do": "level", "family": family, "level": level}
     try:
         return ask("reasoning_gym", request, seconds=_GENERATION_LIMIT)
     except WorkerFailure as failure:
-        raise ValueError(failure.why.partition("ValueError: ")[2] or failure.why) from failure
+        raise ValueError(failure.why) from failure
 
 
 def make_entries(

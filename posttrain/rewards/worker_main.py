@@ -12,6 +12,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import logging
 import os
@@ -20,9 +21,12 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-_MEMORY_LIMIT = 6 << 30
+# Bytes of address space, well above what a package takes (0.4 to 1.8 GiB, measured) and well below
+# what a machine has: an answer that wants more gets a MemoryError.
+_MEMORY_LIMITS = {"math": 1 << 30, "reasoning_gym": 4 << 30, "instructions": 3 << 30}
 # Families that `eval` the answer they score: the answer may be a literal, nothing more.
 _LITERAL_FAMILIES = frozenset(
     {"string_insertion", "spiral_matrix", "number_sorting", "binary_matrix", "n_queens"}
@@ -39,37 +43,6 @@ _FORMULA_FAMILIES = frozenset(
 )
 _FORMULA = re.compile(r"[\w\s+\-*/^().,=]*")
 _FUNCTIONS = r"a?(sin|cos|tan)h?|sec|csc|cot|exp|log|ln|sqrt|pi|Abs|Integral"
-
-
-# ---- math
-
-
-def parsed(text: str) -> list[Any]:
-    """What math-verify reads in a text; a bare formula is read as one even without dollar signs."""
-    import math_verify
-
-    wrapped = "$" in text or "\\boxed" in text or "\\[" in text or "\\(" in text
-    has_words = re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}", text) is not None
-    if not wrapped and not has_words and len(text) <= 300:
-        found = math_verify.parse(f"${text}$", parsing_timeout=0)
-        if found:
-            return found
-    return math_verify.parse(text, parsing_timeout=0)
-
-
-def answer_math(request: dict[str, Any]) -> Any:
-    """`parse`: can the text be read; `equal`: both readings and whether they agree."""
-    import math_verify
-
-    if request["do"] == "parse":
-        return bool(parsed(request["text"]))
-    reference, answer = parsed(request["reference"]), parsed(request["text"])
-    equal = bool(reference and answer) and math_verify.verify(reference, answer, timeout_seconds=0)
-    return {
-        "reference": str(reference[-1]) if reference else "",
-        "answer": str(answer[-1]) if answer else "",
-        "equal": bool(equal),
-    }
 
 
 # ---- reasoning_gym
@@ -131,7 +104,7 @@ def is_formula(answer: str) -> bool:
 
 
 def answer_reasoning_gym(request: dict[str, Any]) -> Any:
-    """`families`, `level`, `make` and `score`, as posttrain.rewards.reasoning_gym asks for them."""
+    """`families`, `levels`, `level`, `make` and `score`, as posttrain.rewards.reasoning_gym asks."""
     if request["do"] == "families":
         from reasoning_gym.factory import DATASETS
 
@@ -140,8 +113,10 @@ def answer_reasoning_gym(request: dict[str, Any]) -> Any:
             for name, (_, config) in DATASETS.items()
             if name != "composite"
         }
+    if request["do"] == "levels":
+        return family_levels(request["family"])
     if request["do"] == "level":
-        return level_config(request["family"], request["level"])
+        return configuration_at(request["family"], request["level"])
     family, config = request["family"], json.dumps(request["config"], sort_keys=True)
     if request["do"] == "make":
         dataset = family_dataset(family, config, request["seed"], request["size"])
@@ -153,31 +128,36 @@ def answer_reasoning_gym(request: dict[str, Any]) -> Any:
     return max((score(dataset, answer, request["entry"]) for answer in answers), default=0.0)
 
 
-def level_config(family: str, level: int) -> dict[str, Any]:
-    """The configuration keys that the family's own curriculum sets at a level.
+def attribute_keys(attribute: Any) -> list[str]:
+    """The configuration keys that an attribute of a curriculum sets."""
+    if hasattr(attribute, "field_name"):
+        return [attribute.field_name]
+    return [attribute.lower_field_name, attribute.upper_field_name]
 
-    Each key takes the values of that level alone, not those of the levels below it too.
-    """
+
+def family_levels(family: str) -> dict[str, Any]:
+    """The attributes of a family's curriculum; empty where it has none."""
+    from reasoning_gym.factory import create_curriculum, has_curriculum
+
+    if not has_curriculum(family):
+        return {}
+    return {
+        name: {"levels": encode(attribute.levels), "keys": attribute_keys(attribute)}
+        for name, attribute in create_curriculum(family).attributes.items()
+    }
+
+
+def configuration_at(family: str, level: int) -> dict[str, Any]:
+    """What the family's curriculum sets at one level of all its attributes."""
     from reasoning_gym.coaching.base_curriculum import DefaultCurriculumContext, RangeAttributeMode
-    from reasoning_gym.factory import CURRICULA
+    from reasoning_gym.factory import create_curriculum
 
-    if family not in CURRICULA:
-        raise ValueError(f"{family} has no levels of its own")
-    curriculum = CURRICULA[family]()
-    attributes = curriculum.attributes.values()
-    highest = max(len(attribute.levels) for attribute in attributes) - 1
-    if not 0 <= level <= highest:
-        raise ValueError(f"{family} has levels 0 to {highest}, not {level}")
+    curriculum = create_curriculum(family)
     curriculum.set_global_level(level)
     context = DefaultCurriculumContext(mode=RangeAttributeMode.UPPER_BOUND)
     config = curriculum.generate_configuration(context=context)
-    names: list[str] = []
-    for attribute in attributes:
-        if hasattr(attribute, "field_name"):
-            names.append(attribute.field_name)
-        else:
-            names += [attribute.lower_field_name, attribute.upper_field_name]
-    return {name: encode(getattr(config, name)) for name in names}
+    keys = [key for a in curriculum.attributes.values() for key in attribute_keys(a)]
+    return {key: encode(getattr(config, key)) for key in keys}
 
 
 def made_entry(dataset: Any, index: int) -> dict[str, Any]:
@@ -205,6 +185,16 @@ def score(dataset: Any, answer: str, entry: Any) -> float:
 # ---- the loop
 
 
+def beside(name: str) -> Any:
+    """The module in the file next to this one, which is on no import path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def main() -> None:
     """Answer requests until the input ends."""
     kind = sys.argv[1]
@@ -214,18 +204,20 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     answer: Callable[[dict[str, Any]], Any]
     try:
-        if kind == "math":
-            answer = answer_math
-            parsed("1")
-        else:
+        if kind == "reasoning_gym":
             import reasoning_gym  # noqa: F401
 
             answer = answer_reasoning_gym
+        else:
+            served = beside(f"worker_{kind}")
+            answer = getattr(served, f"answer_{kind}")
+            # The first one loads what all later ones need, before the limits hold.
+            answer({"do": "parse", "text": "1"})
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=out, flush=True)
         return
     for what, most in (
-        (resource.RLIMIT_AS, _MEMORY_LIMIT),
+        (resource.RLIMIT_AS, _MEMORY_LIMITS[kind]),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):

@@ -21,12 +21,13 @@ from typing import Any, Literal
 
 from posttrain.errors import EnvironmentFault
 
-Kind = Literal["math", "reasoning_gym"]
+Kind = Literal["math", "reasoning_gym", "instructions"]
 
 _START_LIMIT = 120.0
 _PACKAGES: dict[Kind, tuple[str, str]] = {
     "math": ("math_verify", "math-verify"),
     "reasoning_gym": ("reasoning_gym", "reasoning-gym"),
+    "instructions": ("lm_eval", "posttrain[instructions]"),
 }
 # What a Python process needs to find its packages; no keys and tokens for code that a model wrote.
 _ENVIRONMENT = (
@@ -38,6 +39,7 @@ _ENVIRONMENT = (
     "PYTHONHOME",
     "VIRTUAL_ENV",
     "TMPDIR",
+    "NLTK_DATA",
 )
 
 

@@ -199,7 +199,8 @@ def read_groups(path: Path) -> list[RolloutGroup]:
     for row in read_table(path):
         if row["index"] == 0:
             groups.append((row, []))
-        outcome = Outcome(**{name: row[name] for name in _hints(Outcome)})
+        # Tables written before a field was added lack its column: the default stands in.
+        outcome = Outcome(**{name: row[name] for name in _hints(Outcome) if name in row})
         fields = {name: row[name] for name in _hints(Rollout) if name != "outcome"}
         groups[-1][1].append(Rollout(**fields, outcome=outcome))
     return [

@@ -1,0 +1,182 @@
+"""Verifier `choice`: one option of several, by its label or its text.
+
+The reference is `{"options": {"A": "Paris", "B": "Rome"}, "answer": "A"}` as JSON text (a list of
+options is labelled A, B, ...), or a label alone with the options in `meta["options"]` or nowhere.
+An answer that names two options fails, whatever else it says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, cast
+
+from posttrain.records import Outcome, Prompt
+from posttrain.rewards.answers import brief, locate_answer, normalise
+
+# `the correct option is (B)` anywhere in a line; what follows is the answer.
+_SAID = re.compile(
+    r"(?:(?:answer|choice|option|ответ|respuesta|réponse|antwort|إجابة|उत्तर)\b|答案|回答)"
+    r"\s*(?:is|are|would be|must be|should be|是|为|es|est|ist|:|：|=|—|-)+\s*(?P<rest>[^\n]+)",  # noqa: RUF001
+    re.IGNORECASE,
+)
+_NAMING = re.compile(
+    r"^(?:definitely|probably|clearly|option|choice|letter|answer)\s+", re.IGNORECASE
+)
+_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")
+
+
+def verify_choice(prompt: Prompt, text: str) -> Outcome:
+    """Pass when the text names the right option and no other."""
+    task = read_task(prompt)
+    if isinstance(task, str):
+        return Outcome(passed=None, score=0.0, why=task)
+    options, right = task
+    answer, form = _marked(text)
+    chosen = named_options(answer, options)
+    extracted = f"{form}: {brief(answer)}"
+    if len(chosen) == 1:
+        passed = chosen == {right}
+        why = "equal" if passed else f"expected {right}, got {next(iter(chosen))}"
+    else:
+        passed = False
+        why = f"several answers: {', '.join(sorted(chosen))}" if chosen else "no choice found"
+    return Outcome(passed=passed, score=float(passed), why=why, extracted=extracted)
+
+
+def fits_choice(prompt: Prompt) -> str | None:
+    """The reference must name one of at least two different options."""
+    task = read_task(prompt)
+    return task if isinstance(task, str) else None
+
+
+def read_task(prompt: Prompt) -> tuple[dict[str, str], str] | str:
+    """The options by label (texts empty where unknown) and the right label, or what is wrong."""
+    reference = prompt.reference.strip()
+    options: Any = prompt.meta.get("options")
+    right: Any = reference
+    if reference.startswith("{"):
+        try:
+            task: Any = json.loads(reference)
+        except ValueError as error:
+            return f"the reference is no JSON: {error}"
+        if set(task) != {"options", "answer"}:
+            return 'the reference must be {"options": ..., "answer": ...}'
+        options, right = task["options"], task["answer"]
+    if isinstance(options, list):
+        listed = cast("list[Any]", options)
+        options = dict(zip(string.ascii_uppercase, listed, strict=False))
+    if options is None:
+        label = folded(str(right)).strip("().")
+        if not re.fullmatch("[A-Z]", label):
+            return "the reference is neither a letter nor JSON with options and answer"
+        return dict.fromkeys(string.ascii_uppercase, ""), label
+    if not isinstance(options, dict):
+        return "options must be a mapping from label to text, or a list"
+    texts = cast("dict[Any, Any]", options)
+    if len(texts) < 2 or any(not isinstance(one, str | int | float) for one in texts.values()):
+        return "options must be at least two texts"
+    labelled = {folded(str(label)): str(one) for label, one in texts.items()}
+    if len({normalise(one) for one in labelled.values()} - {""}) != len(texts):
+        return "two options are the same, or one is empty"
+    label = folded(str(right)).strip("().")
+    by_text = [name for name, one in labelled.items() if normalise(one) == normalise(str(right))]
+    if label not in labelled and not by_text:
+        return f"the answer {brief(str(right))!r} is none of the options {', '.join(labelled)}"
+    return labelled, label if label in labelled else by_text[0]
+
+
+def folded(text: str) -> str:
+    """A label in one way of writing: compatible characters folded, upper case.
+
+    >>> folded("b "), folded("甲")
+    ('B', '甲')
+    """
+    return unicodedata.normalize("NFKC", text).strip().upper()
+
+
+def _marked(text: str) -> tuple[str, str]:
+    """What the text gives as its answer, and how that was found."""
+    answer, form = locate_answer(text)
+    if form != "whole text":
+        return answer, form
+    if said := list(_SAID.finditer(text)):
+        return said[-1]["rest"].strip(), "answer phrase"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[-1], "last line") if len(lines) > 1 else (answer, form)
+
+
+def named_options(answer: str, options: Mapping[str, str]) -> set[str]:
+    """The labels of all options that a text names, by label or by text.
+
+    >>> options = {"A": "a cat", "B": "a dog"}
+    >>> [sorted(named_options(t, options)) for t in ("(B)", "B. a dog", "A or B", "a dog", "?")]
+    [['B'], ['B'], ['A', 'B'], ['B'], []]
+    """
+    answer = unicodedata.normalize("NFKC", _WRAPPED.sub(r"\1", answer))
+    answer = _NAMING.sub("", answer.strip().strip("*_`$\"' "))
+    by_text = {label for label, one in options.items() if one and _same(answer, one)}
+    if by_text:
+        return by_text
+    names = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+    edge_before, edge_after = r"(?<![^\W_])(?<!['’])", r"(?![^\W_])(?!['’])"  # noqa: RUF001
+    label = re.compile(f"{edge_before}({names}){edge_after}", re.IGNORECASE)
+    # A label that opens the answer, with its own text or another's behind it.
+    opening = re.match(rf"[(\[]?\s*({names})\s*(?:[)\].:,]|$|\s[-–—]\s)", answer, re.IGNORECASE)  # noqa: RUF001
+    named: set[str] = set()
+    if opening:
+        first = opening[1].upper()
+        rest = answer[opening.end() :]
+        if not rest.strip(" .*") or (options[first] and _same(rest, options[first])):
+            return {first}
+        named.add(first)
+        answer = rest
+        named |= {other for other, one in options.items() if one and _same(rest, one)}
+    stated = _without_texts(answer, options, named)
+    for found in label.finditer(stated):
+        if _is_label(found, stated):
+            named.add(found[1].upper())
+    return named
+
+
+def _is_label(found: re.Match[str], text: str) -> bool:
+    """Whether a standing letter is meant as a label: `a dog` and `I think` hold none."""
+    written, after = found[1], text[found.end() :]
+    bracketed = text[found.start() - 1 : found.start()] in ("(", "[") and after[:1] in (")", "]")
+    if bracketed or text.strip(" .*()") == written:
+        return True
+    if not written.isupper() and written.isascii():
+        return False
+    return not (written in ("A", "I") and re.match(r"\s+[a-z]", after) and not _joins(after))
+
+
+def _joins(after: str) -> bool:
+    return (
+        re.match(
+            r"\s+(?:or|and|nor|is|was|but|because|since|as|vs|versus|then|maybe|perhaps)\b", after
+        )
+        is not None
+    )
+
+
+def _without_texts(answer: str, options: Mapping[str, str], named: set[str]) -> str:
+    """The answer without the options' texts; those that it states are added to `named`."""
+    lowered = answer.casefold()
+    for label, one in sorted(options.items(), key=lambda item: -len(item[1])):
+        text = normalise(one)
+        if len(text) < 2:
+            continue
+        standing = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
+        if standing.search(lowered):
+            named.add(label)
+            lowered = standing.sub(lambda m: " " * len(m[0]), lowered)
+    if len(lowered) != len(answer):
+        return answer
+    return "".join(a if b != " " else " " for a, b in zip(answer, lowered, strict=True))
+
+
+def _same(text: str, option: str) -> bool:
+    return normalise(text) == normalise(option)
