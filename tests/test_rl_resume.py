@@ -16,6 +16,7 @@ from posttrain.recipe.schema import AdaptiveCurriculum, DataSource, EngineSpec, 
 from posttrain.records import Outcome, Prompt, content_hash
 from posttrain.rl import train
 from posttrain.rl.session import STATE_FILE, RolloutSession
+from posttrain.rl.trainer import CurriculumGRPOTrainer
 from posttrain.tables import read_metrics, read_table, write_json
 from tests.conftest import make_prompt
 
@@ -199,3 +200,49 @@ def test_the_state_of_another_pool_is_refused_by_name(tiny_llama4: Path, tmp_pat
     (tmp_path / "out").rename(tmp_path / "old")
     with pytest.raises(ValueError, match="prompt"):
         run(tiny_llama4, tmp_path, adaptive(), pool()[1:], trainer={"max_steps": 4})
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+@pytest.mark.parametrize("baseline", ["posterior", "leave_one_out"])
+def test_the_posterior_can_stand_in_for_the_groups_own_mean(
+    tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, baseline: Any, scale: str
+) -> None:
+    """What reaches the loss is outcome less belief, of the beliefs that the table records."""
+    reached: list[list[float]] = []
+    whole = CurriculumGRPOTrainer._generate_and_score_completions
+
+    def noted(self: Any, inputs: Any) -> Any:
+        output = whole(self, inputs)
+        reached.append(output["advantages"].tolist())
+        return output
+
+    monkeypatch.setattr(CurriculumGRPOTrainer, "_generate_and_score_completions", noted)
+    spec = adaptive(baseline=baseline, pilot=False, max_refills=0)
+    trainer = {"max_steps": 1, "scale_rewards": scale}
+    run(tiny_llama4, tmp_path, spec, pool(), trainer=trainer)
+    rows = read_table(tmp_path / "out" / "rollouts" / "step-000000.parquet")
+    expected: list[float] = []
+    for start in range(0, len(rows), 4):
+        passes = [float(row["passed"]) for row in rows[start : start + 4]]
+        alpha, beta = (rows[start]["decision"][name] for name in ("alpha", "beta"))
+        mean = (alpha + sum(passes)) / (alpha + beta + 4)
+        for own in passes:
+            others = (alpha + sum(passes) - own) / (alpha + beta + 3)
+            deviation = (mean - mean**2) ** 0.5 if scale == "group" else 1.0
+            compared = mean if baseline == "posterior" else others
+            expected.append((own - compared) / deviation)
+    assert sorted(reached[0]) == pytest.approx(sorted(expected), abs=1e-5)
+
+
+def test_a_first_step_can_measure_more_prompts_than_it_trains_on(
+    tiny_llama4: Path, tmp_path: Path
+) -> None:
+    spec = adaptive(max_refills=0, pilot=False)
+    run(tiny_llama4, tmp_path, spec, pool(), pilot_prompts=20, trainer={"max_steps": 2})
+    first, second = (
+        [row for row in read_table(tmp_path / "out" / "curriculum.jsonl") if row["step"] == step]
+        for step in (0, 1)
+    )
+    assert sum(row["proposed"] for row in first) == 20
+    assert sum(row["trained"] for row in first) == 4
+    assert sum(row["proposed"] for row in second) == 4

@@ -111,7 +111,7 @@ def rl(loaded: LoadedRecipe) -> Part:
         "rl": {
             "curriculum": _curriculum(loaded),
             "trainer": _trainer(loaded, "rl"),
-            "system_prompts": loaded.written["rl"]["system_prompts"],
+            **{name: loaded.written["rl"][name] for name in ("pilot_prompts", "system_prompts")},
         },
         "engine": _engine(loaded.written["engine"]),
         **_training(loaded),

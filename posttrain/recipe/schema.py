@@ -335,6 +335,9 @@ class Rl(Spec):
     """A curriculum YAML."""
     judge_prompts: bool = True
     """With sft.judge: judge these prompts too, for curricula that start from how hard they are."""
+    pilot_prompts: int = Field(default=0, ge=0)
+    """Prompts rolled out at the first step at least, for the curriculum to measure: a few hundred
+    show what the judge's tags are worth. The best of them are trained on."""
     system_prompts: list[str | None] = Field(default_factory=list[str | None])
     """System instructions: one is drawn for every group and put in place of the prompt's own; null
     leaves that one. Evaluation goes without."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
 from posttrain.curriculum import Curriculum
+from posttrain.curriculum.baseline import leave_one_out_advantages, posterior_advantages
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.adapters import sync_policy
 from posttrain.engines.parity import Probe, check_parity, take_probe
@@ -57,6 +60,7 @@ class RolloutSession:
         *,
         curriculum: Curriculum,
         spec: CurriculumSpec,
+        pilot_prompts: int,
         systems: Sequence[str | None],
         levels: LevelledPrompts,
         prompts: Mapping[str, Prompt],
@@ -71,6 +75,7 @@ class RolloutSession:
     ) -> None:
         self._curriculum = curriculum
         self._spec = spec
+        self._pilot_prompts = pilot_prompts
         self._systems = systems
         self._levels = levels
         self._prompts = dict(prompts)
@@ -84,6 +89,7 @@ class RolloutSession:
         self._work_dir = work_dir
         self._ids: dict[tuple[str, str | None], list[int]] = {}
         self._last_groups: list[RolloutGroup] = []
+        self._beliefs: dict[str, tuple[RolloutGroup, Mapping[str, float]]] = {}
         self._steps_without_signal = 0
         self._parity = MetricsLog(work_dir / "parity.jsonl")
         self._metrics: list[Mapping[str, float]] = []
@@ -105,15 +111,20 @@ class RolloutSession:
                 self._sync(trainer, probe)
             sampling = self._sampling(step, place)
             likelihoods = self._score_references(sampling)
+            at_first = self._pilot_prompts / self._num_groups if step == 0 else 0.0
             batch = collect_batch(
                 self._curriculum,
                 sampling,
                 num_groups=self._num_groups,
                 max_refills=self._spec.max_refills,
                 max_rollouts=self._spec.max_rollouts,
-                oversample=self._spec.oversample,
+                oversample=max(self._spec.oversample, at_first),
             )
         self._last_groups = batch.groups
+        self._beliefs = {
+            group.prompt_id: (group, proposal.decision)
+            for group, proposal in zip(batch.groups, batch.proposals, strict=True)
+        }
         self._levels.observe(batch.groups, self._prompts)
         self._steps_without_signal = (
             0 if "trained" in batch.uses else self._steps_without_signal + 1
@@ -133,6 +144,21 @@ class RolloutSession:
                 "gradient_accumulation_steps / num_generations)",
             )
         return groups
+
+    def advantages(self, group: RolloutGroup, *, scale: bool) -> list[float] | None:
+        """Of the curriculum's baseline, in place of the group's own; None where that one serves.
+
+        A pilot that was repeated for the trainer repeats its advantages.
+        """
+        baseline = self._spec.baseline if isinstance(self._spec, AdaptiveCurriculum) else "group"
+        if baseline == "group":
+            return None
+        drawn, belief = self._beliefs[group.prompt_id]
+        outcomes = [rollout.outcome.passed for rollout in drawn.rollouts]
+        passed_G = np.array([math.nan if one is None else float(one) for one in outcomes])
+        compare = posterior_advantages if baseline == "posterior" else leave_one_out_advantages
+        found = compare(passed_G, alpha=belief["alpha"], beta=belief["beta"], scale=scale)
+        return list(itertools.islice(itertools.cycle(found.tolist()), len(group.rollouts)))
 
     def take_metrics(self) -> dict[str, float]:
         """What the steps since the last call measured, as means over them."""

@@ -38,6 +38,7 @@ def train(
     engine: EngineSpec,
     curriculum: CurriculumSpec,
     trainer: dict[str, Any],
+    pilot_prompts: int = 0,
     system_prompts: Sequence[str | None] = (),
     offload_policy: bool = False,
     seed: int,
@@ -51,9 +52,9 @@ def train(
 
     Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.zip, parity.jsonl, rollouts/,
     probes/ and prompts/ to `out_dir`. `tags` maps prompt ids to how hard a judge finds them;
-    `system_prompts` are the instructions one of which every group gets; `families` make more
-    prompts as the run goes, none of the questions whose hashes are `held`. Returns the stage's
-    summary.
+    `pilot_prompts` are rolled out at the first step at least; `system_prompts` are the instructions
+    one of which every group gets; `families` make more prompts as the run goes, none of the
+    questions whose hashes are `held`. Returns the stage's summary.
     """
     # Rows reach TRL with columns of their own, which it must not drop.
     args = trainer_arguments(
@@ -77,6 +78,7 @@ def train(
     session = RolloutSession(
         curriculum=build_curriculum(curriculum, prompts, seed=seed, tags=tags),
         spec=curriculum,
+        pilot_prompts=pilot_prompts,
         systems=system_prompts,
         levels=LevelledPrompts(families, prompts, held=held, seed=seed),
         prompts={p.prompt_id: p for p in prompts},

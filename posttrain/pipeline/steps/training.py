@@ -53,6 +53,7 @@ def train_rl(context: StageContext) -> Counts:
         engine=recipe.engine,
         curriculum=context.curriculum,
         trainer=recipe.rl.trainer,
+        pilot_prompts=recipe.rl.pilot_prompts,
         system_prompts=recipe.rl.system_prompts,
         tags=reading.tags(context),
         families=[
