@@ -74,7 +74,7 @@ class CurriculumGRPOTrainer(GRPOTrainer):
 
     def _rows(self, group: RolloutGroup, *, masked: bool) -> list[Row]:
         passed = [rollout.outcome.passed for rollout in group.rollouts]
-        scale = self.args.scale_rewards != "none"
+        scale = self.scale_rewards != "none"
         advantages = self._source.advantages(group, scale=scale)
         if advantages is None:
             advantages = [None] * len(passed)
