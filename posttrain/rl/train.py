@@ -17,7 +17,7 @@ from posttrain.engines.base import Sleeps
 from posttrain.engines.parity import save_probe, take_probe
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
-from posttrain.recipe.schema import BandCurriculum, EngineSpec, Model, UniformCurriculum
+from posttrain.recipe.schema import CurriculumSpec, EngineSpec, Model
 from posttrain.records import Prompt
 from posttrain.rl.flow import curriculum_flow
 from posttrain.rl.places import engine_place
@@ -33,18 +33,18 @@ def train(
     policy: PolicyPath,
     model: Model,
     engine: EngineSpec,
-    curriculum: BandCurriculum | UniformCurriculum,
+    curriculum: CurriculumSpec,
     trainer: dict[str, Any],
     offload_policy: bool = False,
     seed: int,
     work_dir: Path,
     out_dir: Path,
-    prior: Mapping[str, float] | None = None,
+    tags: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Train `policy` on verified rollouts of `prompts`; resumes from `work_dir`.
 
     Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.json, parity.jsonl and rollouts/ to
-    `out_dir`. `prior` maps prompt ids to expected pass rates. Returns the stage's summary.
+    `out_dir`. `tags` maps prompt ids to how hard they are said to be. Returns the stage's summary.
     """
     # Rows reach TRL with columns of their own, which it must not drop.
     args = trainer_arguments(
@@ -66,7 +66,7 @@ def train(
     if isinstance(running, Sleeps):
         running.sleep()
     session = RolloutSession(
-        curriculum=build_curriculum(curriculum, prompts, seed=seed, prior=prior),
+        curriculum=build_curriculum(curriculum, prompts, seed=seed, tags=tags),
         max_refills=curriculum.max_refills,
         prompts={p.prompt_id: p for p in prompts},
         engine=running,
