@@ -174,7 +174,7 @@ FILE_CHANGES: list[tuple[str, str, set[str]]] = [
     ("judge.yaml", "kind: answer_likelihood\nscale_nats: 2.0\n", {"judge", "prune", *AFTER_SFT}),
     ("judge.yaml", "# a comment\nkind: answer_likelihood\nscale_nats: 1\n", set()),
     ("curriculum.yaml", "kind: uniform\n", AFTER_RL),
-    ("curriculum.yaml", "high: 0.9\nlow: 0.1\nkind: band  # the same\n", set()),
+    ("curriculum.yaml", "normal: 0.9\nhard: 0.1\nkind: difficulty_pools  # the same\n", set()),
     ("base/model.safetensors", "other weights", set(ALL) - {"data"}),
     ("recipe.yaml", "# said anew\n" + toy_stages.RECIPE, set()),
 ]

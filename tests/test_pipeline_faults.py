@@ -38,7 +38,7 @@ sft:
     learning_rate: 2.0e-2
 rl:
   data: [{path: rl.jsonl, capability: letters, verifier: exact}]
-  curriculum: curricula/band.yaml
+  curriculum: curricula/adaptive.yaml
   trainer:
     num_generations: 4
     max_steps: 4

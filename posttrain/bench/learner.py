@@ -8,8 +8,8 @@ logit by the policy gradient with the group's mean as baseline
     g = sum_j (r_j - mean r) (o_j - p) = n cov(r, o),
 
 which is n q (1 - q) where the reward is the outcome and q the group's pass rate: groups without
-signal move nothing, and one half moves most. Wrong rewards (flips) weaken the covariance, and a dead
-prompt's flipped rewards have none. With `scale` the sum is divided by the standard deviation of r,
+signal move nothing, and one half moves most. Wrong rewards (flips) weaken the covariance; those of
+a dead prompt have none. With `scale` the sum is divided by the standard deviation of r,
 as GRPO does: n sqrt(q (1 - q)). A step of B groups of k moves
 
     theta_t += lr / (B k) * sum_i transfer[t, s(i)] g_i / (1 + m_i)

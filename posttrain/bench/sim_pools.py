@@ -14,6 +14,9 @@ NUM_SKILLS = 4
 HELD_OUT_PER_SKILL = 250
 
 
+USUAL_RATES = Rates()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolSpec:
     """One pool and how it is used."""
@@ -36,7 +39,7 @@ class PoolSpec:
     flips: float = 0.0
     """Chance that the verifier reports the opposite."""
     random_reward: bool = False
-    rates: Rates = Rates()
+    rates: Rates = USUAL_RATES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -93,9 +92,7 @@ class Simulation:
             groups.append(Group(prompt=i, outcomes=outcomes, rewards=rewards))
         self.spent.tokens += total
         self.spent.rollouts += sum(numbers)
-        self.spent.seconds += max(
-            longest / _TOKENS_PER_SECOND_OF_ONE, total / _DECODED_PER_SECOND
-        )
+        self.spent.seconds += max(longest / _TOKENS_PER_SECOND_OF_ONE, total / _DECODED_PER_SECOND)
         return groups
 
     def score(self, prompts: Sequence[int]) -> Floats:
@@ -127,9 +124,7 @@ class Simulation:
             if sum(g.spread > 0 for g in groups) >= spec.refill_below * BATCH:
                 break
             seen = {self.pool.prompts[g.prompt].prompt_id for g in groups}
-            good = Counter(
-                self.pool.prompts[g.prompt].capability for g in groups if g.spread > 0
-            )
+            good = Counter(self.pool.prompts[g.prompt].capability for g in groups if g.spread > 0)
             proposals = []
             for capability, part in sorted(share.items()):
                 short = math.ceil(part) - good[capability]

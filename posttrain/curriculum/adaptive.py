@@ -255,7 +255,7 @@ class Adaptive:
         spec = self._spec
         share = {"reviewed": spec.review, "retried": spec.retry}.get(reason)
         if share is None:
-            alive = self._alive_C()[capability]
+            alive = float(self._alive_C()[capability])
             share = min(max(spec.explore_max * alive, spec.explore_min), spec.explore_max)
         owed = self._owed[reason][capability] + share * num_prompts
         num = min(int(owed), most)
@@ -290,6 +290,9 @@ class Adaptive:
         assert self._candidates is not None
         known = self._candidates
         evidence, rng = self._evidence, self._pool.rng
+        wanted = num
+        found = self._to_calibrate(capability, num // 2, taken_P)
+        num -= len(found)
         mine = self._pool.capability_P[known.index_N] == capability
         mine &= ~taken_P[known.index_N] & ~evidence.solved_P[known.index_N]
         mine &= evidence.failures_P[known.index_N] == 0
@@ -307,18 +310,32 @@ class Adaptive:
         first = top(everyone, num, np.zeros(len(everyone)))
         first = first[everyone[first] > -np.inf]
         own = first[first < len(keys)]
-        found = list(zip(index[own].tolist(), score[own].tolist(), strict=True))
+        found += list(zip(index[own].tolist(), score[own].tolist(), strict=True))
         taken_P[index[own]] = True
         rows = (first[first >= len(keys)] - len(keys)) // num
         for row in np.unique(rows).tolist():
             new = self._untried.first(int(strata[row]), int(np.sum(rows == row)), taken_P)
             taken_P[new] = True
             found += [(i, float(untried_scores[row])) for i in new.tolist()]
-        if len(found) < num and len(rows):
+        if len(first) == num and len(found) < wanted:
             # Some of the untried are taken: go on with what is left.
-            more = self._untried_by_score(capability, num - len(found), taken_P)
-            found += more
+            found += self._untried_by_score(capability, wanted - len(found), taken_P)
         return found
+
+    def _to_calibrate(self, capability: int, num: int, taken_P: Mask) -> list[tuple[int, float]]:
+        """Prompts with a likelihood in place of untried ones, until it is known what that tells."""
+        assert self._candidates is not None
+        if not self._spec.probe or self._likelihoods.is_tested(capability):
+            return []
+        evidence, index = self._evidence, self._candidates.index_N
+        new = evidence.passed_P[index] + evidence.failed_P[index] == 0
+        new &= (self._pool.capability_P[index] == capability) & ~taken_P[index]
+        at = np.flatnonzero(new)
+        recent = evidence.probed_P[index[at]].astype(np.float64)
+        at = at[top(recent, num, self._pool.rng.random(len(at)))]
+        taken_P[index[at]] = True
+        scores = self._candidates.score_N[at]
+        return list(zip(index[at].tolist(), scores.tolist(), strict=True))
 
     def _untried_by_score(
         self, capability: int, num: int, taken_P: Mask
@@ -363,7 +380,7 @@ class Adaptive:
         return [(i, math.nan) for i in found.tolist()]
 
     def _with_beliefs(self, proposals: Sequence[Proposal], chosen: Indices) -> list[Proposal]:
-        """The proposals with what was believed of them, and pilots where the batch gains by them."""
+        """Proposals with what is believed of them, and with pilots where the batch gains by them."""
         if not proposals:
             return []
         alpha_N, beta_N = self._beliefs(chosen)
@@ -441,7 +458,9 @@ class Adaptive:
     def _beliefs(self, index_N: Ints) -> tuple[Floats, Floats]:
         """alpha, beta of each prompt."""
         alpha, beta = self._priors(index_N)
-        return alpha + self._evidence.passed_P[index_N], beta + self._evidence.failed_P[index_N]
+        alpha = alpha + self._evidence.passed_P[index_N]
+        beta = beta + self._evidence.failed_P[index_N]
+        return alpha, beta
 
     def _priors(self, index_N: Ints) -> tuple[Floats, Floats]:
         """alpha, beta without the prompt's own rollouts: its stratum, and its likelihood."""
@@ -512,12 +531,13 @@ class Adaptive:
         self._num_rollouts += float(n.sum())
 
         prior_alpha, prior_beta = self._priors(i)
-        alpha, beta = prior_alpha + evidence.passed_P[i], prior_beta + evidence.failed_P[i]
+        alpha, beta = self._beliefs(i)
         self._calibration.observe(alpha, beta, c, n)
         self._learn_likelihoods(visits)
-        first_N = (evidence.passed_P[i] + evidence.failed_P[i] == 0) & np.isnan(
-            evidence.logprob_P[i]
-        )
+        # Once likelihoods decide, those who have one are no sample of their stratum.
+        chosen_by_it = self._likelihoods.weight_C[np.maximum(self._pool.capability_P[i], 0)] > 0
+        first_N = evidence.passed_P[i] + evidence.failed_P[i] == 0
+        first_N &= ~(chosen_by_it & ~np.isnan(evidence.logprob_P[i]))
         self._prior.observe(visits, self._untried.stratum_P[i], first_N.astype(np.float64))
         if self._spec.discount == "auto":
             self._discounts.observe(visits, prior_alpha, prior_beta)

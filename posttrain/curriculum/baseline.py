@@ -13,11 +13,10 @@ def posterior_advantages(
     """(G,) advantages of binary outcomes against the discounted posterior.
 
     `alpha`, `beta` is the belief before the group. The group is counted in, then
-    A = (r - m) / sqrt(m (1 - m)) with m the posterior's mean, without the division where `scale` is
-    False: the discounted Beta-Bernoulli baseline (arXiv 2603.18444). Biased, with less variance than
-    the group's own
-    mean; a group that is all right or all wrong still teaches, in proportion to the surprise. NaN
-    outcomes (undecided) have advantage 0 and are not counted.
+    A = (r - m) / sqrt(m (1 - m)) with m the posterior's mean, without the division where not
+    `scale`: the discounted Beta-Bernoulli baseline (arXiv 2603.18444). Biased, with less variance
+    than the group's own mean; a group that is all right or all wrong still teaches, in proportion
+    to the surprise. NaN outcomes (undecided) have advantage 0 and are not counted.
     """
     decided = ~np.isnan(passed_G)
     mean = (alpha + np.sum(passed_G[decided])) / (alpha + beta + np.sum(decided))

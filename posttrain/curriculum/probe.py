@@ -23,8 +23,8 @@ class LikelihoodMap:
     quantile bins, made monotone, interpolated between. The strength kappa comes by the method of
     moments, as a stratum's does: what variance is left within prompts after the map has spoken.
     Its weight is its share of the predictive evidence: w = 1 / (1 + exp(-d)), d the discounted sum
-    of nats by which its predictions of first visits beat those made without it. Below `min_weight`
-    it is off, and asked for `retest` prompts at times only.
+    of nats by which its predictions beat those made without it. Once it is tested and has lost, no
+    more likelihoods are asked for.
     """
 
     def __init__(self, num_capabilities: int, *, memory: int, evidence_kept: float) -> None:
@@ -46,7 +46,11 @@ class LikelihoodMap:
 
     def is_useful(self, capability: int) -> bool:
         """Whether more likelihoods are worth their price: still unknown, or better than without."""
-        return self._num_tested_C[capability] < 2 * _MIN_PAIRS or self._gain_C[capability] > 0.0
+        return not self.is_tested(capability) or self._gain_C[capability] > 0.0
+
+    def is_tested(self, capability: int) -> bool:
+        """Whether enough groups followed a prediction to tell."""
+        return bool(self._num_tested_C[capability] >= 2 * _MIN_PAIRS)
 
     def beliefs(self, capability: int, logprobs: Floats) -> tuple[Floats, Floats]:
         """Means and strengths that the map alone gives; NaN where it has none yet."""

@@ -96,27 +96,27 @@ class AdaptiveCurriculum(_Curriculum):
     """Steps after which a stratum's groups count for a third."""
     centre: Share = 0.5
     """Pass rate at the centre of the band at first."""
-    hard_centre: Share = 0.3
+    hard_centre: Share = 0.4
     """Where the centre is when the capability is mastered."""
     width: float = Field(default=0.25, gt=0)
     """Standard deviation of the band."""
-    temperature: float = Field(default=0.25, gt=0)
+    temperature: float = Field(default=0.15, gt=0)
     """Of sampling by score; towards 0 the best are taken."""
     explore_min: Share = 0.02
     """Least share of a batch drawn without looking at the score."""
-    explore_max: Share = 0.1
+    explore_max: Share = 0.05
     """Greatest: where all of the pool is alive."""
     review: Share = 0.02
     """Share of a batch for prompts that were solved, the longest unseen first."""
-    retry: Share = 0.05
+    retry: Share = 0.02
     """Share of a batch for unsolved prompts whose wait is over."""
-    backoff: int = Field(default=8, ge=1)
+    backoff: int = Field(default=6, ge=1)
     """Steps until a prompt without a pass comes again; doubles with each time."""
     pilot: bool = True
     """Look at a few rollouts first where that saves some."""
-    pilot_saves: Share = 0.15
+    pilot_saves: Share = 0.1
     """Share of a batch's rollouts that pilots must promise to save, as they cost another round."""
-    continue_above: float = Field(default=0.5, ge=0.0)
+    continue_above: float = Field(default=0.7, ge=0.0)
     """A pilot is drawn to the end where the rest promises this share of the usual signal per
     rollout."""
     baseline: Literal["group", "posterior", "leave_one_out"] = "group"

@@ -68,13 +68,15 @@ def collect_batch(
     *,
     num_groups: int,
     max_refills: int,
+    refill_below: float = 1.0,
     max_rollouts: float = math.inf,
     oversample: float = 1.0,
 ) -> Batch:
     """Generate until `num_groups` groups have signal, or a cap binds.
 
-    The caps are soft: at most `max_refills` refills, none begun once a step has `max_rollouts`
-    batches of rollouts; then the best groups at hand fill up. At first `oversample` prompts are
+    The caps are soft: at most `max_refills` refills, none begun once `refill_below` of the places
+    have signal or a step has `max_rollouts` batches of rollouts; then the best groups at hand fill
+    up. At first `oversample` prompts are
     drawn per place. The curriculum observes every group, stopped pilots too. A group without signal
     is replaced by one of the same capability; in the last round, where a capability has none left
     to offer, by any. Every process returns the same batch.
@@ -90,7 +92,9 @@ def collect_batch(
         proposals += wanted
         rounds += [refill] * len(wanted)
         num_rollouts = sum(len(group.rollouts) for group in groups)
-        if refill == max_refills or num_rollouts >= max_rollouts * num_groups * whole:
+        has_enough = sum(group.has_signal for group in groups) >= refill_below * num_groups
+        is_spent = num_rollouts >= max_rollouts * num_groups * whole
+        if refill == max_refills or has_enough or is_spent:
             break
         wanted = _replacements(groups, proposals, curriculum, shares, whole)
         if not wanted:
@@ -147,11 +151,7 @@ def _replacements(
     whole: int,
 ) -> list[Proposal]:
     """Prompts to make up, per capability, for the groups that still lack signal."""
-    good = Counter(
-        p.capability
-        for g, p in zip(groups, proposals, strict=True)
-        if g.has_signal and len(g.rollouts) == whole
-    )
+    good = Counter(p.capability for g, p in zip(groups, proposals, strict=True) if g.has_signal)
     seen = {p.prompt_id for p in proposals}
     wanted: list[Proposal] = []
     for capability, share in sorted(shares.items()):

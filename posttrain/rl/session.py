@@ -117,6 +117,7 @@ class RolloutSession:
                 sampling,
                 num_groups=self._num_groups,
                 max_refills=self._spec.max_refills,
+                refill_below=self._spec.refill_below,
                 max_rollouts=self._spec.max_rollouts,
                 oversample=max(self._spec.oversample, at_first),
             )
