@@ -461,7 +461,7 @@ def build_run(
         },
         "engine": {"kind": "vllm", "parity_tolerance": 0.1},
         "sft": {"prune": {"drop_easiest": 0.5}},
-        "rl": {"curriculum": "curricula/band.yaml"},
+        "rl": {"curriculum": "curricula/adaptive.yaml"},
         "dpo": {"pairs": {}},
         "eval": {
             "suites": ["heldout"],

@@ -133,6 +133,9 @@ CHANGES: list[tuple[str, set[str]]] = [
     ("sft.trainer.learning_rate=2e-4", AFTER_SFT),
     ("sft.trainer.num_train_epochs=2", AFTER_SFT),
     ("rl.trainer.num_generations=8", AFTER_RL),
+    ("rl.system_prompts=[null, Be brief.]", AFTER_RL),
+    ("rl.pilot_prompts=64", AFTER_RL),
+    ("rl.judge_prompts=false", {"judge", "prune", *AFTER_SFT}),
     ("dpo.pairs.max_pairs=5", {"pairs", *AFTER_DPO}),
     ("dpo.trainer.beta=0.2", AFTER_DPO),
     ("eval.heldout_size=5", set(ALL) - {"model"}),
@@ -171,7 +174,7 @@ FILE_CHANGES: list[tuple[str, str, set[str]]] = [
     ("judge.yaml", "kind: answer_likelihood\nscale_nats: 2.0\n", {"judge", "prune", *AFTER_SFT}),
     ("judge.yaml", "# a comment\nkind: answer_likelihood\nscale_nats: 1\n", set()),
     ("curriculum.yaml", "kind: uniform\n", AFTER_RL),
-    ("curriculum.yaml", "high: 0.9\nlow: 0.1\nkind: band  # the same\n", set()),
+    ("curriculum.yaml", "normal: 0.9\nhard: 0.1\nkind: difficulty_pools  # the same\n", set()),
     ("base/model.safetensors", "other weights", set(ALL) - {"data"}),
     ("recipe.yaml", "# said anew\n" + toy_stages.RECIPE, set()),
 ]

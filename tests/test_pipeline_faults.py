@@ -38,7 +38,7 @@ sft:
     learning_rate: 2.0e-2
 rl:
   data: [{path: rl.jsonl, capability: letters, verifier: exact}]
-  curriculum: curricula/band.yaml
+  curriculum: curricula/adaptive.yaml
   trainer:
     num_generations: 4
     max_steps: 4
@@ -186,6 +186,11 @@ def test_the_unbroken_run_went_through_every_stage(unbroken: Path) -> None:
         *("11-dpo/policy/adapter_model.safetensors", "13-report/policy/adapter_model.safetensors"),
     ):
         assert f"stages/{name}" in found
+    stages = unbroken / "run" / "stages"
+    prompts = read_table(stages / "2-data" / "prompts.parquet")
+    judged = read_table(stages / "4-judge" / "prompt_verdicts.parquet")
+    assert [row["sample_id"] for row in judged] == [row["prompt_id"] for row in prompts]
+    assert all(0.0 <= row["score"] <= 1.0 for row in judged)
     pairs = read_table(unbroken / "run" / "stages" / "10-pairs" / "pairs.parquet")
     assert len(pairs) >= 4
 

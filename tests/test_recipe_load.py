@@ -48,7 +48,7 @@ def test_what_is_loaded(recipe: Path) -> None:
     assert loaded.recipe.name == "mine"
     assert loaded.judge is None
     assert loaded.curriculum is not None
-    assert loaded.curriculum.kind == "band"
+    assert loaded.curriculum.kind == "adaptive"
     assert loaded.files["rl.data.0.path"] == recipe.parent / "rows.jsonl"
     assert loaded.recipe.rl is not None
     assert loaded.recipe.rl.data[0].path == str(recipe.parent / "rows.jsonl")
@@ -93,7 +93,7 @@ def test_resolved_is_json_and_comes_back(recipe: Path) -> None:
         ("=3", None, "expected key.key=value"),
         ("seed=[1", None, "broken YAML"),
         ("seed=1\nother: 2", None, "more than one value"),
-        ("rl.curriculum=curricula/bnd.yaml", None, "(did you mean 'curricula/band.yaml'?)"),
+        ("rl.curriculum=curricula/adaptve.yaml", None, "(did you mean 'curricula/adaptive.yaml'?)"),
         ("rl.trainer.num_generations=3", None, "whole groups of 3"),
     ],
 )
@@ -127,14 +127,14 @@ def test_override_paths_start_at_the_working_directory(
 def test_own_files_come_before_shipped_ones(recipe: Path) -> None:
     own = recipe.parent / "curricula"
     own.mkdir()
-    (own / "band.yaml").write_text("kind: band\nlow: 0.2\n")
+    (own / "adaptive.yaml").write_text("kind: adaptive\nwidth: 0.2\n")
     loaded = load_recipe(recipe)
-    assert loaded.files["rl.curriculum"] == own / "band.yaml"
-    assert getattr(loaded.curriculum, "low", None) == 0.2
+    assert loaded.files["rl.curriculum"] == own / "adaptive.yaml"
+    assert getattr(loaded.curriculum, "width", None) == 0.2
 
 
 def test_named_files_are_checked_in_the_same_pass(recipe: Path) -> None:
-    (recipe.parent / "c.yaml").write_text("kind: band\nlow: 0.9\nhigh: 0.5\n")
+    (recipe.parent / "c.yaml").write_text("kind: difficulty_pools\nhard: 0.9\nnormal: 0.5\n")
     (recipe.parent / "j.yaml").write_text(
         "kind: rubric\nsystm: x\ntemplate: none\nlabels: {1: 2}\n"
     )
@@ -144,7 +144,7 @@ def test_named_files_are_checked_in_the_same_pass(recipe: Path) -> None:
     found = [(Path(p.file).name, p.line, p.key, p.suggestion) for p in failing(recipe).problems]
     assert found == [
         ("mine.yaml", 2, "sede", "seed"),
-        ("c.yaml", 2, "low", None),
+        ("c.yaml", 2, "hard", None),
         ("j.yaml", 2, "systm", "system"),
         ("j.yaml", 4, "labels", None),
     ]

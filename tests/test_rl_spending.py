@@ -133,6 +133,46 @@ def test_sizes_that_differ_take_one_call(tokenizer: Any) -> None:
     assert [c["num_pilot"] for c in group_columns(batch)] == [3, None, 2, 1]
 
 
+def test_no_refill_begins_where_there_is_enough_or_too_much_was_spent(tokenizer: Any) -> None:
+    """Half of four places have signal; then three batches' worth are asked for at most."""
+
+    def is_b(prompt: Prompt) -> int:
+        return 2 if prompt.capability == "b" else 0
+
+    whole: dict[str, Any] = {"num_pilot": lambda n: None}
+    batch, engine = spend(tokenizer, Piloting(pool(20), **whole), is_b, refill_below=0.5)
+    assert len(engine.asked) == 1
+    assert Counter(batch.uses) == {"trained": 2, "filler": 2}
+    assert batch.is_capped
+    batch, engine = spend(tokenizer, Piloting(pool(20), **whole), is_b, refill_below=0.6)
+    assert len(engine.asked) == 2
+    batch, _ = spend(
+        tokenizer, Piloting(pool(20), **whole), lambda p: 0, max_refills=9, max_rollouts=3.0
+    )
+    assert batch.refill_rounds == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_of_more_than_there_are_places_the_most_mixed_are_trained_on(tokenizer: Any) -> None:
+    """Half as many again are drawn; capabilities keep their shares of the places."""
+    rights = {p.prompt_id: 1 + i % 2 for i, p in enumerate(pool(20))}
+    batch, _ = spend(
+        tokenizer,
+        Piloting(pool(20), num_pilot=lambda n: None),
+        lambda p: rights[p.prompt_id],
+        num_groups=4,
+        oversample=3.0,
+        max_refills=0,
+    )
+    assert len(batch.groups) == 12
+    trained = [i for i, use in enumerate(batch.uses) if use == "trained"]
+    assert Counter(batch.proposals[i].capability for i in trained) == {"a": 2, "b": 2}
+    for capability in "ab":
+        mine = [i for i in range(12) if batch.proposals[i].capability == capability]
+        best = sorted(abs(batch.groups[i].num_passed - 2) for i in mine)[:2]
+        assert sorted(abs(batch.groups[i].num_passed - 2) for i in mine if i in trained) == best
+    assert batch.uses.count("surplus") == 8
+
+
 scripts = st.lists(st.integers(0, 4), min_size=40, max_size=40)
 
 

@@ -31,7 +31,7 @@ def test_what_ships() -> None:
         path.name for path in RECIPES
     }
     assert {"answer_likelihood.yaml", "difficulty_rubric.yaml"} <= {path.name for path in JUDGES}
-    assert {"uniform.yaml", "band.yaml"} <= {path.name for path in CURRICULA}
+    assert {"uniform.yaml", "adaptive.yaml"} <= {path.name for path in CURRICULA}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

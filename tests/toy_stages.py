@@ -42,7 +42,7 @@ eval: {heldout_size: 4, num_generations: 4, pass_at: [4]}
 FILES = {
     "recipe.yaml": RECIPE,
     "judge.yaml": "kind: answer_likelihood\nscale_nats: 1.0\n",
-    "curriculum.yaml": "kind: band\nlow: 0.1\nhigh: 0.9\n",
+    "curriculum.yaml": "kind: difficulty_pools\nhard: 0.1\nnormal: 0.9\n",
     "sft.jsonl": '{"question": "1+1", "answer": "2"}\n',
     "rl.jsonl": '{"question": "1+2", "answer": "3"}\n',
     "base/config.json": "{}",

@@ -1,161 +1,191 @@
-"""Drawing prompts from the pool: quotas, no repeats in a batch, the longest unseen first."""
+"""The prompts there are, by capability, and a batch divided among the capabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from posttrain.curriculum.protocol import Proposal
+from posttrain.curriculum.protocol import Proposal, Reason
 from posttrain.curriculum.quotas import Quotas, shares_of
-from posttrain.records import Prompt, content_hash
+from posttrain.records import Prompt
 
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One prompt of the pool, by its index, and why."""
+
+    index: int
+    reason: Reason
+    num_pilot: int | None = None
+    decision: dict[str, float] = field(default_factory=dict[str, float])
+
+
+Choose = Callable[[int, int, Mask], list[Choice]]
+"""(capability's number, how many, taken_P) -> so many prompts that are not taken, or all of them
+that are left; what it chooses it marks in taken_P."""
+
+
 class Pool:
-    """The prompts, when each was last proposed, the quotas and the random numbers."""
+    """The prompts, the quotas and the random numbers; a prompt is known by its index."""
 
     def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        quotas: Mapping[str, float] | None,
-        explore: float,
-        seed: int,
+        self, prompts: Sequence[Prompt], *, quotas: Mapping[str, float] | None, seed: int
     ) -> None:
         shares = shares_of(quotas, [prompt.capability for prompt in prompts])
-        self.prompt_ids = [prompt.prompt_id for prompt in prompts]
-        self._capabilities = [prompt.capability for prompt in prompts]
-        self._index = {prompt_id: i for i, prompt_id in enumerate(self.prompt_ids)}
-        if len(self._index) != len(prompts):
-            raise ValueError(
-                f"{len(prompts) - len(self._index)} prompts are in the pool twice: give each once"
-            )
-        self.members: dict[str, Indices] = {
-            c: np.array([i for i, p in enumerate(prompts) if p.capability == c], dtype=np.int64)
-            for c in shares
-        }
+        self.capabilities = list(shares)
+        self.prompt_ids: list[str] = []
+        self.capability_P = np.zeros(0, dtype=np.int16)
+        self.rng = np.random.Generator(np.random.PCG64(seed))
         self._quotas = Quotas(shares)
-        self._explore = Fraction(repr(float(explore)))
-        self._num_drawn = dict.fromkeys(shares, 0)
-        self._num_explored = dict.fromkeys(shares, 0)
-        self._clock = 0
-        self._last_P = np.zeros(len(prompts), dtype=np.int64)
-        self._rng = np.random.Generator(np.random.PCG64(seed))
+        self._shares = [float(share) for share in shares.values()]
+        self._append(prompts, allow_without_quota=True)
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
 
     def add(self, prompts: Sequence[Prompt]) -> None:
-        """Append `prompts`; their capabilities must have a quota."""
-        ids = [prompt.prompt_id for prompt in prompts]
-        if known := sorted(set(ids) & set(self._index)):
-            raise ValueError(f"prompt {known[0]} is in the pool already")
-        for prompt in prompts:
-            if prompt.capability not in self.members:
-                raise ValueError(f"capability {prompt.capability!r} has no quota")
-            i = len(self.prompt_ids)
-            self._index[prompt.prompt_id] = i
-            self.prompt_ids.append(prompt.prompt_id)
-            self._capabilities.append(prompt.capability)
-            self.members[prompt.capability] = np.append(self.members[prompt.capability], i)
-        self._last_P = np.append(self._last_P, np.zeros(len(prompts), dtype=np.int64))
+        """Append `prompts`; ValueError where one is known or its capability has no quota."""
+        self._append(prompts, allow_without_quota=False)
+
+    def index(self, prompt_id: str) -> int:
+        """The index of one prompt; ValueError for a stranger."""
+        found = int(self.indices([prompt_id])[0])
+        if found < 0:
+            raise ValueError(f"prompt {prompt_id} is not in this curriculum's pool")
+        return found
+
+    def indices(self, prompt_ids: Iterable[str]) -> Indices:
+        """(N,) indices; -1 for strangers."""
+        wanted = _keys(list(prompt_ids))
+        if not len(self) or not len(wanted):
+            return np.full(len(wanted), -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(self._sorted, wanted), len(self) - 1)
+        return np.where(self._sorted[at] == wanted, self._order[at], -1).astype(np.int64)
+
+    def share(self, capability: int) -> float:
+        """Its part of every batch."""
+        return self._shares[capability]
+
+    def members(self, capability: int) -> Indices:
+        """Indices of the prompts of a capability."""
+        return np.flatnonzero(self.capability_P == capability)
 
     def draw(
-        self, num_prompts: int, preferred_P: Mask, *, exclude: Set[str], capability: str | None
+        self, num_prompts: int, choose: Choose, *, exclude: Set[str], capability: str | None
     ) -> list[Proposal]:
-        """Up to `num_prompts` distinct prompts, `preferred_P` first but for the explored share."""
-        self._explored_last: list[int] = []
+        """Up to `num_prompts` distinct proposals in random order, chosen per capability.
+
+        A capability that runs dry leaves its places to those with most prompts left; they are not
+        owed to it later.
+        """
         if num_prompts < 0:
             raise ValueError(f"num_prompts must be 0 or more, not {num_prompts}")
-        free_P = np.ones(len(self.prompt_ids), dtype=np.bool_)
-        free_P[[self._index[i] for i in exclude if i in self._index]] = False
+        taken_P = self.capability_P < 0
+        known = self.indices(exclude)
+        taken_P[known[known >= 0]] = True
         if capability is None:
-            chosen = self._draw_by_quota(num_prompts, preferred_P, free_P)
-        elif capability in self.members:
-            chosen = self._draw_one(capability, num_prompts, preferred_P, free_P)
+            wanted = self._quotas.divide(num_prompts)
+        elif capability in self.capabilities:
+            wanted = {capability: num_prompts}
         else:
             raise ValueError(
-                f"capability {capability!r} has no quota; there are {', '.join(self.members)}"
+                f"capability {capability!r} has no quota; there are {', '.join(self.capabilities)}"
             )
-        self._clock += 1
-        self._last_P[chosen] = self._clock
-        explored = set(self._explored_last)
-        order: list[int] = self._rng.permutation(np.array(chosen, dtype=np.int64)).tolist()
-        return [
-            Proposal(
-                prompt_id=self.prompt_ids[i],
-                capability=self._capabilities[i],
-                reason="explored" if i in explored else "selected" if preferred_P[i] else "filled",
-            )
-            for i in order
-        ]
-
-    def _draw_by_quota(self, num_prompts: int, preferred_P: Mask, free_P: Mask) -> list[int]:
-        chosen: list[int] = []
-        for capability, part in self._quotas.divide(num_prompts).items():
-            chosen += self._draw_one(capability, part, preferred_P, free_P)
-        # A capability that ran dry leaves its places to those with most prompts left; it is not
-        # owed later.
-        while len(chosen) < num_prompts:
-            left = {c: int(free_P[members].sum()) for c, members in self.members.items()}
-            richest = max(left, key=lambda c: left[c])
+        chosen: list[Choice] = []
+        for c, name in enumerate(self.capabilities):
+            if wanted.get(name):
+                chosen += choose(c, wanted[name], taken_P)
+        while capability is None and len(chosen) < num_prompts:
+            left = np.bincount(self.capability_P[~taken_P], minlength=len(self.capabilities))
+            richest = int(np.argmax(left))
             if not left[richest]:
                 break
-            chosen += self._draw_one(richest, 1, preferred_P, free_P)
-        return chosen
+            missing = num_prompts - len(chosen)
+            # Down to the next richest, so that those with most prompts left share the places.
+            step = max(1, int(left[richest]) - int(np.sort(left)[-2:][0]))
+            chosen += choose(richest, min(missing, step), taken_P)
+        order: list[int] = self.rng.permutation(len(chosen)).tolist()
+        return [self._proposal(chosen[i]) for i in order]
 
-    def _draw_one(
-        self, capability: str, num_prompts: int, preferred_P: Mask, free_P: Mask
-    ) -> list[int]:
-        """Draw from one capability and mark what was drawn as no longer free."""
-        members = self.members[capability]
-        candidates = members[free_P[members]]
-        num_prompts = min(num_prompts, len(candidates))
-        if not num_prompts:
-            return []
-        self._num_drawn[capability] += num_prompts
-        owed = self._explore * self._num_drawn[capability] - self._num_explored[capability]
-        num_explored = min(num_prompts, owed.__floor__())
-        self._num_explored[capability] += num_explored
+    def _proposal(self, choice: Choice) -> Proposal:
+        return Proposal(
+            prompt_id=self.prompt_ids[choice.index],
+            capability=self.capabilities[int(self.capability_P[choice.index])],
+            reason=choice.reason,
+            num_pilot=choice.num_pilot,
+            decision=choice.decision,
+        )
 
-        chance = self._rng.random(len(candidates))
-        last = self._last_P[candidates]
-        explored = candidates[np.lexsort((chance, last))[:num_explored]]
-        rank = np.lexsort((chance, last, ~preferred_P[candidates]))
-        ranked = candidates[rank]
-        exploited = ranked[~np.isin(ranked, explored)][: num_prompts - num_explored]
-        self._explored_last += explored.tolist()
-        chosen = np.concatenate([explored, exploited])
-        free_P[chosen] = False
-        return chosen.tolist()
+    def _append(self, prompts: Sequence[Prompt], *, allow_without_quota: bool) -> None:
+        numbers = {name: c for c, name in enumerate(self.capabilities)}
+        strange = sorted({p.capability for p in prompts} - set(numbers))
+        if strange and not allow_without_quota:
+            raise ValueError(
+                f"capability {strange[0]!r} has no quota; there are {', '.join(numbers)}"
+            )
+        ids = self.prompt_ids + [prompt.prompt_id for prompt in prompts]
+        keys = _keys(ids)
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(twice):
+            raise ValueError(
+                f"{len(twice)} prompts are in the pool twice, {twice[0].decode()} among them: "
+                "give each once"
+            )
+        self.prompt_ids = ids
+        self._sorted, self._order = ordered, order.astype(np.int32)
+        new = [numbers.get(prompt.capability, -1) for prompt in prompts]
+        self.capability_P = np.append(self.capability_P, np.array(new, dtype=np.int16))
 
     def state_dict(self) -> dict[str, Any]:
-        """Random numbers, clocks and quotas; every value an int or a string."""
+        """Which prompts these are, the quotas, the random numbers."""
         return {
-            "pool": content_hash(self.prompt_ids),
-            "clock": self._clock,
-            "last": {
-                self.prompt_ids[i]: int(self._last_P[i])
-                for i in np.flatnonzero(self._last_P).tolist()
-            },
-            "num_drawn": dict(self._num_drawn),
-            "num_explored": dict(self._num_explored),
+            "prompt_ids": self._sorted,
+            "order": self._order,
             "quotas": self._quotas.state_dict(),
-            "rng": self._rng.bit_generator.state,
+            "rng": self.rng.bit_generator.state,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; ValueError where it belongs to other prompts."""
-        if state["pool"] != content_hash(self.prompt_ids):
-            raise ValueError("the saved curriculum belongs to another set of prompts")
+        """Go on from `state`; ValueError that names the difference where it is of other prompts."""
+        saved = np.asarray(state["prompt_ids"])
+        if not np.array_equal(saved, self._sorted):
+            raise ValueError(
+                "the saved curriculum belongs to another set of prompts: "
+                f"{_difference(saved, self._sorted)}"
+            )
+        if not np.array_equal(state["order"], self._order):
+            raise ValueError(
+                "the saved curriculum belongs to another set of prompts: the same ones in another "
+                "order"
+            )
         self._quotas.load_state_dict(state["quotas"])
-        self._clock = int(state["clock"])
-        self._last_P[:] = 0
-        for prompt_id, last in state["last"].items():
-            self._last_P[self._index[prompt_id]] = last
-        self._num_drawn = {c: int(state["num_drawn"][c]) for c in self.members}
-        self._num_explored = {c: int(state["num_explored"][c]) for c in self.members}
-        self._rng.bit_generator.state = state["rng"]
+        self.rng.bit_generator.state = state["rng"]
+
+
+def check_kind(state: Mapping[str, Any], kind: str) -> None:
+    """ValueError where `state` was saved by a curriculum of another kind."""
+    if state["kind"] != kind:
+        raise ValueError(f"the saved curriculum is of kind {state['kind']}, this one is {kind}")
+
+
+def _keys(prompt_ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    return np.array([prompt_id.encode() for prompt_id in prompt_ids], dtype=np.bytes_)
+
+
+def _difference(saved: npt.NDArray[np.bytes_], here: npt.NDArray[np.bytes_]) -> str:
+    gone, new = np.setdiff1d(saved, here), np.setdiff1d(here, saved)
+    told: list[str] = []
+    if len(gone):
+        told.append(f"{len(gone)} of its prompts are not in this pool ({gone[0].decode()} first)")
+    if len(new):
+        told.append(f"{len(new)} prompts of this pool are new to it ({new[0].decode()} first)")
+    return " and ".join(told)

@@ -1,4 +1,4 @@
-"""Every prompt alike: the control."""
+"""Every prompt alike, in whole groups: the control, and what the simpler curricula start from."""
 
 from __future__ import annotations
 
@@ -7,22 +7,43 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.curriculum.estimate import PassRates
-from posttrain.curriculum.pool import Pool
+from posttrain.curriculum.history import History
+from posttrain.curriculum.inbox import Visits
+from posttrain.curriculum.pool import Choice, Indices, Mask, Pool, check_kind
 from posttrain.curriculum.protocol import Proposal
-from posttrain.recipe.schema import UniformCurriculum
+from posttrain.recipe.curricula import BaselineCurriculum
 from posttrain.records import Prompt, RolloutGroup
 
 
 class Uniform:
     """Goes through each capability's prompts in random order, all of them before any a second time.
 
-    What it observes changes its metrics only.
+    What it observes changes its metrics only. The simpler curricula are this one with another
+    choice.
     """
 
-    def __init__(self, spec: UniformCurriculum, prompts: Sequence[Prompt], *, seed: int) -> None:
-        self._pool = Pool(prompts, quotas=spec.quotas, explore=0.0, seed=seed)
-        self._rates = PassRates(prompts, prior_pass_rate=0.5, prior_weight=2.0, discount=0.5)
+    def __init__(self, spec: BaselineCurriculum, prompts: Sequence[Prompt], *, seed: int) -> None:
+        self._kind = spec.kind
+        self._pool = Pool(prompts, quotas=spec.quotas, seed=seed)
+        self._history = History(self._pool)
+
+    def _choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
+        """See pool.Choose."""
+        chosen = self._longest_unseen(self._free(capability, taken_P), num_prompts)
+        taken_P[chosen] = True
+        return [Choice(index=i, reason="selected") for i in chosen.tolist()]
+
+    def _learn(self, visits: Visits) -> None:
+        """Learn from one step's counts, which are in the history already."""
+
+    def _grow(self) -> None:
+        """Make room for prompts that were added."""
+
+    def _own_state(self) -> dict[str, Any]:
+        return {}
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        pass
 
     def propose(
         self,
@@ -33,8 +54,15 @@ class Uniform:
         capability: str | None = None,
     ) -> list[Proposal]:
         """See Curriculum.propose."""
-        everyone_P = np.ones(len(self._pool.prompt_ids), dtype=np.bool_)
-        return self._pool.draw(num_prompts, everyone_P, exclude=exclude, capability=capability)
+        for visits in self._history.settle():
+            self._learn(visits)
+        clock = self._history.tick()
+        proposals = self._pool.draw(
+            num_prompts, self._choose, exclude=exclude, capability=capability
+        )
+        chosen = self._pool.indices([p.prompt_id for p in proposals])
+        self._history.proposed_P[chosen] = clock
+        return proposals
 
     def continues(self, prompt_id: str, *, num_passed: int, num_decided: int) -> bool:
         """Groups are drawn whole."""
@@ -42,7 +70,7 @@ class Uniform:
 
     def observe(self, group: RolloutGroup) -> None:
         """See Curriculum.observe."""
-        self._rates.observe(group)
+        self._history.put(group)
 
     def to_probe(self, num_prompts: int) -> list[str]:
         """No likelihood is used."""
@@ -54,30 +82,36 @@ class Uniform:
     def add(self, prompts: Sequence[Prompt]) -> None:
         """See Curriculum.add."""
         self._pool.add(prompts)
-        self._rates.add(prompts)
+        self._history.grow()
+        self._grow()
 
     def metrics(self) -> dict[str, float]:
-        """Per capability: share of prompts seen, mean estimated pass rate."""
-        seen_P, mean_P = self._rates.seen_P, self._rates.mean_P()
-        return {
-            f"curriculum/{capability}/{name}": float(np.mean(values_P[members]))
-            for capability, members in self._pool.members.items()
-            for name, values_P in (("seen", seen_P), ("pass_rate", mean_P))
-        }
+        """Per capability: share of prompts seen, mean pass rate; as of the last proposal."""
+        return self._history.metrics()
 
     def state_dict(self) -> dict[str, Any]:
         """See Curriculum.state_dict."""
         return {
-            "kind": "uniform",
+            "kind": self._kind,
             "pool": self._pool.state_dict(),
-            "rates": self._rates.state_dict(),
+            "history": self._history.state_dict(),
+            **self._own_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See Curriculum.load_state_dict."""
-        if state["kind"] != "uniform":
-            raise ValueError(
-                f"the saved curriculum is of kind {state['kind']}, this one is uniform"
-            )
+        check_kind(state, self._kind)
         self._pool.load_state_dict(state["pool"])
-        self._rates.load_state_dict(state["rates"])
+        self._history.load_state_dict(state["history"])
+        self._load_own_state(state)
+
+    def _free(self, capability: int, taken_P: Mask) -> Indices:
+        members = self._pool.members(capability)
+        return members[~taken_P[members]]
+
+    def _longest_unseen(self, candidates: Indices, num_prompts: int) -> Indices:
+        """Those proposed longest ago, or never; ties by chance."""
+        if num_prompts >= len(candidates):
+            return candidates
+        keys = self._history.proposed_P[candidates] + self._pool.rng.random(len(candidates))
+        return candidates[np.argpartition(keys, num_prompts)[:num_prompts]]

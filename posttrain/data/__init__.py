@@ -5,17 +5,23 @@
 
 from posttrain.data.counting import count_rows
 from posttrain.data.heldout import assert_disjoint
+from posttrain.data.levelled import LEVELLED, LevelledFamily, levelled_families, new_prompts
 from posttrain.data.load import BadRows, DataBundle, load_data
 from posttrain.data.quarantine import QUARANTINE_SCHEMA, write_quarantine
-from posttrain.data.records import prompt_of
+from posttrain.data.records import prompt_of, question_hashes
 
 __all__ = [
+    "LEVELLED",
     "QUARANTINE_SCHEMA",
     "BadRows",
     "DataBundle",
+    "LevelledFamily",
     "assert_disjoint",
     "count_rows",
+    "levelled_families",
     "load_data",
+    "new_prompts",
     "prompt_of",
+    "question_hashes",
     "write_quarantine",
 ]

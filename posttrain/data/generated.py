@@ -12,9 +12,10 @@ from typing import Any
 from posttrain.data.constraints import make_writing
 from posttrain.data.python_functions import make_problem
 from posttrain.data.quarantine import BadRow, Raw
+from posttrain.data.turns import Conversation
 from posttrain.errors import RecipeError
 from posttrain.recipe.schema import DataSource
-from posttrain.records import content_hash
+from posttrain.records import Message, content_hash
 from posttrain.rewards.reasoning_gym import family_keys, level_config, make_entries
 
 _CHUNK = 64
@@ -65,13 +66,25 @@ def level_name(config: Mapping[str, Any]) -> str | None:
     return " ".join(f"{key}={config[key]}" for key in sorted(config)) or None
 
 
-def draw(family: str, config: dict[str, Any], *, stream: str, where: str) -> Iterator[Raw]:
+def asked(raw: Raw, meta: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]:
+    """A question's conversation, and `meta` with what the verifier needs of it."""
+    assert raw.values is not None
+    turns = [Message(role="user", content=raw.values["question"])]
+    if raw.values["answer"] is not None and not raw.values["answer"].strip():
+        raise BadRow("no_answer", "the answer is empty")
+    answer = raw.values["answer"] or ""
+    return Conversation(turns=turns, answer=answer), {**meta, "entry": raw.values["entry"]}
+
+
+def draw(
+    family: str, config: dict[str, Any], *, stream: str, where: str, start: int = 0
+) -> Iterator[Raw]:
     """Questions without end; `stream` (a hash) says which, so that order and other sources do not.
 
-    Raises RecipeError when the family refuses its configuration.
+    `start` leaves out so many of the first. Raises RecipeError when the family refuses its
+    configuration.
     """
-    line = 0
-    for chunk in itertools.count():
+    for chunk in itertools.count(start // _CHUNK):
         seed = int(content_hash(stream, family, config, chunk)[:8], 16) % 2**31
         try:
             made = make_entries(family, config, seed=seed, size=_CHUNK)
@@ -80,8 +93,9 @@ def draw(family: str, config: dict[str, Any], *, stream: str, where: str) -> Ite
                 f"{where}: family {family!r} with {json.dumps(config)}: {error}",
                 hint=f"change the keys of {family} under {where}",
             ) from error
-        for entry in made:
-            line += 1
+        for line, entry in enumerate(made, start=chunk * _CHUNK + 1):
+            if line <= start:
+                continue
             if "error" in entry:
                 bad = BadRow("not_generated", entry["error"])
                 yield Raw(line=line, excerpt=f"{family} seed {seed}", bad=bad)

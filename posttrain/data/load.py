@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.data.generated import draw, families_of, level_name, make_tasks
+from posttrain.data.generated import asked, draw, families_of, level_name, make_tasks
 from posttrain.data.heldout import choose, shares
+from posttrain.data.levelled import LevelledFamily, levelled_families
 from posttrain.data.quarantine import BadRow, Raw, by_reason, quarantine_row, write_quarantine
 from posttrain.data.reading import is_local, open_table
 from posttrain.data.records import make_prompt, make_sample, question_hashes
@@ -63,6 +64,8 @@ class _Unit:
     """Takes the name of a random stream, which files ignore."""
     converse: Callable[[Raw], tuple[Conversation, dict[str, Any]]]
     endless: bool
+    size: int | None
+    """Rows to take for training."""
     num_read: int = 0
 
 
@@ -114,7 +117,7 @@ class _Loader:
                 prompt
                 for unit in tests
                 for _, prompt in self._take_prompts(
-                    unit, f"suite:{suite.name}", set[str](), seen, unit.source.size
+                    unit, f"suite:{suite.name}", set[str](), seen, unit.size
                 )
             ]
             self._refuse_empty(bundle.suites[suite.name], tests, where)
@@ -123,7 +126,7 @@ class _Loader:
         pools = self._hold_out(prompts, recipe.eval.heldout_size if built_in else 0, seen)
         for unit, pool in zip(prompts, pools, strict=True):
             if unit.endless:
-                pool = self._take_prompts(unit, "rl", self.held, seen, unit.source.size)
+                pool = self._take_prompts(unit, "rl", self.held, seen, unit.size)
             for raw, prompt in pool:
                 if self.held & question_hashes(prompt):
                     self._leave(unit, raw, BadRow("heldout", "the same question is held out"))
@@ -133,7 +136,7 @@ class _Loader:
             self._refuse_empty(bundle.prompts, prompts, "rl.data")
         seen = set()
         for unit in samples:
-            taken = self._take_samples(unit, "sft", self.held, seen, unit.source.size)
+            taken = self._take_samples(unit, "sft", self.held, seen, unit.size)
             bundle.samples += [sample for _, sample in taken]
         if recipe.sft:
             self._refuse_empty(bundle.samples, samples, "sft.data")
@@ -146,7 +149,7 @@ class _Loader:
         held: list[Prompt] = []
         quotas = shares([(unit.capability, unit.label) for unit in units], size)
         for unit, quota in zip(units, quotas, strict=True):
-            want = unit.source.size
+            want = unit.size
             if unit.endless:
                 drawn = self._take_prompts(unit, "heldout", self.held, seen, quota)
                 held += [prompt for _, prompt in drawn]
@@ -281,6 +284,9 @@ class _Loader:
             if source.path is not None:
                 units.append(self._table_unit(source, here, prompts))
                 continue
+            if source.levels is not None:
+                units += self._level_units(source, here)
+                continue
             if source.generated is not None:
                 for name, spec in source.generated.named.items():
                     key = content_hash("generated", name, spec.levels)
@@ -297,6 +303,14 @@ class _Loader:
                 )
                 repeats[key] += 1
         return units
+
+    def _level_units(self, source: DataSource, where: str) -> list[_Unit]:
+        """A unit per family and level: all are held out from, the first is trained on at first."""
+        return [
+            _level_unit(family, level, self.seed)
+            for family in levelled_families(source, where)
+            for level in family.all_levels
+        ]
 
     def _table_unit(self, source: DataSource, where: str, prompts: bool) -> _Unit:
         assert source.path is not None
@@ -324,6 +338,7 @@ class _Loader:
             rows=lambda role: table.rows(),
             converse=converse,
             endless=False,
+            size=source.size,
         )
 
 
@@ -340,14 +355,6 @@ def _family_unit(
     if level := level_name(written):
         meta["level"] = level
 
-    def converse(raw: Raw) -> tuple[Conversation, dict[str, Any]]:
-        assert raw.values is not None
-        turns = [Message(role="user", content=raw.values["question"])]
-        if raw.values["answer"] is not None and not raw.values["answer"].strip():
-            raise BadRow("no_answer", "the answer is empty")
-        answer = raw.values["answer"] or ""
-        return Conversation(turns=turns, answer=answer), {**meta, "entry": raw.values["entry"]}
-
     return _Unit(
         source=source,
         where=where,
@@ -356,8 +363,23 @@ def _family_unit(
         rows=lambda role: draw(
             family, config, stream=content_hash(seed, role, repeat), where=where
         ),
-        converse=converse,
+        converse=lambda raw: asked(raw, meta),
         endless=True,
+        size=source.size,
+    )
+
+
+def _level_unit(family: LevelledFamily, level: int, seed: int) -> _Unit:
+    meta = family.meta(level)
+    return _Unit(
+        source=family.source,
+        where=family.where,
+        label=f"{family.label} level {level}",
+        capability=family.capability,
+        rows=lambda role: family.rows(level, seed=seed, role=role),
+        converse=lambda raw: asked(raw, meta),
+        endless=True,
+        size=family.source.size if level == family.levels.start else 0,
     )
 
 
@@ -381,4 +403,5 @@ def _generator_unit(
         rows=lambda role: make_tasks(name, levels, stream=content_hash(seed, role, repeat)),
         converse=converse,
         endless=True,
+        size=source.size,
     )

@@ -31,8 +31,19 @@ def estimate(loaded: LoadedRecipe) -> dict[str, Any]:
     return {
         "rows": {name: rows[name] for name in ("sft", "rl") if getattr(recipe, name) is not None},
         "tokens": _tokens(recipe, rows),
-        "judge_calls": rows["sft"] if recipe.sft is not None and recipe.sft.judge else None,
+        "judge_calls": _judge_calls(recipe, rows),
     }
+
+
+def _judge_calls(recipe: Recipe, rows: Mapping[str, int | None]) -> int | None:
+    """Samples, and prompts where they are judged too; None where not all are known."""
+    if recipe.sft is None or recipe.sft.judge is None:
+        return None
+    asked = [rows["sft"]]
+    if recipe.rl is not None and recipe.rl.judge_prompts:
+        asked.append(rows["rl"])
+    known = [num for num in asked if num is not None]
+    return sum(known) if len(known) == len(asked) else None
 
 
 def _tokens(recipe: Recipe, rows: Mapping[str, int | None]) -> dict[str, int | None]:

@@ -5,7 +5,7 @@ so that a run that met a limit resumes with another setting instead of starting 
 
 - engine: max_num_seqs, gpu_memory_utilization, kv_cache_gib, enable_sleep_mode, concurrency,
   api_key_env, and parity_tolerance (it only stops a run);
-- rl.offload_policy and rl.max_steps_without_signal;
+- rl.offload_policy, and the curriculum's max_steps_without_signal (it only stops a run);
 - sandbox.kind, image and url; its limits count, and only where code is verified;
 - trainer blocks: save_*, logging_*, log_*, report_to, disable_tqdm, dataloader_*, ddp_timeout,
   push_to_hub, hub_*, gradient_checkpointing*;
@@ -96,6 +96,7 @@ def judge(loaded: LoadedRecipe) -> Part:
     sft_section = loaded.written["sft"]
     return {
         "sft": {"judge": _values(loaded.judge), "pilot": sft_section["pilot"]},
+        "rl": {"judge_prompts": (loaded.written["rl"] or {}).get("judge_prompts", False)},
         "engine": _engine(loaded.written["engine"]),
         "judge_engine": _engine(sft_section["judge_engine"]),
         "model": {"dtype": loaded.written["model"]["dtype"]},
@@ -115,16 +116,23 @@ def sft(loaded: LoadedRecipe) -> Part:
 def rl(loaded: LoadedRecipe) -> Part:
     return {
         "rl": {
-            "curriculum": _values(loaded.curriculum),
+            "curriculum": _curriculum(loaded),
             "trainer": _trainer(loaded, "rl"),
-            "system_prompts": loaded.written["rl"]["system_prompts"],
-            "shaping": loaded.written["rl"]["shaping"],
+            **{
+                name: loaded.written["rl"][name]
+                for name in ("pilot_prompts", "system_prompts", "shaping")
+            },
         },
         "engine": _engine(loaded.written["engine"]),
         **_training(loaded),
         **_answer_judge(loaded),
         **_sandbox(loaded),
     }
+
+
+def _curriculum(loaded: LoadedRecipe) -> Part | None:
+    values = _values(loaded.curriculum)
+    return values and {k: v for k, v in values.items() if k != "max_steps_without_signal"}
 
 
 def pairs(loaded: LoadedRecipe) -> Part:

@@ -28,6 +28,7 @@ def cross_faults(recipe: Recipe, unsound: frozenset[str]) -> list[Fault]:
         ({"sft", "rl", "dpo", "eval"}, _eval),
         ({"engine", "eval", "sft", "rl"}, _lengths),
         ({"rl", "launch"}, _generation_batch),
+        ({"sft", "eval"}, _levels),
     ]
     return [fault for needs, rule in rules if not needs & unsound for fault in rule(recipe)]
 
@@ -55,6 +56,23 @@ def capabilities(source: DataSource) -> list[str]:
     if source.generated is not None:
         return list(source.generated.named)
     return list(source.reasoning_gym or ())
+
+
+def _levels(recipe: Recipe) -> Iterator[Fault]:
+    """Levels follow the policy in RL; nowhere else is there one that could raise them."""
+    places: list[tuple[tuple[str | int, ...], list[DataSource]]] = []
+    if recipe.sft is not None:
+        places.append((("sft", "data"), recipe.sft.data))
+    for i, suite in enumerate(recipe.eval.suites):
+        if not isinstance(suite, str):
+            places.append((("eval", "suites", i, "data"), suite.data))
+    for path, sources in places:
+        for i, source in enumerate(sources):
+            if source.levels is not None:
+                yield Fault(
+                    path=(*path, i, "levels"),
+                    message="levels move in rl.data only: give the family's own keys here",
+                )
 
 
 def notes(recipe: Recipe) -> Iterator[Fault]:

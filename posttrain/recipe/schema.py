@@ -7,13 +7,19 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe.curricula import BandCurriculum, CurriculumSpec, UniformCurriculum
+from posttrain.recipe.curricula import (
+    AdaptiveCurriculum,
+    BaselineCurriculum,
+    CurriculumSpec,
+    UniformCurriculum,
+)
 from posttrain.recipe.judges import JudgeSpec, LikelihoodJudge, RubricJudge
 from posttrain.recipe.spec import Share, Spec, wrong
 
 __all__ = [
+    "AdaptiveCurriculum",
     "AnswerJudge",
-    "BandCurriculum",
+    "BaselineCurriculum",
     "Constraints",
     "CurriculumSpec",
     "DataSource",
@@ -23,6 +29,7 @@ __all__ = [
     "Generated",
     "JudgeSpec",
     "Launch",
+    "Levels",
     "LikelihoodJudge",
     "Lora",
     "Model",
@@ -167,6 +174,34 @@ class Launch(Spec):
     """ddp: every device holds the whole model. fsdp: FSDP2, each layer sharded over all."""
 
 
+class Levels(Spec):
+    """An endless source whose level rises where it is mastered and falls where it is dead.
+
+    Levels are those of reasoning-gym's own curricula, counted from 0.
+    """
+
+    start: int = Field(default=0, ge=0)
+    """The level of the first prompts."""
+    min: int = Field(default=0, ge=0)
+    """The lowest."""
+    max: int = Field(default=4, ge=0)
+    """The highest."""
+    rise: float = Field(default=0.8, gt=0.0, le=1.0)
+    """Pass rate from which it rises."""
+    fall: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Pass rate up to which it falls."""
+    min_rollouts: int = Field(default=64, ge=1)
+    """Rollouts at a level before it may change."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Levels:
+        if not self.min <= self.start <= self.max:
+            raise wrong(f"must lie in min..max ({self.min}..{self.max})", "start")
+        if self.fall >= self.rise:
+            raise wrong(f"must be below rise ({self.rise:g})", "fall")
+        return self
+
+
 class PythonFunctions(Spec):
     """Small Python problems with tests, for verifier code."""
 
@@ -210,6 +245,9 @@ class DataSource(Spec):
     reasoning_gym: list[str] | dict[str, dict[str, Any]] | None = None
     """Families, or family -> its own configuration keys; `{level: 2}` sets them by the family's own
     curriculum, 0 the easiest."""
+    levels: Levels | None = None
+    """rl.data's reasoning_gym: new prompts without end, of a level that follows the policy; size is
+    how many are made at once. A family's own keys stay fixed."""
     generated: Generated | None = None
     """Tasks that posttrain makes itself: `{python_functions: {levels: [1]}}`."""
     split: str = "train"
@@ -238,6 +276,8 @@ class DataSource(Spec):
         if self.path is not None:
             if self.capability is None:
                 raise wrong("path needs a capability, the tag its rows are counted under", "path")
+            if self.levels is not None:
+                raise wrong("only reasoning_gym has levels", "levels")
             if self.verifier == "reasoning_gym":
                 message = "reasoning_gym scores its own data only: choose exact or math"
                 raise wrong(message, "verifier")
@@ -248,12 +288,23 @@ class DataSource(Spec):
             raise wrong(f"{kind} is endless: give size, the rows per {what}", kind)
         if self.reasoning_gym is not None and not self.reasoning_gym:
             raise wrong("names no family", "reasoning_gym")
+        if self.levels is not None:
+            _check_levels(self)
         if self.verifier not in (None, kind):
             scored = "is scored by its own verifier: leave verifier out"
             raise wrong(f"{kind} data {scored}", "verifier")
         if self.columns:
             raise wrong(f"columns belongs to path; {kind} rows have no columns", "columns")
         return self
+
+
+def _check_levels(source: DataSource) -> None:
+    if source.reasoning_gym is None:
+        raise wrong("only reasoning_gym has levels", "levels")
+    if isinstance(source.reasoning_gym, dict):
+        for family, config in source.reasoning_gym.items():
+            if "level" in config:
+                raise wrong(f"moves the level: leave level out of {family}", "levels")
 
 
 class Pilot(Spec):
@@ -366,13 +417,16 @@ class Rl(Spec):
 
     data: list[DataSource] = Field(min_length=1)
     """Where its rows come from."""
-    curriculum: str = "curricula/band.yaml"
+    curriculum: str = "curricula/adaptive.yaml"
     """A curriculum YAML."""
+    judge_prompts: bool = True
+    """With sft.judge: judge these prompts too, for curricula that start from how hard they are."""
+    pilot_prompts: int = Field(default=0, ge=0)
+    """Prompts rolled out at the first step at least, for the curriculum to measure: a few hundred
+    show what the judge's tags are worth. The best of them are trained on."""
     system_prompts: list[str | None] = Field(default_factory=list[str | None])
     """System instructions: one is drawn for every group and put in place of the prompt's own; null
     leaves that one. Evaluation goes without."""
-    max_steps_without_signal: int | None = Field(default=10, ge=1)
-    """Steps in a row without a group that teaches anything, after which the run stops."""
     shaping: Shaping | None = None
     """Terms added to the reward of passed answers, for length, form and language."""
     offload_policy: bool = False

@@ -116,12 +116,13 @@ def _of_one_line(stages: Mapping[str, Stage]) -> dict[str, Stage]:
 
 
 def read_prompts(run: Run) -> dict[str, Prompt]:
-    """Every prompt of the data stage, suites included, by prompt_id."""
+    """Every prompt by prompt_id: of the data stage, suites included, and made during RL."""
     prompts: dict[str, Prompt] = {}
     if (training := run.file("data", "prompts.parquet")) is not None:
         prompts.update({p.prompt_id: p for p in read_records(training, Prompt)})
-    if (suites := run.file("data", "suites")) is not None:
-        for path in sorted(suites.glob("*.parquet")):
+    for stage, name in (("data", "suites"), ("rl", "prompts")):
+        folder = run.file(stage, name)
+        for path in sorted(folder.glob("*.parquet")) if folder else ():
             prompts.update({p.prompt_id: p for p in read_records(path, Prompt)})
     return prompts
 

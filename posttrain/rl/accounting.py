@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -61,7 +62,8 @@ def group_columns(batch: Batch) -> list[dict[str, Any]]:
             "refill": refill,
             "reason": proposal.reason,
             "num_pilot": num_pilot(proposal.num_pilot, batch.num_generations),
-            "decision": dict(proposal.decision),
+            # Without what was not looked at, such as the score of an explored prompt.
+            "decision": {k: v for k, v in proposal.decision.items() if math.isfinite(v)},
         }
         for proposal, use, refill in zip(
             batch.proposals, batch.uses, batch.refill_rounds, strict=True

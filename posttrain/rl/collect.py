@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,25 +63,38 @@ def without_signal(group: RolloutGroup) -> Use:
 
 
 def collect_batch(
-    curriculum: Curriculum, sampling: Sampling, *, num_groups: int, max_refills: int
+    curriculum: Curriculum,
+    sampling: Sampling,
+    *,
+    num_groups: int,
+    max_refills: int,
+    refill_below: float = 1.0,
+    max_rollouts: float = math.inf,
+    oversample: float = 1.0,
 ) -> Batch:
-    """Generate until `num_groups` groups have signal or `max_refills` refills are used up.
+    """Generate until `num_groups` groups have signal, or a cap binds.
 
-    Never more than asked. The curriculum observes every group, stopped pilots too. A group without
-    signal is replaced by one of the same capability; in the last round, where a capability has none
-    left to offer, by any. Every process returns the same batch.
+    The caps are soft: at most `max_refills` refills, none begun once `refill_below` of the places
+    have signal or a step has `max_rollouts` batches of rollouts; then the best groups at hand fill
+    up. At first `oversample` prompts are
+    drawn per place. The curriculum observes every group, stopped pilots too. A group without signal
+    is replaced by one of the same capability; in the last round, where a capability has none left
+    to offer, by any. Every process returns the same batch.
     """
     groups: list[RolloutGroup] = []
     proposals: list[Proposal] = []
     rounds: list[int] = []
     whole = sampling.request.num_generations
-    wanted = curriculum.propose(num_groups, num_generations=whole)
-    shares = Counter(proposal.capability for proposal in wanted)
+    wanted = curriculum.propose(math.ceil(oversample * num_groups), num_generations=whole)
+    shares = _shares(wanted, num_groups)
     for refill in range(max_refills + 1):
         groups += _round(wanted, curriculum, sampling, refill)
         proposals += wanted
         rounds += [refill] * len(wanted)
-        if refill == max_refills:
+        num_rollouts = sum(len(group.rollouts) for group in groups)
+        has_enough = sum(group.has_signal for group in groups) >= refill_below * num_groups
+        is_spent = num_rollouts >= max_rollouts * num_groups * whole
+        if refill == max_refills or has_enough or is_spent:
             break
         wanted = _replacements(groups, proposals, curriculum, shares, whole)
         if not wanted:
@@ -92,6 +106,17 @@ def collect_batch(
         uses=_uses(groups, proposals, num_groups, shares, whole),
         refill_rounds=rounds,
     )
+
+
+def _shares(proposals: Sequence[Proposal], num_groups: int) -> Counter[str]:
+    """Places per capability, in the proposals' proportions; the largest remainders round up."""
+    asked = Counter(proposal.capability for proposal in proposals)
+    num_groups = min(num_groups, len(proposals))
+    exact = {c: num * num_groups / len(proposals) for c, num in sorted(asked.items())}
+    shares = Counter({c: math.floor(share) for c, share in exact.items()})
+    for c in sorted(exact, key=lambda c: shares[c] - exact[c])[: num_groups - shares.total()]:
+        shares[c] += 1
+    return shares
 
 
 def _round(
@@ -126,11 +151,7 @@ def _replacements(
     whole: int,
 ) -> list[Proposal]:
     """Prompts to make up, per capability, for the groups that still lack signal."""
-    good = Counter(
-        p.capability
-        for g, p in zip(groups, proposals, strict=True)
-        if g.has_signal and len(g.rollouts) == whole
-    )
+    good = Counter(p.capability for g, p in zip(groups, proposals, strict=True) if g.has_signal)
     seen = {p.prompt_id for p in proposals}
     wanted: list[Proposal] = []
     for capability, share in sorted(shares.items()):
@@ -151,23 +172,34 @@ def _uses(
 ) -> list[Use]:
     """Decide per group: signal within the capability's share, then any signal, then fillers.
 
-    Pilots come last of each; one that was stopped in spite of its signal is better than none.
+    The largest variance of outcomes comes first, and whole groups before pilots: even a pilot that
+    was stopped in spite of its signal is better than none.
     """
     is_whole = [len(group.rollouts) == whole for group in groups]
     uses: list[Use] = [
         ("surplus" if g.has_signal else without_signal(g)) if is_whole[i] else "stopped"
         for i, g in enumerate(groups)
     ]
+    order = sorted(
+        range(len(groups)),
+        key=lambda i: (not groups[i].has_signal, not is_whole[i], -_variance(groups[i])),
+    )
     taken: defaultdict[str, int] = defaultdict(int)
-    for i, proposal in enumerate(proposals):
-        if uses[i] == "surplus" and taken[proposal.capability] < shares[proposal.capability]:
+    for i in order:
+        capability = proposals[i].capability
+        if uses[i] == "surplus" and taken[capability] < shares[capability]:
             uses[i] = "trained"
-            taken[proposal.capability] += 1
-    order = sorted(range(len(groups)), key=lambda i: (not groups[i].has_signal, not is_whole[i]))
+            taken[capability] += 1
     left = [i for i in order if uses[i] != "trained"]
     for i in left[: num_groups - uses.count("trained")]:
         uses[i] = "trained" if groups[i].has_signal else "filler"
     return uses
+
+
+def _variance(group: RolloutGroup) -> float:
+    """Of its binary outcomes; 0 where none was decided."""
+    rate = group.num_passed / max(group.num_decided, 1)
+    return rate * (1.0 - rate)
 
 
 def _repeated(group: RolloutGroup, size: int) -> RolloutGroup:

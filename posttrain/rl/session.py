@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
 from posttrain.curriculum import Curriculum
+from posttrain.curriculum.baseline import leave_one_out_advantages, posterior_advantages
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.adapters import sync_policy
 from posttrain.engines.parity import Probe, check_parity, take_probe
@@ -20,20 +24,30 @@ from posttrain.errors import EnvironmentFault, HealthStop
 from posttrain.faults import fault_point
 from posttrain.models import prompt_ids
 from posttrain.progress import note
+from posttrain.recipe.curricula import AdaptiveCurriculum, CurriculumSpec
 from posttrain.recipe.schema import EngineSpec, Shaping
 from posttrain.records import Message, Prompt, RolloutGroup, with_system
 from posttrain.rewards.shaping import mean_terms, shaped_rewards
 from posttrain.rl.accounting import group_columns, tokens_spent
 from posttrain.rl.collect import USES, Batch, collect_batch
+from posttrain.rl.levels import LevelledPrompts
 from posttrain.rl.likelihood import LikelihoodProbe, score_references
 from posttrain.rl.places import EnginePlace, engine_place
 from posttrain.rl.sampling import Sampling
 from posttrain.rl.turns import engines_turn
-from posttrain.tables import MetricsLog, read_arrays, write_arrays, write_groups, write_table
+from posttrain.tables import (
+    MetricsLog,
+    read_arrays,
+    read_records,
+    write_arrays,
+    write_groups,
+    write_records,
+    write_table,
+)
 
 STATE_FILE = "curriculum.zip"
 OLD_STATE_FILE = "curriculum.json"
-TABLES = ("rollouts", "probes")
+TABLES = ("rollouts", "probes", "prompts")
 """Folders of one table per step."""
 MAX_UNDECIDED = 0.05
 """Share of a step's rollouts that no verifier could decide, past which the run stops."""
@@ -46,38 +60,39 @@ class RolloutSession:
         self,
         *,
         curriculum: Curriculum,
-        max_refills: int,
-        num_probed: int,
-        max_steps_without_signal: int | None,
+        spec: CurriculumSpec,
+        pilot_prompts: int,
         systems: Sequence[str | None],
         shaping: Shaping | None,
+        levels: LevelledPrompts,
         prompts: Mapping[str, Prompt],
         engine: Engine,
         tokenizer: PreTrainedTokenizerBase,
         request: SamplingRequest,
         num_groups: int,
-        spec: EngineSpec,
+        engine_spec: EngineSpec,
         base: Path,
         offload_policy: bool,
         work_dir: Path,
     ) -> None:
         self._curriculum = curriculum
-        self._max_refills = max_refills
-        self._num_probed = num_probed
-        self._max_steps_without_signal = max_steps_without_signal
+        self._spec = spec
+        self._pilot_prompts = pilot_prompts
         self._systems = systems
         self._shaping = shaping
+        self._levels = levels
         self._prompts = dict(prompts)
         self._engine = engine
         self._tokenizer = tokenizer
         self._request = request
         self._num_groups = num_groups
-        self._spec = spec
+        self._engine_spec = engine_spec
         self._base = base
         self._offload_policy = offload_policy
         self._work_dir = work_dir
         self._ids: dict[tuple[str, str | None], list[int]] = {}
         self._last_groups: list[RolloutGroup] = []
+        self._beliefs: dict[str, tuple[RolloutGroup, Mapping[str, float]]] = {}
         self._steps_without_signal = 0
         self._parity = MetricsLog(work_dir / "parity.jsonl")
         self._metrics: list[Mapping[str, float]] = []
@@ -89,22 +104,32 @@ class RolloutSession:
         place = engine_place(
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
-            tensor_parallel_size=self._spec.tensor_parallel_size,
+            tensor_parallel_size=self._engine_spec.tensor_parallel_size,
         )
         probe = self._probe(trainer) if step != self._engine.policy_version else None
+        self._add_prompts(step, is_main=accelerator.is_main_process)
         started = time.monotonic()
         with engines_turn(self._engine, trainer, offload_policy=self._offload_policy):
             if probe is not None:
                 self._sync(trainer, probe)
             sampling = self._sampling(step, place)
             likelihoods = self._score_references(sampling)
+            at_first = self._pilot_prompts / self._num_groups if step == 0 else 0.0
             batch = collect_batch(
                 self._curriculum,
                 sampling,
                 num_groups=self._num_groups,
-                max_refills=self._max_refills,
+                max_refills=self._spec.max_refills,
+                refill_below=self._spec.refill_below,
+                max_rollouts=self._spec.max_rollouts,
+                oversample=max(self._spec.oversample, at_first),
             )
         self._last_groups = batch.groups
+        self._beliefs = {
+            group.prompt_id: (group, proposal.decision)
+            for group, proposal in zip(batch.groups, batch.proposals, strict=True)
+        }
+        self._levels.observe(batch.groups, self._prompts)
         self._steps_without_signal = (
             0 if "trained" in batch.uses else self._steps_without_signal + 1
         )
@@ -124,6 +149,21 @@ class RolloutSession:
             )
         return groups
 
+    def advantages(self, group: RolloutGroup, *, scale: bool) -> list[float] | None:
+        """Of the curriculum's baseline, in place of the group's own; None where that one serves.
+
+        A pilot that was repeated for the trainer repeats its advantages.
+        """
+        baseline = self._spec.baseline if isinstance(self._spec, AdaptiveCurriculum) else "group"
+        if baseline == "group":
+            return None
+        drawn, belief = self._beliefs[group.prompt_id]
+        outcomes = [rollout.outcome.passed for rollout in drawn.rollouts]
+        passed_G = np.array([math.nan if one is None else float(one) for one in outcomes])
+        compare = posterior_advantages if baseline == "posterior" else leave_one_out_advantages
+        found = compare(passed_G, alpha=belief["alpha"], beta=belief["beta"], scale=scale)
+        return list(itertools.islice(itertools.cycle(found.tolist()), len(group.rollouts)))
+
     def take_metrics(self) -> dict[str, float]:
         """What the steps since the last call measured, as means over them."""
         steps, self._metrics = self._metrics, []
@@ -133,6 +173,16 @@ class RolloutSession:
             for name in names
             if (found := [metrics[name] for metrics in steps if name in metrics])
         }
+
+    def _add_prompts(self, step: int, *, is_main: bool) -> None:
+        """Put new prompts of the levels at hand into the pool, and into a table of the step."""
+        new = self._levels.new(self._num_groups)
+        if not new:
+            return
+        self._curriculum.add(new)
+        self._prompts.update({prompt.prompt_id: prompt for prompt in new})
+        if is_main:
+            write_records(self._work_dir / "prompts" / _table(step), new, Prompt)
 
     def _sampling(self, step: int, place: EnginePlace) -> Sampling:
         return Sampling(
@@ -147,12 +197,14 @@ class RolloutSession:
 
     def _score_references(self, sampling: Sampling) -> LikelihoodProbe:
         """Tell the curriculum how likely the policy finds the answers that it asks about."""
-        asked = self._curriculum.to_probe(self._num_probed)
-        found = score_references(asked, sampling, max_model_len=self._spec.max_model_len)
-        if asked:
-            self._curriculum.observe_likelihood(
-                {one.prompt_id: one.logprob for one in found.scored}, step=sampling.step
-            )
+        probe = self._spec.probe if isinstance(self._spec, AdaptiveCurriculum) else 0.0
+        asked = self._curriculum.to_probe(round(probe * self._num_groups))
+        found = score_references(asked, sampling, max_model_len=self._engine_spec.max_model_len)
+        logprobs = {
+            one.prompt_id: one.logprob for one in found.scored if not math.isnan(one.logprob)
+        }
+        if logprobs:
+            self._curriculum.observe_likelihood(logprobs, step=sampling.step)
         return found
 
     def _note_metrics(self, batch: Batch, likelihoods: LikelihoodProbe, *, seconds: float) -> None:
@@ -166,6 +218,7 @@ class RolloutSession:
                 **self._shaping_metrics(batch),
                 "seconds/rollouts": seconds - likelihoods.seconds,
                 "seconds/probe": likelihoods.seconds,
+                **self._levels.metrics(),
                 **self._curriculum.metrics(),
             }
         )
@@ -196,13 +249,13 @@ class RolloutSession:
         sync_policy(
             self._engine,
             trainer.accelerator.unwrap_model(trainer.model),
-            sync=self._spec.sync,
+            sync=self._engine_spec.sync,
             base=self._base,
             scratch=self._work_dir / "synced",
             policy_version=trainer.state.global_step,
         )
         seconds = time.monotonic() - started
-        parity = check_parity(self._engine, probe, tolerance=self._spec.parity_tolerance)
+        parity = check_parity(self._engine, probe, tolerance=self._engine_spec.parity_tolerance)
         if trainer.accelerator.is_main_process:
             self._parity.append(
                 trainer.state.global_step,
@@ -238,7 +291,8 @@ class RolloutSession:
         """Write the curriculum and the session into a checkpoint folder."""
         state = {
             "curriculum": self._curriculum.state_dict(),
-            "session": {"steps_without_signal": self._steps_without_signal},
+            "levels": self._levels.state_dict(),
+            "steps_without_signal": self._steps_without_signal,
         }
         write_arrays(Path(checkpoint) / STATE_FILE, state)
 
@@ -255,9 +309,17 @@ class RolloutSession:
                 "the version that began it",
             )
         self.rewind(step)
+        # Every process reads what the main one has just put in order.
+        PartialState().wait_for_everyone()
+        for table in sorted((self._work_dir / "prompts").glob("step-*.parquet")):
+            added = read_records(table, Prompt)
+            self._curriculum.add(added)
+            self._levels.note(added)
+            self._prompts.update({prompt.prompt_id: prompt for prompt in added})
         state = read_arrays(checkpoint / STATE_FILE)
         self._curriculum.load_state_dict(state["curriculum"])
-        self._steps_without_signal = state["session"]["steps_without_signal"]
+        self._levels.load_state_dict(state["levels"])
+        self._steps_without_signal = state["steps_without_signal"]
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded at `step` and later: the next batch is that step's."""
@@ -273,7 +335,7 @@ class RolloutSession:
 
     def _record(self, batch: Batch, likelihoods: LikelihoodProbe, step: int) -> None:
         """Write the step's tables, once and for good: rollouts with what became of each group."""
-        name = f"step-{step:06d}.parquet"
+        name = _table(step)
         if likelihoods.scored:
             rows: list[dict[str, Any]] = [
                 {"step": step, **dataclasses.asdict(one)} for one in likelihoods.scored
@@ -303,14 +365,17 @@ class RolloutSession:
                 f"at step {step}; the first: {undecided[0].why}",
                 hint="check the verifier and references of rl.data",
             )
-        most = self._max_steps_without_signal
-        if most is not None and self._steps_without_signal >= most:
+        if self._steps_without_signal >= self._spec.max_steps_without_signal:
             raise HealthStop(
                 f"rl: no group had signal for {self._steps_without_signal} steps, up to step "
                 f"{step} ({_counts(batch)} at the last)",
                 hint="give rl.data harder prompts where all pass, easier ones or a longer SFT "
-                "where all fail; rl.max_steps_without_signal says how long to go on",
+                "where all fail; the curriculum's max_steps_without_signal says how long to go on",
             )
+
+
+def _table(step: int) -> str:
+    return f"step-{step:06d}.parquet"
 
 
 def _counts(batch: Batch) -> str:

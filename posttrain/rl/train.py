@@ -12,15 +12,17 @@ from transformers import set_seed
 from trl import GRPOConfig
 
 from posttrain.curriculum import build_curriculum
+from posttrain.data import LevelledFamily
 from posttrain.engines import PROBE_FILE, SamplingRequest, make_engine
 from posttrain.engines.base import Sleeps
 from posttrain.engines.parity import save_probe, take_probe
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
-from posttrain.recipe.schema import BandCurriculum, EngineSpec, Model, Shaping, UniformCurriculum
+from posttrain.recipe.schema import CurriculumSpec, EngineSpec, Model, Shaping
 from posttrain.records import Prompt
 from posttrain.rl.accounting import FATES, PURPOSES
 from posttrain.rl.flow import curriculum_flow, flow_totals
+from posttrain.rl.levels import LevelledPrompts
 from posttrain.rl.places import engine_place
 from posttrain.rl.session import TABLES, RolloutSession
 from posttrain.rl.trainer import CurriculumGRPOTrainer
@@ -34,22 +36,26 @@ def train(
     policy: PolicyPath,
     model: Model,
     engine: EngineSpec,
-    curriculum: BandCurriculum | UniformCurriculum,
+    curriculum: CurriculumSpec,
     trainer: dict[str, Any],
+    pilot_prompts: int = 0,
     system_prompts: Sequence[str | None] = (),
     shaping: Shaping | None = None,
-    max_steps_without_signal: int | None = None,
     offload_policy: bool = False,
     seed: int,
     work_dir: Path,
     out_dir: Path,
-    prior: Mapping[str, float] | None = None,
+    tags: Mapping[str, float] | None = None,
+    families: Sequence[LevelledFamily] = (),
+    held: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Train `policy` on verified rollouts of `prompts`; resumes from `work_dir`.
 
-    Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.zip, parity.jsonl, rollouts/ and
-    probes/ to `out_dir`. `prior` maps prompt ids to expected pass rates; `system_prompts` are the
-    instructions one of which every group gets. Returns the stage's summary.
+    Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.zip, parity.jsonl, rollouts/,
+    probes/ and prompts/ to `out_dir`. `tags` maps prompt ids to how hard a judge finds them;
+    `pilot_prompts` are rolled out at the first step at least; `system_prompts` are the instructions
+    one of which every group gets; `families` make more prompts as the run goes, none of the
+    questions whose hashes are `held`. Returns the stage's summary.
     """
     # Rows reach TRL with columns of their own, which it must not drop.
     args = trainer_arguments(
@@ -71,12 +77,12 @@ def train(
     if isinstance(running, Sleeps):
         running.sleep()
     session = RolloutSession(
-        curriculum=build_curriculum(curriculum, prompts, seed=seed, prior=prior),
-        max_refills=curriculum.max_refills,
-        num_probed=0,
-        max_steps_without_signal=max_steps_without_signal,
+        curriculum=build_curriculum(curriculum, prompts, seed=seed, tags=tags),
+        spec=curriculum,
+        pilot_prompts=pilot_prompts,
         systems=system_prompts,
         shaping=shaping,
+        levels=LevelledPrompts(families, prompts, held=held, seed=seed),
         prompts={p.prompt_id: p for p in prompts},
         engine=running,
         tokenizer=tokenizer,
@@ -88,7 +94,7 @@ def train(
             seed=seed,
         ),
         num_groups=args.generation_batch_size // args.num_generations,
-        spec=engine,
+        engine_spec=engine,
         base=policy.base,
         offload_policy=offload_policy,
         work_dir=work_dir,

@@ -37,6 +37,10 @@ class BatchSource(Protocol):
         """(G,) what each answer is worth; None where it could not be decided."""
         ...
 
+    def advantages(self, group: RolloutGroup, *, scale: bool) -> list[float] | None:
+        """Advantages that replace the group's own, divided by a deviation where `scale` is set."""
+        ...
+
     def take_metrics(self) -> dict[str, float]:
         """What the steps since the last call measured."""
         ...
@@ -67,10 +71,19 @@ class CurriculumGRPOTrainer(GRPOTrainer):
         # ratio, so that what numerics make different between engine and trainer is corrected, and
         # clipped where it is large.
         output["old_per_token_logps"] = output["sampling_per_token_logps"]
+        if all(row["advantage"] is not None for row in self._rollouts):
+            own = [row["advantage"] for row in self._rollouts]
+            output["advantages"] = torch.tensor(own).to(output["advantages"])
         return output
 
     def _rows(self, group: RolloutGroup, *, masked: bool) -> list[Row]:
         rewards = self._source.rewards(group)
+        scale = self.scale_rewards != "none"
+        advantages = self._source.advantages(group, scale=scale)
+        if advantages is None:
+            advantages = [None] * len(rewards)
+        else:
+            masked = False  # even a group that is all right teaches, against what was believed
         return [
             {
                 "prompt": self._source.messages(group),
@@ -79,8 +92,9 @@ class CurriculumGRPOTrainer(GRPOTrainer):
                 "logprobs": rollout.logprobs,
                 "env_mask": [0 if masked else 1] * len(rollout.completion_ids),
                 "reward": reward,
+                "advantage": advantage,
             }
-            for rollout, reward in zip(group.rollouts, rewards, strict=True)
+            for rollout, reward, advantage in zip(group.rollouts, rewards, advantages, strict=True)
         ]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

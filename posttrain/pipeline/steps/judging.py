@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.steps import reading
 from posttrain.pipeline.steps.answering import answers_decided
-from posttrain.records import Prompt, RolloutGroup, Sample, Verdict, content_hash
+from posttrain.records import Message, Prompt, RolloutGroup, Sample, Verdict, content_hash
 from posttrain.tables import (
     read_groups,
     read_json,
@@ -22,11 +23,15 @@ from posttrain.tables import (
 if TYPE_CHECKING:
     from posttrain.engines import Engine
 
+PROMPT_VERDICTS = "prompt_verdicts.parquet"
+"""Verdicts on RL prompts, by prompt_id."""
+
 
 def judge(context: StageContext) -> Counts:
-    """A verdict per sample; on a pilot, how often the model really fails.
+    """A verdict per sample and per RL prompt; on a pilot, how often the model really fails.
 
-    Verdicts live in a ledger beside the stages, by sample and judge, so that neither a killed run
+    The prompts are judged whatever the curriculum, so that another one re-runs RL alone. Verdicts
+    live in a ledger beside the stages, by sample and judge, so that neither a killed run
     nor a longer data set pays for one twice.
     """
     from posttrain.engines import make_engine
@@ -71,6 +76,26 @@ def judge(context: StageContext) -> Counts:
             max_model_len=judge_engine.max_model_len,
         )
         write_records(context.out_dir / "verdicts.parquet", verdicts, Verdict)
+        judged = time.monotonic()
+        prompts = reading.prompts(context) if recipe.rl and recipe.rl.judge_prompts else []
+        on_prompts = judge_samples(
+            [answered(prompt) for prompt in prompts],
+            context.judge,
+            engine,
+            tokenizer,
+            judge_id=judge_identity(context.judge, revision),
+            ledger=ledger,
+            max_model_len=judge_engine.max_model_len,
+        )
+        write_records(
+            context.out_dir / PROMPT_VERDICTS,
+            [
+                dataclasses.replace(verdict, sample_id=prompt.prompt_id)
+                for prompt, verdict in zip(prompts, on_prompts, strict=True)
+            ],
+            Verdict,
+        )
+        prompt_seconds = time.monotonic() - judged
         shared = recipe.sft.judge_engine is None
         groups = pilot(engine) if shared else None
     if groups is None:
@@ -87,11 +112,14 @@ def judge(context: StageContext) -> Counts:
         "scored": num_scored,
         "unscored": len(samples) - num_scored,
         "pilot": len(groups),
+        "prompts": len(prompts),
+        "scored_prompts": sum(verdict.score is not None for verdict in on_prompts),
     }
     seconds = time.monotonic() - started
     tokens = sum(len(r.completion_ids) for group in groups for r in group.rollouts)
     write_json(
-        context.out_dir / "summary.json", {**counts, "seconds": seconds, "pilot_tokens": tokens}
+        context.out_dir / "summary.json",
+        {**counts, "seconds": seconds, "prompt_seconds": prompt_seconds, "pilot_tokens": tokens},
     )
     return counts
 
@@ -119,6 +147,12 @@ def prune(context: StageContext) -> Counts:
         "dropped": len(result.dropped),
         "unscored": len(result.unscored),
     }
+
+
+def answered(prompt: Prompt) -> Sample:
+    """What a judge is shown of an RL prompt: the question and its reference for an answer."""
+    turn = Message(role="assistant", content=prompt.reference)
+    return Sample.make(messages=[*prompt.messages, turn], capability=prompt.capability)
 
 
 def _as_prompt(sample: Sample) -> Prompt:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.pipeline.context import StageContext
-from posttrain.records import Prompt, Sample
+from posttrain.records import Prompt, Sample, Verdict
 from posttrain.tables import read_json, read_records
 
 if TYPE_CHECKING:
@@ -42,6 +42,14 @@ def samples(context: StageContext) -> list[Sample]:
 def prompts(context: StageContext) -> list[Prompt]:
     """The RL prompts of the data stage."""
     return read_records(context.inputs["data"] / "prompts.parquet", Prompt)
+
+
+def tags(context: StageContext) -> dict[str, float]:
+    """prompt_id -> how hard the judge finds it, in [0, 1]; those without a verdict are not here."""
+    if "judge" not in context.inputs:
+        return {}
+    verdicts = read_records(context.inputs["judge"] / "prompt_verdicts.parquet", Verdict)
+    return {verdict.sample_id: verdict.score for verdict in verdicts if verdict.score is not None}
 
 
 def suites(context: StageContext) -> dict[str, list[Prompt]]:

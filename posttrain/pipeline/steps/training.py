@@ -11,7 +11,7 @@ from posttrain.errors import HealthStop
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.steps import reading
 from posttrain.pipeline.steps.answering import answers_decided
-from posttrain.records import PreferencePair, RolloutGroup, Sample
+from posttrain.records import PreferencePair, Prompt, RolloutGroup, Sample
 from posttrain.tables import read_groups, read_records, write_json, write_records
 
 SHOWN = (
@@ -41,6 +41,7 @@ def train_sft(context: StageContext) -> Counts:
 def train_rl(context: StageContext) -> Counts:
     """Online RL from the policy after SFT."""
     from posttrain import rl
+    from posttrain.data import levelled_families, question_hashes
 
     recipe = context.recipe
     assert recipe.rl is not None
@@ -54,9 +55,21 @@ def train_rl(context: StageContext) -> Counts:
             engine=recipe.engine,
             curriculum=context.curriculum,
             trainer=recipe.rl.trainer,
+            pilot_prompts=recipe.rl.pilot_prompts,
             system_prompts=recipe.rl.system_prompts,
             shaping=recipe.rl.shaping,
-            max_steps_without_signal=recipe.rl.max_steps_without_signal,
+            tags=reading.tags(context),
+            families=[
+                family
+                for i, source in enumerate(recipe.rl.data)
+                for family in levelled_families(source, f"rl.data[{i}]")
+            ],
+            held=frozenset(
+                hashed
+                for suite in reading.suites(context).values()
+                for prompt in suite
+                for hashed in question_hashes(prompt)
+            ),
             offload_policy=recipe.rl.offload_policy,
             seed=context.seed,
             work_dir=context.work_dir,
@@ -71,7 +84,8 @@ def mine(context: StageContext) -> Counts:
 
     assert context.recipe.dpo is not None
     started = time.monotonic()
-    prompts = {prompt.prompt_id: prompt for prompt in reading.prompts(context)}
+    made = added_prompts(context.inputs["rl"] / "prompts")
+    prompts = {prompt.prompt_id: prompt for prompt in (*reading.prompts(context), *made)}
     groups = rollout_groups(context.inputs["rl"] / "rollouts")
     pairs = mine_pairs(groups, prompts, context.recipe.dpo.pairs, seed=context.seed)
     if not pairs:
@@ -133,6 +147,12 @@ def kept_samples(context: StageContext) -> list[Sample]:
 def rollout_groups(folder: Path) -> list[RolloutGroup]:
     """Every group of an RL run, oldest first."""
     return [group for path in sorted(folder.glob("step-*.parquet")) for group in read_groups(path)]
+
+
+def added_prompts(folder: Path) -> list[Prompt]:
+    """The prompts that came up during an RL run, oldest first."""
+    tables = sorted(folder.glob("step-*.parquet"))
+    return [prompt for table in tables for prompt in read_records(table, Prompt)]
 
 
 def _finish(context: StageContext, summary: Mapping[str, Any]) -> Counts:

@@ -1,0 +1,124 @@
+"""reasoning-gym families as sources without end, one stream of questions per level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.data.generated import asked, draw, families_of
+from posttrain.data.quarantine import BadRow, Raw
+from posttrain.data.records import make_prompt, question_hashes
+from posttrain.errors import RecipeError
+from posttrain.recipe.schema import DataSource, Levels
+from posttrain.records import Prompt, content_hash
+from posttrain.rewards.reasoning_gym import level_config
+
+LEVELLED = "levelled"
+"""Key in a prompt's meta: the label of the family that it was made by."""
+# Draws in a row without a new question after which a level counts as exhausted.
+_PATIENCE = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelledFamily:
+    """One family of a source with levels."""
+
+    where: str
+    source: DataSource
+    family: str
+    fixed: dict[str, Any]
+    """Its keys that no level changes."""
+
+    @property
+    def label(self) -> str:
+        """What its prompts and tables call it."""
+        return f"{self.where} reasoning_gym:{self.family}"
+
+    @property
+    def capability(self) -> str:
+        """The tag of its prompts."""
+        return self.source.capability or self.family
+
+    @property
+    def levels(self) -> Levels:
+        """Where it starts, and how far it may go."""
+        assert self.source.levels is not None
+        return self.source.levels
+
+    @property
+    def all_levels(self) -> range:
+        """From the lowest to the highest."""
+        return range(self.levels.min, self.levels.max + 1)
+
+    def config(self, level: int) -> dict[str, Any]:
+        """The family's configuration at a level; RecipeError where it has no such level."""
+        try:
+            return level_config(self.family, level) | self.fixed
+        except ValueError as error:
+            raise RecipeError(
+                f"{self.where}.levels: {error}", hint=f"change levels under {self.where}"
+            ) from error
+
+    def meta(self, level: int) -> dict[str, Any]:
+        """What its prompts of a level carry, but for their entry."""
+        return {
+            "family": self.family,
+            "config": self.config(level),
+            "level": str(level),
+            LEVELLED: self.label,
+        }
+
+    def rows(self, level: int, *, seed: int, role: str, start: int = 0) -> Iterator[Raw]:
+        """Its questions of a level without end; equal arguments give equal questions."""
+        stream = content_hash(seed, role, self.label)
+        return draw(self.family, self.config(level), stream=stream, where=self.where, start=start)
+
+
+def levelled_families(source: DataSource, where: str) -> list[LevelledFamily]:
+    """The families of a source; none where it has no levels."""
+    if source.levels is None:
+        return []
+    return [
+        LevelledFamily(where=where, source=source, family=family, fixed=config)
+        for family, config in families_of(source, where).items()
+    ]
+
+
+def new_prompts(
+    family: LevelledFamily,
+    level: int,
+    *,
+    num: int,
+    seed: int,
+    start: int,
+    known: set[str],
+    held: frozenset[str],
+) -> tuple[list[Prompt], int]:
+    """Up to `num` prompts that are neither `known` (ids) nor `held` out (question hashes).
+
+    `start` says how many questions were drawn before; returned with the prompts is how many are
+    now. Fewer come only where the level has no more.
+    """
+    meta = family.meta(level)
+    found: list[Prompt] = []
+    ids = set(known)
+    misses = 0
+    rows = family.rows(level, seed=seed, role="levels", start=start)
+    while len(found) < num and misses < _PATIENCE:
+        raw = next(rows)
+        start += 1
+        misses += 1
+        try:
+            if raw.bad is not None:
+                continue
+            conversation, own_meta = asked(raw, meta)
+            prompt = make_prompt(conversation, family.source, family.capability, own_meta)
+        except BadRow:
+            continue
+        if prompt.prompt_id in ids or held & question_hashes(prompt):
+            continue
+        ids.add(prompt.prompt_id)
+        found.append(prompt)
+        misses = 0
+    return found, start
