@@ -74,6 +74,7 @@ def _prompts_of_run(path: Path) -> dict[str, Prompt]:
             tables = [
                 *folder.glob("stages/*-data/prompts.parquet"),
                 *folder.glob("stages/*-data/suites/*.parquet"),
+                *folder.glob("stages/*-rl/prompts/*.parquet"),
             ]
             return {p.prompt_id: p for table in tables for p in read_records(table, Prompt)}
     return {}

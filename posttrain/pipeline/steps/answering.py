@@ -18,17 +18,24 @@ if TYPE_CHECKING:
     from posttrain.judge import AnswerJudge
 
 CALIBRATION_FILE = "answer_judge.json"
+SANDBOX_FILE = "sandbox.json"
 
 
 @contextmanager
 def answers_decided(context: StageContext, prompts: Sequence[Prompt]) -> Generator[None]:
     """Inside, every prompt can be decided: the judge runs if one needs it, workers end afterwards.
 
-    Writes answer_judge.json, the threshold and what it was found from, to the stage's directory.
+    Writes answer_judge.json, the threshold and what it was found from, and sandbox.json, where
+    programs ran, to the stage's directory.
     """
-    from posttrain.rewards import close_workers, use_judge
+    from posttrain.rewards import close_workers, sandbox, use_judge
 
     try:
+        if any(prompt.verifier == "code" for prompt in prompts):
+            chosen = sandbox.current()
+            if reading.is_main_process():
+                told = {"sandbox": chosen.kind, "fingerprint": chosen.fingerprint}
+                write_json(context.out_dir / SANDBOX_FILE, told)
         if not any(prompt.verifier == "judge" for prompt in prompts):
             yield
             return
