@@ -311,7 +311,7 @@ def test_entries_survive_json(value: Any) -> None:
         (make("reasoning_gym", "4"), "meta lacks family, entry"),
         (
             make("nosuch", "4"),
-            "no verifier is named 'nosuch'; there are exact, math, reasoning_gym",
+            "no verifier is named 'nosuch'; there are code, exact, math, reasoning_gym",
         ),
     ],
 )
@@ -321,7 +321,7 @@ def test_check_fits(prompt: Prompt, why: str | None) -> None:
 
 
 def test_an_unknown_verifier_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="there are exact, math, reasoning_gym"):
+    with pytest.raises(ValueError, match="there are code, exact, math, reasoning_gym"):
         verify(make("nosuch", "4"), "4")
 
 

@@ -199,6 +199,22 @@ def test_every_attack_is_held(sandbox: Sandbox) -> None:
     assert (found.held, found.total) == (len(ATTACKS), len(ATTACKS))
 
 
+def test_attacks_fill_no_folder_but_an_empty_one(tmp_path: Path) -> None:
+    """A server without isolation runs them in whatever folder it was started in."""
+    (tmp_path / "precious").write_text("x")
+    for attack in (BY_NAME["resources.many_files"], BY_NAME["files.rename_in"]):
+        subprocess.run(
+            [sys.executable, "-c", attack.program],
+            input=json.dumps({"outside": str(tmp_path / "nowhere")}),
+            text=True,
+            capture_output=True,
+            cwd=tmp_path,
+            check=False,
+            env={"TMPDIR": str(tmp_path.parent)},
+        )
+        assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
 # Where even without a sandbox the kernel of a machine or the rights of a user may refuse.
 MAY_FAIL_ANYWAY = {
     "network.packet_socket",
@@ -323,7 +339,7 @@ def test_landlock_with_a_protection_off_is_refused(protection: str, landlock: La
 
 
 WASM_OFF: dict[str, tuple[WasmProfile, list[str]]] = {
-    "reading": (WasmProfile(grants=((tempfile.gettempdir(), tempfile.gettempdir()),)), []),
+    "reading": (WasmProfile(grants=(("/etc", "/etc"),)), ["files.read_etc"]),
     "environment": (
         WasmProfile(environment={"TOKEN": "posttrain-canary-7f3a"}),
         ["processes.environment"],
@@ -332,7 +348,6 @@ WASM_OFF: dict[str, tuple[WasmProfile, list[str]]] = {
     "wall": (WasmProfile(wall=False), ["resources.sleep"]),
     "output": (WasmProfile(output=False), ["resources.stdout_flood"]),
 }
-WASM_OFF["reading"][1].append("files.read")
 
 
 @pytest.mark.slow
