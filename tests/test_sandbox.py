@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -17,7 +18,9 @@ from typing import Any
 import pytest
 
 from posttrain.errors import EnvironmentFault
-from posttrain.recipe.schema import SandboxSpec
+from posttrain.pipeline import parts, preflight
+from posttrain.recipe import load_recipe
+from posttrain.recipe.schema import DataSource, Rl, SandboxSpec
 from posttrain.rewards import sandbox as sandboxes
 from posttrain.rewards.sandbox import landlock_main, self_test
 from posttrain.rewards.sandbox.attacks import ATTACKS, Attack
@@ -199,6 +202,22 @@ def test_every_attack_is_held(sandbox: Sandbox) -> None:
     assert (found.held, found.total) == (len(ATTACKS), len(ATTACKS))
 
 
+def test_attacks_fill_no_folder_but_an_empty_one(tmp_path: Path) -> None:
+    """A server without isolation runs them in whatever folder it was started in."""
+    (tmp_path / "precious").write_text("x")
+    for attack in (BY_NAME["resources.many_files"], BY_NAME["files.rename_in"]):
+        subprocess.run(
+            [sys.executable, "-c", attack.program],
+            input=json.dumps({"outside": str(tmp_path / "nowhere")}),
+            text=True,
+            capture_output=True,
+            cwd=tmp_path,
+            check=False,
+            env={"TMPDIR": str(tmp_path.parent)},
+        )
+        assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
 # Where even without a sandbox the kernel of a machine or the rights of a user may refuse.
 MAY_FAIL_ANYWAY = {
     "network.packet_socket",
@@ -323,7 +342,7 @@ def test_landlock_with_a_protection_off_is_refused(protection: str, landlock: La
 
 
 WASM_OFF: dict[str, tuple[WasmProfile, list[str]]] = {
-    "reading": (WasmProfile(grants=((tempfile.gettempdir(), tempfile.gettempdir()),)), []),
+    "reading": (WasmProfile(grants=(("/etc", "/etc"),)), ["files.read_etc"]),
     "environment": (
         WasmProfile(environment={"TOKEN": "posttrain-canary-7f3a"}),
         ["processes.environment"],
@@ -332,7 +351,6 @@ WASM_OFF: dict[str, tuple[WasmProfile, list[str]]] = {
     "wall": (WasmProfile(wall=False), ["resources.sleep"]),
     "output": (WasmProfile(output=False), ["resources.stdout_flood"]),
 }
-WASM_OFF["reading"][1].append("files.read")
 
 
 @pytest.mark.slow
@@ -458,3 +476,31 @@ def test_json_of_a_self_test() -> None:
     assert found.why_not == "2 of 3 attacks held; through: files.read"
     assert json.dumps({"held": found.held})
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 0, "limits are of helpers only"
+
+
+# ---- in a run
+
+
+def test_a_run_that_verifies_code_is_refused_early_and_others_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_holds(spec: SandboxSpec, *, note: Any) -> Sandbox:
+        raise EnvironmentFault("no sandbox holds here", hint="posttrain doctor --sandbox")
+
+    monkeypatch.setattr(preflight, "choose", none_holds)
+    recipe = ROOT / "recipes" / "quickstart.yaml"
+    plain = load_recipe(recipe, [])
+    code = plain.recipe.model_copy(
+        update={"rl": Rl(data=[DataSource(path="x", capability="code", verifier="code")])}
+    )
+    with pytest.raises(EnvironmentFault, match="no sandbox holds here"):
+        preflight.check_sandbox(dataclasses.replace(plain, recipe=code))
+    no_code = plain.recipe.model_copy(
+        update={"rl": Rl(data=[DataSource(path="x", capability="math", verifier="math")])}
+    )
+    preflight.check_sandbox(dataclasses.replace(plain, recipe=no_code))
+    for given in (code, no_code):
+        keys = parts.rl(dataclasses.replace(plain, recipe=given)).keys()
+        assert ("sandbox" in keys) == (given is code)
+    limits = parts.rl(dataclasses.replace(plain, recipe=code))["sandbox"]
+    assert set(limits) == {"wall_seconds", "memory_mib", "output_kib"}, "the kind decides nothing"

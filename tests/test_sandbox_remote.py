@@ -11,6 +11,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ import pytest
 
 from posttrain.errors import EnvironmentFault
 from posttrain.recipe.schema import SandboxSpec
+from posttrain.rewards.sandbox import landlock_main
 from posttrain.rewards.sandbox.base import Limits, SandboxFailure
 from posttrain.rewards.sandbox.choose import choose, try_out
 from posttrain.rewards.sandbox.docker import Docker
@@ -162,14 +164,20 @@ def says(run_result: Any = None, status: str = "Success", **more: Any) -> Answer
 
 def fusion_runs_it(asked: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
     """What SandboxFusion's run_code does, without its isolation."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", asked["code"]],
-        input=asked["stdin"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=20,
-    )
+    folder = tempfile.mkdtemp()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", asked["code"]],
+            input=asked["stdin"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd=folder,
+            check=False,
+            timeout=20,
+        )
+    finally:
+        landlock_main.remove(folder)
     return says(
         {
             "status": "Finished",

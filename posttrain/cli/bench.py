@@ -26,6 +26,7 @@ def add_to(app: typer.Typer) -> None:
     bench.command("cli")(bench_cli)
     bench.command("engine")(bench_engine)
     bench.command("experts")(bench_experts)
+    bench.command("verify")(bench_verify)
     bench.command("stages")(bench_stages)
     bench.command("results")(bench_results)
     app.add_typer(bench, name="bench")
@@ -76,6 +77,22 @@ def bench_experts(
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     for result in expert_results(device=place, num_rounds=num_rounds, only=only):
+        _tell(result, out, as_json)
+
+
+def bench_verify(
+    out: OutFolder = None,
+    only: Annotated[
+        Literal["speed", "hung", "maths", "attacks", "forgeries", "code"] | None,
+        typer.Option(help="One part."),
+    ] = None,
+    num_rounds: Annotated[int, typer.Option("--rounds", min=1, help="That count.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Verifiers: speed, hung answers, agreement with people, attacks, forged and honest code."""
+    from posttrain.bench.verify_suite import verify_results
+
+    for result in verify_results(num_rounds=num_rounds, only=only):
         _tell(result, out, as_json)
 
 

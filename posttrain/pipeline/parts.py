@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from posttrain.recipe import LoadedRecipe
-from posttrain.recipe.sources import needs_sandbox
+from posttrain.recipe.sources import needs
 
 Part = dict[str, Any]
 
@@ -178,7 +178,7 @@ def _engine(spec: Mapping[str, Any] | None) -> Part | None:
 
 def _sandbox(loaded: LoadedRecipe) -> Part:
     """Limits decide outcomes; which sandbox holds them does not."""
-    if not needs_sandbox(loaded.recipe):
+    if not needs(loaded.recipe, "code"):
         return {}
     written = loaded.written["sandbox"]
     return {"sandbox": {name: written[name] for name in SANDBOX_KEYS_THAT_MATTER}}

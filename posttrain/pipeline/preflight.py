@@ -10,7 +10,7 @@ from posttrain.pipeline.environment import has_cuda, has_package
 from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import EngineSpec
-from posttrain.recipe.sources import needs_sandbox
+from posttrain.recipe.sources import needs
 from posttrain.rewards.sandbox.choose import choose
 
 GIB = 2**30
@@ -63,7 +63,7 @@ def check_sandbox(loaded: LoadedRecipe) -> None:
 
     Seconds the first time on a machine, for the self-test; its result is kept.
     """
-    if needs_sandbox(loaded.recipe):
+    if needs(loaded.recipe, "code"):
         choose(loaded.recipe.sandbox, note=note).close()
 
 

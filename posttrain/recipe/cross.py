@@ -9,6 +9,7 @@ from typing import Any
 
 from posttrain.recipe.problems import Fault, nearest
 from posttrain.recipe.schema import CurriculumSpec, DataSource, Recipe
+from posttrain.recipe.sources import needs, verifiers_of
 from posttrain.recipe.trainer import trainer_fields
 
 VLLM_ONLY = ("tensor_parallel_size", "quantization", "checkpoint", "sync", "enable_sleep_mode")
@@ -77,15 +78,12 @@ def _levels(recipe: Recipe) -> Iterator[Fault]:
 
 def notes(recipe: Recipe) -> Iterator[Fault]:
     """What is set and has no effect in this recipe, or needs what is not installed here."""
-    if recipe.answer_judge is not None and not any(
-        source.verifier == "judge" for source in all_sources(recipe)
-    ):
+    if recipe.answer_judge is not None and not needs(recipe, "judge"):
         message = "has no effect: no data has verifier: judge"
         yield Fault(path=("answer_judge",), message=message)
     for section, data in (("sft", recipe.sft), ("rl", recipe.rl)):
         for index, source in enumerate(data.data if data else ()):
-            made = source.generated is not None and source.generated.constraints is not None
-            if (made or source.verifier == "instructions") and find_spec("lm_eval") is None:
+            if "instructions" in verifiers_of(source) and find_spec("lm_eval") is None:
                 message = 'needs lm-eval, which is not here: pip install "posttrain[instructions]"'
                 yield Fault(path=(section, "data", index), message=message)
     sft = recipe.sft
@@ -182,20 +180,9 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _answer_judge(recipe: Recipe) -> Iterator[Fault]:
-    asks = any(source.verifier == "judge" for source in all_sources(recipe))
-    if asks and recipe.answer_judge is None:
+    if needs(recipe, "judge") and recipe.answer_judge is None:
         message = "is required: data has verifier: judge. Write answer_judge: {rubric: ...}"
         yield Fault(path=("answer_judge",), message=message)
-
-
-def all_sources(recipe: Recipe) -> Iterator[DataSource]:
-    """Every data source of every section."""
-    for section in (recipe.sft, recipe.rl):
-        if section is not None:
-            yield from section.data
-    for suite in recipe.eval.suites:
-        if suite != "heldout":
-            yield from suite.data
 
 
 def _eval(recipe: Recipe) -> Iterator[Fault]:

@@ -1,4 +1,4 @@
-"""Every place of a recipe that rows come from."""
+"""Every place of a recipe that rows come from, and which verifiers they need."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ from collections.abc import Iterator
 from posttrain.recipe.schema import DataSource, Recipe
 
 
-def data_sources(recipe: Recipe) -> Iterator[tuple[str, DataSource]]:
-    """The key of each source, and the source."""
-    for section in ("sft", "rl"):
-        part = getattr(recipe, section)
-        for number, source in enumerate(part.data if part is not None else ()):
-            yield f"{section}.data.{number}", source
-    for place, suite in enumerate(recipe.eval.suites):
-        if not isinstance(suite, str):
-            for number, source in enumerate(suite.data):
-                yield f"eval.suites.{place}.data.{number}", source
+def every_source(recipe: Recipe) -> Iterator[DataSource]:
+    """The sources of sft, rl and the suites of eval."""
+    for section in (recipe.sft, recipe.rl):
+        if section is not None:
+            yield from section.data
+    for suite in recipe.eval.suites:
+        if suite != "heldout":
+            yield from suite.data
 
 
-def needs_sandbox(recipe: Recipe) -> bool:
-    """Whether programs that the model writes will be run."""
-    return any(source.verifier == "code" for _, source in data_sources(recipe))
+def verifiers_of(source: DataSource) -> set[str]:
+    """What decides answers to a source's rows; empty where nothing does."""
+    if source.reasoning_gym is not None:
+        return {"reasoning_gym"}
+    if source.generated is not None:
+        made = {
+            "code": source.generated.python_functions,
+            "instructions": source.generated.constraints,
+        }
+        return {verifier for verifier, asked in made.items() if asked is not None}
+    return set() if source.verifier is None else {source.verifier}
+
+
+def needs(recipe: Recipe, verifier: str) -> bool:
+    """Whether any row of the recipe is decided by this verifier."""
+    return any(verifier in verifiers_of(source) for source in every_source(recipe))

@@ -46,6 +46,13 @@ NUMBERS = {{
 }}
 """
 
+# A sandbox that starts programs in somebody's folder must not have it filled with files.
+_OWN_FOLDER = """
+if os.listdir("."):
+    import tempfile
+    os.chdir(tempfile.mkdtemp(prefix="posttrain-attack-"))
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attack:
@@ -61,7 +68,8 @@ class Attack:
 
     @property
     def program(self) -> str:
-        return PRELUDE + self.body
+        leaves_files = self.family in ("files", "resources")
+        return PRELUDE + (_OWN_FOLDER if leaves_files else "") + self.body
 
 
 def attacks(family: Family, bodies: dict[str, str]) -> tuple[Attack, ...]:
