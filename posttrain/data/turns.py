@@ -52,6 +52,8 @@ TRUTH_APART = ("code", "instructions")
 """Verifiers that compare with something other than an answer."""
 TRUTH_MAY_BE_APART = ("choice",)
 """Verifiers that take such a reference where there is a column of that name."""
+NO_TRUTH = ("judge",)
+"""Verifiers that compare with nothing."""
 IFEVAL_COLUMNS = ("instruction_id_list", "kwargs")
 _REFERENCES_CALLED = {
     "code": ("tests", "test_cases", "test_list", "unit_tests", "input_output"),
@@ -94,7 +96,7 @@ def find_layout(
     answer = next((f for f in _ANSWERS if mapped[f]), None)
     answer = answer or next((f for f in _ANSWERS if found[f]), None)
     reference = _find_reference(mapping, present, where, file, verifier)
-    needs_answer = not (prompts and reference is not None)
+    needs_answer = not (prompts and (reference is not None or verifier in NO_TRUTH))
     if question is None or (question != "messages" and answer is None and needs_answer):
         lacking = "messages, question or prompt" if question is None else "answer or completion"
         raise RecipeError(

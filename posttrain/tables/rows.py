@@ -90,15 +90,15 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[Row]
             table = parquet.read(columns=there)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-    columns: list[list[Any]] = []
+    values_C: list[list[Any]] = []
     for field in table.schema:
         values = table.column(field.name).to_pylist(maps_as_pydicts="strict")
-        columns.append(
+        values_C.append(
             [None if v is None else json.loads(v) for v in values] if _is_json(field) else values
         )
-    if not columns:
+    if not values_C:
         return [{} for _ in range(table.num_rows)]
-    return [dict(zip(table.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [dict(zip(table.schema.names, row, strict=True)) for row in zip(*values_C, strict=True)]
 
 
 def _infer_schema(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
