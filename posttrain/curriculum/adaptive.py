@@ -380,7 +380,7 @@ class Adaptive:
         return [(i, math.nan) for i in found.tolist()]
 
     def _with_beliefs(self, proposals: Sequence[Proposal], chosen: Indices) -> list[Proposal]:
-        """Proposals with what is believed of them, and with pilots where the batch gains by them."""
+        """Proposals with what is believed of them, and pilots where the batch gains by them."""
         if not proposals:
             return []
         alpha_N, beta_N = self._beliefs(chosen)
