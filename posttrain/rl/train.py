@@ -24,7 +24,8 @@ from posttrain.rl.accounting import FATES, PURPOSES
 from posttrain.rl.flow import curriculum_flow, flow_totals
 from posttrain.rl.levels import LevelledPrompts
 from posttrain.rl.places import engine_place
-from posttrain.rl.session import TABLES, RolloutSession
+from posttrain.rl.session import RolloutSession
+from posttrain.rl.step_tables import TABLES
 from posttrain.rl.trainer import CurriculumGRPOTrainer
 from posttrain.tables import write_table
 from posttrain.training import newest_checkpoint, run_trainer, trainer_arguments
