@@ -12,7 +12,14 @@ from posttrain.data import levelled_families
 from posttrain.errors import EnvironmentFault, HealthStop
 from posttrain.models import PolicyPath
 from posttrain.recipe.load import load_curriculum
-from posttrain.recipe.schema import AdaptiveCurriculum, DataSource, EngineSpec, Lora, Model
+from posttrain.recipe.schema import (
+    AdaptiveCurriculum,
+    DataSource,
+    EngineSpec,
+    Lora,
+    Model,
+    Variants,
+)
 from posttrain.records import Outcome, Prompt, content_hash
 from posttrain.rl import train
 from posttrain.rl.session import STATE_FILE, RolloutSession
@@ -84,7 +91,7 @@ def adaptive(**keys: Any) -> AdaptiveCurriculum:
 def tables(out: Path) -> dict[str, Any]:
     """Everything recorded but for times, and the end state to the bit."""
     found: dict[str, Any] = {}
-    for name in ("rollouts", "probes", "prompts"):
+    for name in ("rollouts", "probes", "prompts", "variants"):
         for path in sorted((out / name).glob("*.parquet")):
             rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_table(path)]
             found[f"{name}/{path.name}"] = rows
@@ -138,11 +145,14 @@ def test_a_run_that_was_broken_off_decides_as_one_that_was_not(
         "tags": {p.prompt_id: i / 40 for i, p in enumerate(prompts[:30])},
         "families": families,
         "system_prompts": ["Be brief.", None],
+        # A model of random weights: what it writes is noise, and enough of it agrees on nothing.
+        "variants": Variants(max_tokens=12, num_answers=2, agreement=0.0, high_agreement=1.0),
     }
     run(tiny_llama4, tmp_path / "whole", adaptive(), prompts, **given)
     whole = tables(tmp_path / "whole" / "out")
     assert any(name.startswith("prompts/") for name in whole)
     assert any(name.startswith("probes/") for name in whole)
+    assert any(name.startswith("variants/") for name in whole)
     visits = 0
 
     def fatal(name: str) -> None:

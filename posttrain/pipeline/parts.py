@@ -111,7 +111,10 @@ def rl(loaded: LoadedRecipe) -> Part:
         "rl": {
             "curriculum": _curriculum(loaded),
             "trainer": _trainer(loaded, "rl"),
-            **{name: loaded.written["rl"][name] for name in ("pilot_prompts", "system_prompts")},
+            **{
+                name: loaded.written["rl"][name]
+                for name in ("pilot_prompts", "system_prompts", "variants")
+            },
         },
         "engine": _engine(loaded.written["engine"]),
         **_training(loaded),

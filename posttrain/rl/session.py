@@ -15,6 +15,7 @@ from trl import GRPOTrainer
 
 from posttrain.curriculum import Curriculum
 from posttrain.curriculum.baseline import leave_one_out_advantages, posterior_advantages
+from posttrain.data import question_hashes
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.adapters import sync_policy
 from posttrain.engines.parity import Probe, check_parity, take_probe
@@ -22,7 +23,7 @@ from posttrain.errors import EnvironmentFault
 from posttrain.faults import fault_point
 from posttrain.models import prompt_ids
 from posttrain.recipe.curricula import AdaptiveCurriculum, CurriculumSpec
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.schema import EngineSpec, Variants
 from posttrain.records import Message, Prompt, RolloutGroup, with_system
 from posttrain.rl.accounting import tokens_spent
 from posttrain.rl.collect import USES, Batch, collect_batch
@@ -31,8 +32,9 @@ from posttrain.rl.levels import LevelledPrompts
 from posttrain.rl.likelihood import LikelihoodProbe, score_references
 from posttrain.rl.places import EnginePlace, engine_place
 from posttrain.rl.sampling import Sampling
-from posttrain.rl.step_tables import read_added, set_aside, write_added, write_step
+from posttrain.rl.step_tables import read_added, set_aside, write_made, write_step
 from posttrain.rl.turns import engines_turn
+from posttrain.rl.variants import Variant, write_variants
 from posttrain.tables import MetricsLog, read_arrays, write_arrays
 
 STATE_FILE = "curriculum.zip"
@@ -49,6 +51,8 @@ class RolloutSession:
         spec: CurriculumSpec,
         pilot_prompts: int,
         systems: Sequence[str | None],
+        variants: Variants | None,
+        held: frozenset[str],
         levels: LevelledPrompts,
         prompts: Mapping[str, Prompt],
         engine: Engine,
@@ -64,6 +68,11 @@ class RolloutSession:
         self._spec = spec
         self._pilot_prompts = pilot_prompts
         self._systems = systems
+        self._variants = variants
+        self._questions = set(held)
+        if variants is not None:
+            self._questions.update(*map(question_hashes, prompts.values()))
+        self._num_written = 0
         self._levels = levels
         self._prompts = dict(prompts)
         self._engine = engine
@@ -91,7 +100,8 @@ class RolloutSession:
             tensor_parallel_size=self._engine_spec.tensor_parallel_size,
         )
         probe = self._probe(trainer) if step != self._engine.policy_version else None
-        self._add_prompts(step, is_main=accelerator.is_main_process)
+        added = self._levels.new(self._num_groups)
+        self._add_prompts(added)
         with engines_turn(self._engine, trainer, offload_policy=self._offload_policy):
             if probe is not None:
                 self._sync(trainer, probe)
@@ -109,6 +119,8 @@ class RolloutSession:
                 oversample=max(self._spec.oversample, at_first),
             )
             seconds = time.monotonic() - started
+            variants, written = self._write_variants(batch, sampling)
+        self._add_prompts(written)
         self._last_groups = batch.groups
         self._beliefs = {
             group.prompt_id: (group, proposal.decision)
@@ -118,9 +130,10 @@ class RolloutSession:
         self._steps_without_signal = (
             0 if "trained" in batch.uses else self._steps_without_signal + 1
         )
-        self._note_metrics(batch, likelihoods, seconds=seconds)
+        self._note_metrics(batch, likelihoods, variants, seconds=seconds)
         if trainer.accelerator.is_main_process:
             write_step(self._work_dir, step, batch, likelihoods, self._prompts)
+            write_made(self._work_dir, step, [*added, *written], variants)
             say_what_lacks(batch, step, steps_without_signal=self._steps_without_signal)
         fault_point("rl.after_rollouts")
         check_health(
@@ -157,15 +170,28 @@ class RolloutSession:
             if (found := [metrics[name] for metrics in steps if name in metrics])
         }
 
-    def _add_prompts(self, step: int, *, is_main: bool) -> None:
-        """Put new prompts of the levels at hand into the pool, and into a table of the step."""
-        new = self._levels.new(self._num_groups)
-        if not new:
-            return
-        self._curriculum.add(new)
-        self._prompts.update({prompt.prompt_id: prompt for prompt in new})
-        if is_main:
-            write_added(self._work_dir, step, new)
+    def _add_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Put new prompts into the pool."""
+        if prompts:
+            self._curriculum.add(prompts)
+            self._note_added(prompts)
+
+    def _note_added(self, prompts: Sequence[Prompt]) -> None:
+        self._prompts.update({prompt.prompt_id: prompt for prompt in prompts})
+        if self._variants is not None:
+            self._questions.update(*map(question_hashes, prompts))
+        self._num_written += sum(prompt.origin != "dataset" for prompt in prompts)
+
+    def _write_variants(
+        self, batch: Batch, sampling: Sampling
+    ) -> tuple[list[Variant], list[Prompt]]:
+        """New prompts by the policy, as far as the recipe wants and the pool has room for them."""
+        if self._variants is None:
+            return [], []
+        room = int(self._variants.max_share * len(self._prompts)) - self._num_written
+        return write_variants(
+            batch.groups, self._variants, sampling, known=self._questions, room=max(room, 0)
+        )
 
     def _sampling(self, step: int, place: EnginePlace) -> Sampling:
         return Sampling(
@@ -190,8 +216,18 @@ class RolloutSession:
             self._curriculum.observe_likelihood(logprobs, step=sampling.step)
         return found
 
-    def _note_metrics(self, batch: Batch, likelihoods: LikelihoodProbe, *, seconds: float) -> None:
-        tokens = tokens_spent(batch) | {"probe": sum(one.num_tokens for one in likelihoods.scored)}
+    def _note_metrics(
+        self,
+        batch: Batch,
+        likelihoods: LikelihoodProbe,
+        variants: Sequence[Variant],
+        *,
+        seconds: float,
+    ) -> None:
+        tokens = tokens_spent(batch) | {
+            "probe": sum(one.num_tokens for one in likelihoods.scored),
+            "variants": sum(one.num_tokens for one in variants),
+        }
         self._metrics.append(
             {
                 **{f"tokens/{name}": float(num) for name, num in tokens.items()},
@@ -284,9 +320,8 @@ class RolloutSession:
         # Every process reads what the main one has just put in order.
         PartialState().wait_for_everyone()
         for added in read_added(self._work_dir):
-            self._curriculum.add(added)
+            self._add_prompts(added)
             self._levels.note(added)
-            self._prompts.update({prompt.prompt_id: prompt for prompt in added})
         state = read_arrays(checkpoint / STATE_FILE)
         self._curriculum.load_state_dict(state["curriculum"])
         self._levels.load_state_dict(state["levels"])

@@ -11,10 +11,12 @@ from posttrain.records import Prompt
 from posttrain.rl.accounting import group_columns
 from posttrain.rl.collect import Batch
 from posttrain.rl.likelihood import LikelihoodProbe
+from posttrain.rl.variants import Variant
 from posttrain.tables import read_records, write_groups, write_records, write_table
 
-TABLES = ("rollouts", "probes", "prompts")
-"""Folders of one table per step: what was generated, what was scored, which prompts were added."""
+TABLES = ("rollouts", "probes", "prompts", "variants")
+"""Folders of one table per step: what was generated, what was scored, which prompts were added, and
+which the policy tried to write."""
 
 
 def write_step(
@@ -33,9 +35,14 @@ def write_step(
     )
 
 
-def write_added(work_dir: Path, step: int, prompts: Sequence[Prompt]) -> None:
-    """Write the prompts that a step put into the pool."""
-    write_records(work_dir / "prompts" / _name(step), prompts, Prompt)
+def write_made(
+    work_dir: Path, step: int, prompts: Sequence[Prompt], variants: Sequence[Variant]
+) -> None:
+    """Write the prompts that a step put into the pool, and every variant that was tried."""
+    if prompts:
+        write_records(work_dir / "prompts" / _name(step), prompts, Prompt)
+    if variants:
+        write_records(work_dir / "variants" / _name(step), variants, Variant)
 
 
 def read_added(work_dir: Path) -> Iterator[list[Prompt]]:
