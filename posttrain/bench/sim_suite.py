@@ -47,7 +47,7 @@ def run_suite(
     known = {row["key"]: row for row in _read(ledger)}
     rows: list[Row] = []
     for part in (("uniform",), [arm for arm in arms() if arm != "uniform"]):
-        jobs = [(pool, arm, seed) for pool in pools for seed in seeds for arm in part]
+        jobs = [(pool, arm, seed) for seed in seeds for pool in pools for arm in part]
         uniform = {(r["pool"], r["seed"]): r for r in rows if r["arm"] == "uniform"}
         missing = [job for job in jobs if _key(*job) not in known]
         for row in _run(missing, uniform, num_processes):
