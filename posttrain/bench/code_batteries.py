@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from posttrain.bench.forgeries import FUNCTION, forgeries
-from posttrain.bench.honest import honest_answers
+from posttrain.bench.honest import THREADED, honest_answers
 from posttrain.bench.mutants import mutants
 from posttrain.bench.record import Result
 from posttrain.recipe.schema import SandboxSpec
@@ -74,7 +74,8 @@ def bench_forgeries(*, kinds: Sequence[str] = KINDS, num_mutants: int = 4) -> Re
         with_sandbox(kind, wall_seconds=2.0)
         try:
             forged = _verify_all([(p, a) for _, p, a in forgeries()])
-            honest = _verify_all([(p, a) for _, p, a in honest_answers()])
+            left_out = THREADED if kind == "wasm" else frozenset[str]()
+            honest = _verify_all([(p, a) for n, p, a in honest_answers() if n not in left_out])
         finally:
             sandbox.use(SandboxSpec())
         with_sandbox(kind, wall_seconds=10.0)
@@ -101,6 +102,7 @@ def bench_forgeries(*, kinds: Sequence[str] = KINDS, num_mutants: int = 4) -> Re
         columns=["sandbox", "answers", "number", "passed"],
         rows=rows,
         figures=figures,
+        notes=["One honest answer needs a thread, which wasm does not have; it is left out there."],
     )
 
 
@@ -168,7 +170,8 @@ def _humaneval(num_mutants: int) -> tuple[int, list[str], int, list[str]]:
             capability="code",
         )
         solved = verify(asked, problem["canonical_solution"]).passed is True
-        made = list(mutants(problem["prompt"] + problem["canonical_solution"]))
+        solution = problem["prompt"] + problem["canonical_solution"]
+        made = list(mutants(solution, problem["entry_point"]))
         step = max(1, len(made) // max(1, num_mutants))
         told, slipped = 0, list[str]()
         for mutant in made[::step][:num_mutants]:

@@ -8,6 +8,9 @@ from typing import Any
 from posttrain.bench.forgeries import FUNCTION, PROGRAM
 from posttrain.records import Prompt
 
+THREADED = frozenset({"a program with a big stack in a thread"})
+"""Right as well, but WebAssembly has no threads."""
+
 
 def honest_answers() -> list[tuple[str, Prompt, str]]:
     """Name, prompt and answer of each."""

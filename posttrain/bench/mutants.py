@@ -26,17 +26,25 @@ _OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
 }
 
 
-def mutants(code: str) -> Iterator[str]:
-    """Each program that differs from `code` in one operator, comparison or constant."""
+def mutants(code: str, function: str) -> Iterator[str]:
+    """Each program that differs from `code` in one operator, comparison or constant of a function.
+
+    Only of that one: others in a prefix may be there for the tests alone.
+    """
     tree = ast.parse(code)
+    inside = {id(n) for top in tree.body if _is(top, function) for n in ast.walk(top)}
     for number, node in enumerate(ast.walk(tree)):
-        for change in _changes(node):
+        for change in _changes(node) if id(node) in inside else ():
             changed = copy.deepcopy(tree)
             # Walking is in the same order for equal trees.
             target = next(n for k, n in enumerate(ast.walk(changed)) if k == number)
             for name, value in change.items():
                 setattr(target, name, value)
             yield ast.unparse(ast.fix_missing_locations(changed))
+
+
+def _is(node: ast.stmt, name: str) -> bool:
+    return isinstance(node, ast.FunctionDef) and node.name == name
 
 
 def _changes(node: ast.AST) -> Iterator[dict[str, object]]:

@@ -7,6 +7,7 @@ the sandbox; what comes out is compared here.
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,15 +26,37 @@ from posttrain.rewards.sandbox.base import Limits, Run, SandboxFailure
 from posttrain.rewards.values import decode, encode, same
 
 
+class _Bare(ast.NodeTransformer):
+    """Takes out what a run does not need: each line is read anew for every candidate."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        for argument in (*node.args.args, *node.args.kwonlyargs):
+            argument.annotation = None
+        return self._without_docstring(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._without_docstring(node)
+
+    def _without_docstring(self, node: ast.FunctionDef | ast.ClassDef) -> ast.AST:
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+        return self.generic_visit(node)
+
+
+_LEFT_OUT = ("from __future__ ", "from typing ", "from posttrain.", "def same(", "def _typed(")
+
+
 def _child() -> str:
     """values.py and code_child.py as one program, for where posttrain is not installed."""
-    values, child = (
-        Path(__file__).with_name(name).read_text() for name in ("values.py", "code_child.py")
-    )
-    future = "from __future__ import annotations\n"
-    own = "from posttrain.rewards.values import decode, encode\n"
-    assert own in child
-    return values.replace(future, "") + child.replace(future, "").replace(own, "")
+    statements: list[str] = []
+    for name in ("values.py", "code_child.py"):
+        tree = ast.parse(Path(__file__).with_name(name).read_text())
+        for node in tree.body[1:]:
+            text = ast.unparse(_Bare().visit(node))
+            if not text.startswith(_LEFT_OUT):
+                statements.append(text)
+    return "\n".join(statements)
 
 
 _CHILD = _child()

@@ -9,7 +9,7 @@ one key that begins with `$`. Sent into sandboxes as text, so it imports nothing
 
 from __future__ import annotations
 
-import base64
+import binascii
 import collections
 import math
 from typing import Any
@@ -49,7 +49,7 @@ def encode(value: Any, depth: int = 0) -> Any:
         pairs = [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in value.items()]
         return {"$dict": pairs}
     if kind is bytes or kind is bytearray:
-        return {f"${kind.__name__}": base64.b64encode(value).decode()}
+        return {f"${kind.__name__}": binascii.b2a_base64(value, newline=False).decode()}
     if kind is complex:
         return {"$complex": [encode(value.real), encode(value.imag)]}
     return {"$object": f"{kind.__module__}.{kind.__qualname__}"}
@@ -109,8 +109,8 @@ _READERS = {
     "$set": lambda content, depth: set(_items(content, depth)),
     "$frozenset": lambda content, depth: frozenset(_items(content, depth)),
     "$dict": lambda content, depth: dict(decode(pair, depth) for pair in content),
-    "$bytes": lambda content, _depth: base64.b64decode(content, validate=True),
-    "$bytearray": lambda content, _depth: bytearray(base64.b64decode(content, validate=True)),
+    "$bytes": lambda content, _depth: binascii.a2b_base64(content, strict_mode=True),
+    "$bytearray": lambda content, _depth: bytearray(binascii.a2b_base64(content, strict_mode=True)),
     "$complex": lambda content, depth: _complex(*_items(content, depth)),
     "$int": lambda content, _depth: int(content, 16),
     "$float": _float,

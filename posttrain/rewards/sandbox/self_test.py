@@ -119,8 +119,9 @@ def judge(run: Run) -> str:
         for line in text.splitlines():
             if line.startswith("BREACH"):
                 return f"it said so{line[6:].rstrip()}"
-    if len(run.stdout) > LIMITS.output_bytes:
-        return f"{len(run.stdout)} bytes of output came back"
+    for stream, size in (("stdout", len(run.stdout)), ("stderr", len(run.stderr))):
+        if size > LIMITS.output_bytes:
+            return f"{size} bytes of {stream} came back"
     if run.seconds > LIMITS.wall_seconds + 2:
         return f"it ran for {run.seconds:.1f} s"
     return ""
