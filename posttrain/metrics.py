@@ -189,6 +189,21 @@ def spearman_interval(
     return _percentiles(mean, defined, confidence) if len(defined) else _NOTHING
 
 
+def rise_p_value(hits: int, num: int, hits_before: int, num_before: int) -> float:
+    """The chance of a share at least as much higher than before, were both the same.
+
+    One-sided two-proportion z-test with pooled variance; 1 where there is nothing to compare.
+    """
+    if not num or not num_before:
+        return 1.0
+    pooled = (hits + hits_before) / (num + num_before)
+    variance = pooled * (1 - pooled) * (1 / num + 1 / num_before)
+    if variance == 0.0:
+        return 1.0
+    z = (hits / num - hits_before / num_before) / math.sqrt(variance)
+    return 0.5 * math.erfc(z / math.sqrt(2))
+
+
 def best_constant_answer(
     prompts: Sequence[Prompt],
     passes: Callable[[Prompt, str], bool],

@@ -11,14 +11,12 @@ from typing import Any
 
 from posttrain.recipe.schema import Pairs
 from posttrain.records import PreferencePair, Prompt, Rollout, RolloutGroup, with_system
-
-# A text repeats itself when its last stretch is one unit, at most this long, this many times over.
-_MAX_UNIT_CHARS = 200
-_MIN_REPEATS = 4
-_MIN_REPEATED_CHARS = 24
+from posttrain.rewards.detectors import detect
 
 # What verifiers say of an answer that they could not read.
-_UNREADABLE = re.compile(r"unpars|cannot parse|could not parse|no (\w+ )?answer|format", re.I)
+_UNREADABLE = re.compile(
+    r"unpars|cannot parse|could not parse|no (\w+ )?answer|no choice|format", re.I
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,44 +80,18 @@ def pair_summary(pairs: Sequence[PreferencePair]) -> dict[str, int]:
 def corner_case(rollout: Rollout, prompt: Prompt) -> str:
     """What a failed completion did wrong: the first that holds of the following.
 
-    empty: no text but spaces; truncation: cut off by the length limit (repetition where it was cut
-    off while repeating itself, since that is the cause); repetition: see `repeats_itself`; format:
-    the verifier could not read it, or its last line holds the reference among other text; else
+    What `rewards.detectors.detect` finds, in its order, where truncation counts as repetition when
+    the text was cut off while repeating itself, since that is the cause; format also where the
+    verifier could not read the answer, or the last line holds the reference among other text; else
     wrong_answer.
     """
-    text = rollout.text.strip()
-    if not text:
-        return "empty"
-    if repeats_itself(text):
-        return "repetition"
-    if rollout.finish_reason == "length":
-        return "truncation"
-    if _UNREADABLE.search(rollout.outcome.why) or _stands_within(prompt.reference, text):
+    truncated = rollout.finish_reason == "length"
+    found = detect(prompt, rollout.text, truncated=truncated)
+    if found:
+        return found[0]
+    if _UNREADABLE.search(rollout.outcome.why) or _stands_within(prompt.reference, rollout.text):
         return "format"
     return "wrong_answer"
-
-
-def repeats_itself(text: str) -> bool:
-    """Whether the text ends in one unit of up to 200 characters, 4 or more times in a row.
-
-    Runs of spaces and line ends count as one space, and a text cut off inside a unit still counts.
-    The stretch must have 24 characters or more and hold a letter or a digit: a ruler of dashes is
-    no repetition, nor is 0.3333.
-
-    >>> repeats_itself("so the answer is 4. " * 4), repeats_itself("the answer is 4, so it is 4.")
-    (True, False)
-    """
-    tail = " ".join(text.split())[-_MAX_UNIT_CHARS * _MIN_REPEATS :]
-    for unit_chars in range(1, _MAX_UNIT_CHARS + 1):
-        # Less one: the space after the last unit is gone.
-        needed = max(_MIN_REPEATED_CHARS, unit_chars * _MIN_REPEATS - 1)
-        if needed > len(tail):
-            break
-        stretch = tail[-needed:]
-        # A stretch has period p where it equals itself shifted by p.
-        if stretch[unit_chars:] == stretch[:-unit_chars] and any(c.isalnum() for c in stretch):
-            return True
-    return False
 
 
 def _pairs_of(

@@ -181,6 +181,8 @@ class Outcome:
     seconds: float = 0.0
     extracted: str = ""
     """What was read as the answer and how it was found; empty where the whole text counts."""
+    touches: tuple[str, ...] = ()
+    """What in the text looks like an attempt on the verifier; counted, never a verdict."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from posttrain.engines import Completion, SamplingRequest
+from posttrain.engines.base import OnDone
 from posttrain.records import Prompt, with_system
 from posttrain.rl import likelihood, sampling
 from posttrain.rl.sampling import Sampling
@@ -49,7 +50,11 @@ class ScriptedEngine:
         )
 
     def generate(
-        self, prompts_P: Sequence[list[int]], request: SamplingRequest
+        self,
+        prompts_P: Sequence[list[int]],
+        request: SamplingRequest,
+        *,
+        on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
         self.seeds.append(request.seed)
         self.asked.append([self._by_ids[tuple(ids)].prompt_id for ids in prompts_P])
@@ -67,6 +72,8 @@ class ScriptedEngine:
                     for t in tokens
                 ]
             )
+            if on_done is not None:
+                on_done(len(answers) - 1, answers[-1])
         return answers
 
     def score(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.engines import PROBE_FILE, Engine, SamplingRequest, make_engine
+from posttrain.engines import PROBE_FILE, Completion, Engine, SamplingRequest, make_engine
 from posttrain.engines.parity import check_parity, load_probe, save_probe, take_probe
 from posttrain.engines.rollouts import roll_out
 from posttrain.errors import EnvironmentFault, HealthStop
@@ -36,7 +36,9 @@ def check_sampling(engine: Engine) -> None:
     """What every engine owes: shape, reproducibility, log-probabilities that scoring confirms."""
     groups = engine.generate(PROMPTS, REQUEST)
     assert [len(group) for group in groups] == [4, 4, 4]
-    assert engine.generate(PROMPTS, REQUEST) == groups
+    told: dict[int, list[Completion]] = {}
+    assert engine.generate(PROMPTS, REQUEST, on_done=told.__setitem__) == groups
+    assert [told[i] for i in range(len(PROMPTS))] == groups
     other = SamplingRequest(num_generations=4, max_tokens=6, seed=12)
     assert engine.generate(PROMPTS, other) != groups
     flat = [(p, c) for p, group in zip(PROMPTS, groups, strict=True) for c in group]

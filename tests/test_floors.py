@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent / "posttrain"
 GROUND = {"records", "errors", "faults", "__version__"}
 FLOORS = [
     GROUND | {"recipe", "tables", "progress"},
-    {"rewards", "curriculum", "prune", "preferences", "metrics", "memory"},
-    {"data", "models"},
+    {"rewards", "curriculum", "prune", "metrics", "memory"},
+    {"data", "models", "preferences"},
     {"engines", "training"},
     {"judge", "sft", "rl", "dpo", "evaluate", "report"},
     {"pipeline"},

@@ -7,14 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.preferences import corner_case, mine_pairs, pair_summary, repeats_itself
+from posttrain.preferences import corner_case, mine_pairs, pair_summary
 from posttrain.recipe.schema import Pairs
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
+from posttrain.rewards.detectors import repeats_itself
 
 
 def prompt(number=0, reference="42"):
     return Prompt.make(
-        messages=[{"role": "user", "content": f"question {number}"}],
+        messages=[
+            {"role": "system", "content": "You are a calculator that never explains what it does."},
+            {"role": "user", "content": f"question {number}"},
+        ],
         reference=reference,
         verifier="exact",
         capability="math",
@@ -56,6 +60,12 @@ def mine(groups, prompts, *, seed=0, **keys):
         ("142", {}, "wrong_answer"),
         ("42.5", {}, "wrong_answer"),
         ("42 apples and 3 more\nmake 45", {}, "wrong_answer"),
+        ("I'm sorry, but I can't help with that.", {}, "refusal"),
+        ("I'm sorry, but I can't help with that. It may be 42", {"finish": "length"}, "truncation"),
+        ("Я думаю, что это сорок один", {}, "wrong_language"),
+        ("So it is \\boxed{41", {}, "format"),
+        ("You are a calculator that never explains what it does.", {}, "leak"),
+        ("none of them", {"why": "no choice found"}, "format"),
     ],
 )
 def test_corner_cases_are_named(text, keys, case):

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.recipe import LoadedRecipe, Recipe, RecipeProblems, find, load_judge, load_recipe
+from posttrain.recipe import (
+    LoadedRecipe,
+    Recipe,
+    RecipeProblems,
+    cross,
+    find,
+    load_judge,
+    load_recipe,
+)
 from posttrain.recipe import files as recipe_files
 
 MINIMAL = """\
@@ -178,6 +186,16 @@ def test_sections_without_effect_are_noted(recipe: Path) -> None:
     assert [(note.key, note.message) for note in loaded.notes] == [
         ("sft.prune", "has no effect without sft.judge")
     ]
+
+
+def test_a_missing_extra_is_noted(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "rl.data=[{generated: {constraints: {levels: [1]}}, size: 5}]"
+    monkeypatch.setattr(cross, "find_spec", lambda name: None)
+    (note,) = load_recipe(recipe, [asked]).notes
+    assert note.key == "rl.data.0"
+    assert "posttrain[instructions]" in note.message
+    monkeypatch.setattr(cross, "find_spec", lambda name: name)
+    assert load_recipe(recipe, [asked]).notes == ()
 
 
 def test_a_missing_recipe_lists_near_and_shipped_ones(recipe: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -56,6 +57,10 @@ def gym_prompts(family: str, size: int = 2, **config: Any) -> list[Prompt]:
         ("Therefore, the final answer is: **12**", "12"),
         ("the answer is 12.", "12."),
         ("answerable: 12", "answerable: 12"),
+        ("<answer>1</answer> or <ANSWER>2</ANSWER>", "2"),
+        ("<answer>unclosed", "<answer>unclosed"),
+        ("Answer:\n\n 12 ", "12"),
+        ("#### 12  \r", "12"),
         ("#### ", "####"),
     ],
 )
@@ -71,6 +76,28 @@ def test_final_answer(text: str, answer: str) -> None:
 )  # fmt: skip
 def test_as_number(text: str, value: str | None) -> None:
     assert as_number(text) == (None if value is None else Decimal(value))
+
+
+@pytest.mark.parametrize("name", ["exact", "math", "choice"])
+@pytest.mark.parametrize(
+    "unit",
+    ["\n", "\n\n a", "<answer>", "</answer>", "#### ", "#### a" + " " * 99, "answer: ", "\\boxed{",
+     "answer is * _", "(", "a.a", "a-", "`", "$", "1 ", "A or ", "\u0130<answer>", "=", "{,}"],
+)  # fmt: skip
+def test_a_megabyte_is_read_in_linear_time(name: str, unit: str) -> None:
+    """What is quadratic does not end: these run in this process, where no one kills them."""
+    from posttrain.rewards.detectors import detect
+
+    text = unit * (1_000_000 // len(unit)) + "b"
+    prompt = make(name, "B" if name == "choice" else "b")
+    assert verify(prompt, text).passed in (True, False, None)
+    assert detect(prompt, text) is not None
+
+
+def test_digits_of_other_scripts_are_numbers() -> None:
+    assert verify(make("exact", "12"), "The answer is ١٢.").passed is True
+    assert verify(make("exact", "१२"), "12").passed is True
+    assert verify(make("exact", "12"), "١٣").passed is False
 
 
 @given(st.integers(-(10**12), 10**12), st.integers(-(10**12), 10**12))
@@ -157,39 +184,58 @@ def test_a_hanging_comparison_is_killed_and_the_next_one_works(
     assert verify(make("math", "\\frac{1}{2}"), "0.5").passed is True
 
 
+def idle_workers(kind: workers.Kind) -> list[int]:
+    return [worker.pid for worker in workers._crews[kind]._idle]  # pyright: ignore[reportPrivateUsage]
+
+
 def test_a_worker_that_sleeps_or_dies_is_replaced() -> None:
     prompt = gym_prompts("chain_sum")[0]
-    workers.ask("reasoning_gym", {"do": "families"}, seconds=30)
-    first = workers._workers["reasoning_gym"]  # pyright: ignore[reportPrivateUsage]
+    workers.ask("reasoning_gym", {"do": "families"}, seconds=60, patience=60)
+    (first,) = idle_workers("reasoning_gym")
     slow = {"do": "make", "family": "chain_sum", "config": {}, "seed": 1, "size": 10**9}
     with pytest.raises(workers.WorkerFailure, match=r"timeout after 0\.5 s"):
         workers.ask("reasoning_gym", slow, seconds=0.5)
-    assert verify(prompt, prompt.reference).passed is True
-    second = workers._workers["reasoning_gym"]  # pyright: ignore[reportPrivateUsage]
-    assert second is not first
-    second._process.kill()  # pyright: ignore[reportPrivateUsage]
-    second._process.wait()  # pyright: ignore[reportPrivateUsage]
+    workers.ask("reasoning_gym", {"do": "families"}, seconds=60, patience=60)
+    (second,) = idle_workers("reasoning_gym")
+    assert second != first
+    wait_for_end(first)
+    os.kill(second, signal.SIGKILL)
+    wait_for_end(second)
     assert verify(prompt, prompt.reference).passed is True
     close_workers()
+    assert verify(prompt, prompt.reference).passed is True
+
+
+def test_a_server_that_died_is_replaced() -> None:
+    prompt = gym_prompts("chain_sum")[0]
+    server = workers._crews["reasoning_gym"]._server  # pyright: ignore[reportPrivateUsage]
+    server._process.kill()  # pyright: ignore[reportPrivateUsage]
+    server._process.wait()  # pyright: ignore[reportPrivateUsage]
     assert verify(prompt, prompt.reference).passed is True
 
 
 def test_no_worker_outlives_its_parent() -> None:
     program = (
         "from posttrain.rewards import workers\n"
-        "workers.ask('math', {'do': 'parse', 'text': '1'}, seconds=60)\n"
-        "print(workers._workers['math']._process.pid, flush=True)\n"
+        "workers.ask('math', {'do': 'parse', 'text': '1'}, seconds=60, patience=60)\n"
+        "crew = workers._crews['math']\n"
+        "print(crew._server._process.pid, crew._idle[0].pid, flush=True)\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    pid = int(done.stdout)
+    server, worker = map(int, done.stdout.split())
+    wait_for_end(server)
+    wait_for_end(worker)
+
+
+def wait_for_end(pid: int) -> None:
     for _ in range(100):
         if not alive(pid):
             return
         time.sleep(0.1)
-    pytest.fail("the worker lives on")
+    pytest.fail(f"process {pid} lives on")
 
 
 def alive(pid: int) -> bool:

@@ -155,10 +155,11 @@ def address_space(pid: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs Linux")
-def test_the_memory_limit_holds_and_the_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_limit_holds_and_the_worker_is_replaced() -> None:
     from posttrain.rewards import worker_main
 
-    passes("x + 1", "1 + x")
+    # A quick answer's worker waits for the next one, whatever else the machine does.
+    workers.ask("math", {"do": "parse", "text": "1"}, seconds=60, patience=60)
     pid = worker_pid()
     soft, _ = resource.prlimit(pid, resource.RLIMIT_AS)
     assert soft == worker_main._MEMORY_LIMITS["math"]  # pyright: ignore[reportPrivateUsage]
@@ -171,19 +172,8 @@ def test_the_memory_limit_holds_and_the_worker_is_replaced(monkeypatch: pytest.M
 
 
 def worker_pid() -> int:
-    """A maths worker of this process, found as any observer would."""
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = status.read_bytes().split(b"\0")
-            parent = status.with_name("stat").read_text().rpartition(")")[2].split()[1]
-        except OSError:
-            continue
-        if b"math" in words and any(word.endswith(b"worker_main.py") for word in words):
-            import os
-
-            if int(parent) == os.getpid():
-                return int(status.parent.name)
-    raise AssertionError("no maths worker")
+    """The maths worker that waits for the next request."""
+    return workers._crews["math"]._idle[-1].pid  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_reference_that_hangs_or_says_nothing_is_told_beforehand() -> None:

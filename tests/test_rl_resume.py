@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,29 @@ class Killed(Exception):
     """Stands for a process that is gone."""
 
 
+def decide_by(monkeypatch: pytest.MonkeyPatch, verdict: Callable[[Prompt, str], Outcome]) -> None:
+    """Let `verdict` stand in for the verifiers."""
+
+    def submit(prompt: Prompt, text: str, **_: Any) -> Future[Outcome]:
+        decided: Future[Outcome] = Future()
+        decided.set_result(verdict(prompt, text))
+        return decided
+
+    monkeypatch.setattr("posttrain.engines.rollouts.submit", submit)
+
+
 @pytest.fixture(autouse=True)
 def _verdicts_by_lot(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of random weights is never right: what it wrote decides by its hash, more often for
     some prompts than for others.
     """
 
-    def verdict(prompt: Prompt, text: str, **_: Any) -> Outcome:
+    def verdict(prompt: Prompt, text: str) -> Outcome:
         lot = int(content_hash(prompt.prompt_id, text), 16) % 8
         passed = lot < int(content_hash(prompt.prompt_id), 16) % 9
         return Outcome(passed=passed, score=float(passed), why="by lot")
 
-    monkeypatch.setattr("posttrain.engines.rollouts.verify", verdict)
+    decide_by(monkeypatch, verdict)
 
 
 def pool(num: int = 40) -> list[Prompt]:
@@ -190,7 +202,7 @@ def test_a_dead_pool_is_said_trained_on_for_a_while_and_then_stopped(
     passed: bool,
 ) -> None:
     outcome = Outcome(passed=passed, score=float(passed), why="always")
-    monkeypatch.setattr("posttrain.engines.rollouts.verify", lambda *_, **__: outcome)
+    decide_by(monkeypatch, lambda prompt, text: outcome)
     spec = adaptive(max_steps_without_signal=3)
     with pytest.raises(HealthStop, match="no group had signal for 3 steps") as error:
         run(tiny_llama4, tmp_path, spec, pool())

@@ -206,8 +206,8 @@ def test_the_accounts_sum_to_what_was_generated(
     made: list[int] = []
 
     class Counting(ScriptedEngine):
-        def generate(self, *arguments: Any) -> Any:
-            found = super().generate(*arguments)
+        def generate(self, *arguments: Any, **options: Any) -> Any:
+            found = super().generate(*arguments, **options)
             made.extend(len(c.token_ids) for of_one in found for c in of_one)
             return found
 

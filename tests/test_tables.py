@@ -152,6 +152,16 @@ def test_two_groups_of_one_prompt_at_one_step_stay_two(tmp_path: Path) -> None:
     assert tables.read_groups(tmp_path / "g.parquet") == two
 
 
+def test_groups_of_before_a_field_was_added_are_read(tmp_path: Path) -> None:
+    groups = [make_group(3, [True, None])]
+    path = tmp_path / "g.parquet"
+    tables.write_groups(path, groups, {"p1": make_prompt("p1", "math")})
+    table = pq.read_table(path)
+    assert "extracted" in table.column_names
+    pq.write_table(table.drop_columns(["extracted"]), path)
+    assert tables.read_groups(path) == groups
+
+
 def test_groups_take_columns_of_the_caller(tmp_path: Path) -> None:
     path = tmp_path / "g.parquet"
     columns = [{"used": True, "reason": ""}, {"used": False, "reason": "solved"}]

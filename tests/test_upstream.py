@@ -191,6 +191,9 @@ def test_vllm_still_has_what_the_engine_reaches_into() -> None:
     assert callable(LLM.reset_prefix_cache)
     assert "prompt_logprobs" in inspect.signature(SamplingParams).parameters
     assert {"lora_request"} <= inspect.signature(LLM.generate).parameters.keys()
+    assert {"lora_request", "use_tqdm"} <= inspect.signature(LLM.enqueue).parameters.keys()
+    assert list(inspect.signature(LLMEngine.step).parameters) == ["self"]
+    assert callable(LLMEngine.has_unfinished_requests)
     assert list(inspect.signature(LLMEngine.add_lora).parameters) == ["self", "lora_request"]
     assert list(inspect.signature(LLMEngine.remove_lora).parameters) == ["self", "lora_id"]
     assert "level" in inspect.signature(LLM.sleep).parameters

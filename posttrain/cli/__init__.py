@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import posttrain
-from posttrain.cli import bench, machine, recipes, runs
+from posttrain.cli import bench, machine, recipes, runs, verify
 from posttrain.errors import Interrupted, PosttrainError
 
 # Everything heavier is imported inside the commands: `--help` answers in a tenth of a second.
@@ -35,6 +35,7 @@ app = typer.Typer(
 recipes.add_to(app)
 runs.add_to(app)
 machine.add_to(app)
+verify.add_to(app)
 bench.add_to(app)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,23 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.cli.results import wide_console
+from posttrain.errors import EnvironmentFault
 from posttrain.pipeline.environment import describe_environment, has_package, version_of
+from posttrain.rewards.sandbox.attacks import ATTACKS
+from posttrain.rewards.sandbox.choose import examine
+from posttrain.rewards.sandbox.landlock import Landlock
+from posttrain.rewards.sandbox.self_test import SelfTest, kept_self_test
+from posttrain.rewards.sandbox.wasm import Wasm
 
 GIB = 2**30
 
 
-def diagnose() -> dict[str, Any]:
-    """Environment, packages against what posttrain requires, what is optional, memory and disk."""
+def diagnose(*, test_sandboxes: bool = False) -> dict[str, Any]:
+    """Environment, packages against what posttrain requires, what is optional, memory and disk.
+
+    Sandboxes: what an earlier self-test found; landlock, which takes seconds, is tested where there
+    is none, and with `test_sandboxes` every one that is installed, anew.
+    """
     packages = [
         _package(Requirement(text)) for text in importlib.metadata.requires("posttrain") or []
     ]
@@ -30,6 +41,7 @@ def diagnose() -> dict[str, Any]:
         "optional": [p for p in packages if p["extra"] not in (None, "dev")],
         "missing": [p["name"] for p in required if not p["fits"]],
         "engine": "vllm" if has_package("vllm") else "transformers",
+        "sandboxes": [_sandbox(made, fresh=test_sandboxes) for made in (Landlock(), Wasm())],
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
     }
 
@@ -46,6 +58,7 @@ def show_diagnosis(found: Mapping[str, Any]) -> None:
         cells = (package["name"], package["asked"], installed or "", package["extra"] or "", state)
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
+    console.print(_sandbox_table(found["sandboxes"]))
     facts = Table.grid(padding=(0, 2))
     for name, value in (
         ("python", f"{found['python']} on {found['platform']}"),
@@ -72,6 +85,48 @@ def try_everything() -> None:
         loaded = load_recipe(Path("tiny.yaml"), [f"model.base={base}", "engine.kind=auto"])
         done = run(loaded, Path(folder) / "run")
     wide_console().print(Text(f"all {len(done.ran)} stages work: {done.seconds:.0f} s"))
+
+
+def _sandbox(made: Landlock | Wasm, *, fresh: bool) -> dict[str, Any]:
+    installed = version_of(made.package)
+    found: dict[str, Any] = {"kind": made.kind, "package": made.package, "installed": installed}
+    result: SelfTest | None = None
+    why = "" if installed else f"pip install 'posttrain[{made.extra}]'"
+    if installed:
+        try:
+            quick = made.kind == "landlock"
+            result = examine(made, fresh=fresh, note=_note) if fresh or quick else None
+            result = result or kept_self_test(made)
+            why = result.why_not if result else "not tested yet: posttrain doctor --sandbox"
+        except EnvironmentFault as fault:
+            why = f"{fault.message} ({fault.hint})"
+        finally:
+            made.close()
+    return {
+        **found,
+        "holds": result.holds if result else None,
+        "attacks_held": result.held if result else None,
+        "attacks": len(ATTACKS),
+        "kept": bool(result and result.kept),
+        "breaches": dict(result.breaches) if result else {},
+        "why_not": why,
+    }
+
+
+def _sandbox_table(sandboxes: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=Text("sandboxes"), title_justify="left")
+    for name in ("sandbox", "package", "installed", "attacks held", ""):
+        table.add_column(name)
+    for row in sandboxes:
+        held = "" if row["attacks_held"] is None else f"{row['attacks_held']} of {row['attacks']}"
+        state = row["why_not"] or ("holds, tested earlier" if row["kept"] else "holds")
+        cells = (row["kind"], row["package"], row["installed"] or "", held, state)
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _package(requirement: Requirement) -> dict[str, Any]:

@@ -28,12 +28,15 @@ def doctor(
     full: Annotated[
         bool, typer.Option("--run", help="Also run every stage on a tiny random Llama 4.")
     ] = False,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Test each installed sandbox anew, wasm too.")
+    ] = False,
 ) -> None:
-    """Look at packages, devices, memory and disk; with --run, try every stage."""
+    """Look at packages, sandboxes, devices, memory and disk; with --run, try every stage."""
     from posttrain.cli.doctor import diagnose, show_diagnosis, try_everything
     from posttrain.errors import EnvironmentFault
 
-    found = diagnose()
+    found = diagnose(test_sandboxes=sandbox)
     if as_json:
         print_json(found)
     else:

@@ -57,6 +57,7 @@ _OPENINGS = (
     "Tell me something about a {noun} in {amount}.",
 )
 _AMOUNTS = ("a short text", "a few sentences", "a short description", "a small story")
+_SAYING_NOTHING = ("x", "Yes.", "I do not know")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,13 +142,18 @@ def _draft(rng: Random, names: list[str]) -> _Draft:
 
 
 def _meets(writing: Writing) -> bool:
-    """Whether the checkers take the answer."""
+    """Whether the checkers take the answer, and none of those that say nothing.
+
+    A task that one word passes, such as one without commas, would teach to answer with one word.
+    """
     prompt = Prompt.make(
         messages=[{"role": "user", "content": writing.question}],
         reference=writing.reference,
         verifier="instructions",
         capability="constraints",
     )
+    if any(verify(prompt, text).passed is not False for text in _SAYING_NOTHING):
+        return False
     return verify(prompt, writing.answer).passed is True
 
 

@@ -1,4 +1,4 @@
-"""Small Python problems without end: a question, a short solution, and tests that tell others apart.
+"""Small Python problems without end: a question, a short solution, tests that tell others apart.
 
 The tests are values in and values out, made by a Python twin of each solution; no text is run here.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -38,15 +38,26 @@ class Completion:
     finish_reason: FinishReason
 
 
+OnDone = Callable[[int, list[Completion]], None]
+"""Takes a prompt's index and its completions [G]."""
+
+
 class Engine(Protocol):
     """Generates and scores token sequences with the newest weights it was given."""
 
     policy_version: int
 
     def generate(
-        self, prompts_P: Sequence[list[int]], request: SamplingRequest
+        self,
+        prompts_P: Sequence[list[int]],
+        request: SamplingRequest,
+        *,
+        on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
-        """Sample `num_generations` completions per prompt: [P][G], in the prompts' order."""
+        """Sample `num_generations` completions per prompt: [P][G], in the prompts' order.
+
+        `on_done` is told of each prompt as soon as its completions are there, in any order.
+        """
         ...
 
     def score(

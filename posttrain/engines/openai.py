@@ -20,7 +20,7 @@ from openai.types import Completion as Reply
 from openai.types import CompletionChoice
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.engines.base import Completion, SamplingRequest
+from posttrain.engines.base import Completion, OnDone, SamplingRequest
 from posttrain.errors import EnvironmentFault
 from posttrain.recipe.schema import EngineSpec
 
@@ -71,7 +71,11 @@ class OpenAIEngine:
         self.policy_version = 0
 
     def generate(
-        self, prompts_P: Sequence[list[int]], request: SamplingRequest
+        self,
+        prompts_P: Sequence[list[int]],
+        request: SamplingRequest,
+        *,
+        on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
         """One request per prompt, each with a seed of its own made from the request's."""
 
@@ -91,7 +95,10 @@ class OpenAIEngine:
                     f"answered {len(reply.choices)} of {request.num_generations} completions"
                 )
             choices = sorted(reply.choices, key=lambda choice: choice.index)
-            return [self._completion(choice) for choice in choices]
+            completions = [self._completion(choice) for choice in choices]
+            if on_done is not None:
+                on_done(index, completions)
+            return completions
 
         return self._runner.run(self._all([one(i, p) for i, p in enumerate(prompts_P)]))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.engines.base import Completion, Engine, SamplingRequest
 from posttrain.models import prompt_ids
-from posttrain.records import Prompt, Rollout, RolloutGroup
-from posttrain.rewards import verify
+from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
+from posttrain.rewards import settle, submit
 
 
 def roll_out(
@@ -20,26 +22,50 @@ def roll_out(
     *,
     step: int = 0,
 ) -> list[RolloutGroup]:
-    """Sample `request.num_generations` answers per prompt, verify them, keep the prompts' order."""
-    completions_P_G = engine.generate([prompt_ids(tokenizer, p.messages) for p in prompts], request)
+    """Sample `request.num_generations` answers per prompt, verify them, keep the prompts' order.
+
+    Answers are verified while the engine generates the others; those that a model judges, after.
+    """
+    answers: dict[int, list[_Answer]] = {}
+
+    def verify_group(index: int, completions_G: list[Completion]) -> None:
+        answers[index] = [_submit(prompts[index], c, tokenizer) for c in completions_G]
+
+    completions_P_G = engine.generate(
+        [prompt_ids(tokenizer, p.messages) for p in prompts], request, on_done=verify_group
+    )
+    assert len(answers) == len(completions_P_G), "an engine tells of every prompt"
+    settle()
     return [
         RolloutGroup(
             prompt_id=prompt.prompt_id,
             step=step,
             policy_version=engine.policy_version,
-            rollouts=tuple(_rollout(prompt, completion, tokenizer) for completion in completions_G),
+            rollouts=tuple(_rollout(answer) for answer in answers[index]),
         )
-        for prompt, completions_G in zip(prompts, completions_P_G, strict=True)
+        for index, prompt in enumerate(prompts)
     ]
 
 
-def _rollout(prompt: Prompt, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Rollout:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answer:
+    completion: Completion
+    text: str
+    outcome: Future[Outcome]
+
+
+def _submit(prompt: Prompt, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> _Answer:
     text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
     assert isinstance(text, str)
+    outcome = submit(prompt, text, truncated=completion.finish_reason == "length")
+    return _Answer(completion=completion, text=text, outcome=outcome)
+
+
+def _rollout(answer: _Answer) -> Rollout:
     return Rollout(
-        completion_ids=completion.token_ids,
-        logprobs=completion.logprobs,
-        text=text,
-        finish_reason=completion.finish_reason,
-        outcome=verify(prompt, text, truncated=completion.finish_reason == "length"),
+        completion_ids=answer.completion.token_ids,
+        logprobs=answer.completion.logprobs,
+        text=answer.text,
+        finish_reason=answer.completion.finish_reason,
+        outcome=answer.outcome.result(),
     )

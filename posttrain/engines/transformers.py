@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from posttrain.engines.base import Completion, SamplingRequest
+from posttrain.engines.base import Completion, OnDone, SamplingRequest
 from posttrain.models.scoring import sequence_logprobs
 from posttrain.recipe.schema import EngineSpec
 
@@ -31,7 +31,11 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompts_P: Sequence[list[int]], request: SamplingRequest
+        self,
+        prompts_P: Sequence[list[int]],
+        request: SamplingRequest,
+        *,
+        on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
         """Sample in left-padded batches of at most `max_num_seqs` sequences."""
         prompts_per_batch = max(1, self._max_num_seqs // request.num_generations)
@@ -39,9 +43,13 @@ class TransformersEngine:
         with torch.random.fork_rng():
             torch.manual_seed(request.seed)
             for start in range(0, len(prompts_P), prompts_per_batch):
-                completions_P_G += self._generate_batch(
+                batch_P_G = self._generate_batch(
                     prompts_P[start : start + prompts_per_batch], request
                 )
+                if on_done is not None:
+                    for index, completions_G in enumerate(batch_P_G, start):
+                        on_done(index, completions_G)
+                completions_P_G += batch_P_G
         return completions_P_G
 
     def _generate_batch(

@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import nn
 
-from posttrain.engines.base import Completion, SamplingRequest
+from posttrain.engines.base import Completion, OnDone, SamplingRequest
 from posttrain.errors import RecipeError
 from posttrain.recipe.schema import EngineSpec
 
@@ -90,7 +90,11 @@ class VllmEngine:
         self.policy_version = 0
 
     def generate(
-        self, prompts_P: Sequence[list[int]], request: SamplingRequest
+        self,
+        prompts_P: Sequence[list[int]],
+        request: SamplingRequest,
+        *,
+        on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
         """Sample; the request's seed seeds the engine: the CPU build has none per sequence."""
         params = vllm.SamplingParams(
@@ -103,10 +107,31 @@ class VllmEngine:
         )
         with torch.random.fork_rng():
             self._llm.collective_rpc(_seed, args=(request.seed,))
-            outputs = self._llm.generate(
+            names = self._llm.enqueue(
                 _token_prompts(prompts_P), params, use_tqdm=False, lora_request=self._lora
             )
-        return [[_completion(choice) for choice in output.outputs] for output in outputs]
+            return self._finish(names, on_done)
+
+    def _finish(self, names: Sequence[str], on_done: OnDone | None) -> list[list[Completion]]:
+        """Step the engine until all of these requests are done.
+
+        `LLM.wait_for_completion` does the same, and tells nobody before the last is done.
+        """
+        # The engine adds a random part to the number that a request was given, and answers under
+        # the number.
+        index = {name.partition("-")[0]: i for i, name in enumerate(names)}
+        done: dict[int, list[Completion]] = {}
+        engine = self._llm.llm_engine
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                assert isinstance(output, vllm.RequestOutput)
+                if not output.finished:
+                    continue
+                i = index[output.request_id]
+                done[i] = [_completion(choice) for choice in output.outputs]
+                if on_done is not None:
+                    on_done(i, done[i])
+        return [done[i] for i in range(len(names))]
 
     def score(
         self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.data import prompt_of
-from posttrain.engines import Completion, Engine, SamplingRequest
+from posttrain.engines import Engine, SamplingRequest
+from posttrain.engines.rollouts import roll_out
 from posttrain.faults import fault_point
-from posttrain.models import prompt_ids
 from posttrain.progress import progress
 from posttrain.recipe.schema import Pilot
-from posttrain.records import Rollout, RolloutGroup, Sample
-from posttrain.rewards import verify
+from posttrain.records import Prompt, RolloutGroup, Sample
 
 _PROMPTS_PER_BATCH = 64
 
@@ -40,20 +40,12 @@ def run_pilot(
             request = SamplingRequest(
                 num_generations=spec.num_generations, max_tokens=spec.max_tokens, seed=seed + start
             )
-            completions_P_G = engine.generate(
-                [prompt_ids(tokenizer, sample.messages[:-1]) for sample in batch], request
-            )
+            tried = roll_out([_task(sample) for sample in batch], engine, tokenizer, request)
             fault_point("judge.after_pilot_generate")
-            for sample, completions_G in zip(batch, completions_P_G, strict=True):
-                rollouts = tuple(_rollout(sample, c, tokenizer) for c in completions_G)
-                groups.append(
-                    RolloutGroup(
-                        prompt_id=sample.sample_id,
-                        step=0,
-                        policy_version=engine.policy_version,
-                        rollouts=rollouts,
-                    )
-                )
+            groups += [
+                dataclasses.replace(group, prompt_id=sample.sample_id)
+                for sample, group in zip(batch, tried, strict=True)
+            ]
             bar.advance(len(batch))
     return groups
 
@@ -76,15 +68,7 @@ def pilot_samples(samples: Sequence[Sample], num_samples: int, *, seed: int) -> 
     return [sample for _, _, sample in in_turn[:num_samples]]
 
 
-def _rollout(sample: Sample, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Rollout:
+def _task(sample: Sample) -> Prompt:
     prompt = prompt_of(sample)
-    assert prompt is not None
-    text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-    assert isinstance(text, str)
-    return Rollout(
-        completion_ids=completion.token_ids,
-        logprobs=completion.logprobs,
-        text=text,
-        finish_reason=completion.finish_reason,
-        outcome=verify(prompt, text, truncated=completion.finish_reason == "length"),
-    )
+    assert prompt is not None, "the pilot takes only samples with a verifier"
+    return prompt

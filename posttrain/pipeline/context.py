@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.recipe import CurriculumSpec, JudgeSpec
-from posttrain.recipe.schema import Recipe
+from posttrain.recipe.schema import Recipe, RubricJudge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +19,8 @@ class StageContext:
     recipe: Recipe
     recipe_path: Path
     judge: JudgeSpec | None
+    rubric: RubricJudge | None
+    """answer_judge's."""
     curriculum: CurriculumSpec | None
     run_dir: Path
     seed: int

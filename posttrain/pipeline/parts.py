@@ -6,6 +6,7 @@ so that a run that met a limit resumes with another setting instead of starting 
 - engine: max_num_seqs, gpu_memory_utilization, kv_cache_gib, enable_sleep_mode, concurrency,
   api_key_env, and parity_tolerance (it only stops a run);
 - rl.offload_policy, and the curriculum's max_steps_without_signal (it only stops a run);
+- sandbox.kind, image and url; its limits count, and only where code is verified;
 - trainer blocks: save_*, logging_*, log_*, report_to, disable_tqdm, dataloader_*, ddp_timeout,
   push_to_hub, hub_*, gradient_checkpointing*;
 - the recipe's name and comments.
@@ -23,6 +24,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from posttrain.recipe import LoadedRecipe
+from posttrain.recipe.sources import needs_sandbox
 
 Part = dict[str, Any]
 
@@ -37,6 +39,7 @@ ENGINE_KEYS_THAT_DO_NOT_MATTER = frozenset(
         "parity_tolerance",
     }
 )
+SANDBOX_KEYS_THAT_MATTER = ("wall_seconds", "memory_mib", "output_kib")
 TRAINER_PREFIXES_THAT_DO_NOT_MATTER = (
     "save_",
     "logging_",
@@ -84,6 +87,8 @@ def evaluation(loaded: LoadedRecipe) -> Part:
         "eval": {name: loaded.written["eval"][name] for name in names},
         "engine": _engine(loaded.written["engine"]),
         "model": {"dtype": loaded.written["model"]["dtype"]},
+        **_answer_judge(loaded),
+        **_sandbox(loaded),
     }
 
 
@@ -95,6 +100,8 @@ def judge(loaded: LoadedRecipe) -> Part:
         "engine": _engine(loaded.written["engine"]),
         "judge_engine": _engine(sft_section["judge_engine"]),
         "model": {"dtype": loaded.written["model"]["dtype"]},
+        **_answer_judge(loaded),
+        **_sandbox(loaded),
     }
 
 
@@ -113,11 +120,13 @@ def rl(loaded: LoadedRecipe) -> Part:
             "trainer": _trainer(loaded, "rl"),
             **{
                 name: loaded.written["rl"][name]
-                for name in ("pilot_prompts", "system_prompts", "variants")
+                for name in ("pilot_prompts", "system_prompts", "variants", "shaping")
             },
         },
         "engine": _engine(loaded.written["engine"]),
         **_training(loaded),
+        **_answer_judge(loaded),
+        **_sandbox(loaded),
     }
 
 
@@ -142,10 +151,37 @@ def _training(loaded: LoadedRecipe) -> Part:
     }
 
 
+def _answer_judge(loaded: LoadedRecipe) -> Part:
+    spec = loaded.written["answer_judge"]
+    if spec is None:
+        return {}
+    return {
+        "answer_judge": {
+            **spec,
+            "rubric": _values(loaded.rubric),
+            "engine": _engine(spec["engine"]),
+        }
+    }
+
+
+def answer_judge_files(loaded: LoadedRecipe) -> Mapping[str, Path]:
+    """The judge's model folder and its calibration answers."""
+    keys = ("answer_judge.model", "answer_judge.calibration")
+    return {key: path for key, path in loaded.files.items() if key in keys}
+
+
 def _engine(spec: Mapping[str, Any] | None) -> Part | None:
     if spec is None:
         return None
     return {k: v for k, v in spec.items() if k not in ENGINE_KEYS_THAT_DO_NOT_MATTER}
+
+
+def _sandbox(loaded: LoadedRecipe) -> Part:
+    """Limits decide outcomes; which sandbox holds them does not."""
+    if not needs_sandbox(loaded.recipe):
+        return {}
+    written = loaded.written["sandbox"]
+    return {"sandbox": {name: written[name] for name in SANDBOX_KEYS_THAT_MATTER}}
 
 
 def _trainer(loaded: LoadedRecipe, section: str) -> Part:

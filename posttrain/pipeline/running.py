@@ -137,6 +137,7 @@ def _run_stage(
         recipe=loaded.recipe,
         recipe_path=loaded.path,
         judge=loaded.judge,
+        rubric=loaded.rubric,
         curriculum=loaded.curriculum,
         run_dir=place.path,
         seed=item.seed,

@@ -25,7 +25,8 @@ from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
 from posttrain.pipeline.launch import CALL, ERROR, PARENT_VARIABLE, RESULT
 from posttrain.recipe import CurriculumSpec, JudgeSpec
-from posttrain.recipe.schema import Recipe
+from posttrain.recipe.schema import Recipe, RubricJudge
+from posttrain.rewards import sandbox
 from posttrain.tables import read_json, write_json
 
 STAGE_LOCK = "stage.lock"
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
     try:
         with _only_one(run_dir):
             function, context = _read_call(run_dir, stage)
+            sandbox.use(context.recipe.sandbox)
             counts: Counts = function(context)
             if _is_main_process():
                 write_json(
@@ -64,6 +66,7 @@ def _read_call(run_dir: Path, stage: str) -> tuple[Any, StageContext]:
         key=call["key"],
         recipe=Recipe.model_validate(job["recipe"]),
         recipe_path=Path(job["recipe_path"]),
+        rubric=RubricJudge.model_validate(job["rubric"]) if job["rubric"] else None,
         judge=TypeAdapter[JudgeSpec](JudgeSpec).validate_python(judge) if judge else None,
         curriculum=TypeAdapter[CurriculumSpec](CurriculumSpec).validate_python(curriculum)
         if curriculum

@@ -44,7 +44,12 @@ def stages_of(recipe: Recipe, table: Sequence[Stage]) -> list[Stage]:
 
 
 GROUND = ("posttrain.records", "posttrain.tables")
-SCORING = ("posttrain.rewards", "posttrain.engines", "posttrain.models")
+SCORING = (
+    *("posttrain.rewards", "posttrain.engines", "posttrain.models"),
+    # What decides answers that a model judges.
+    *("posttrain.judge.answers", "posttrain.judge.calibration", "posttrain.judge.quoting"),
+    *("posttrain.judge.rubric", "posttrain.pipeline.steps.answering"),
+)
 STEPS = "posttrain.pipeline.steps"
 
 
@@ -62,6 +67,7 @@ def _evaluation(point: str, number: int) -> Stage:
         function=measuring.evaluate_policy,
         reads=("model", "data", *policy),
         part=parts.evaluation,
+        files=parts.answer_judge_files,
         modules=(
             *GROUND,
             *SCORING,
@@ -99,6 +105,7 @@ STAGES: tuple[Stage, ...] = (
         function=judging.judge,
         reads=("model", "data"),
         part=parts.judge,
+        files=parts.answer_judge_files,
         modules=(*GROUND, *SCORING, "posttrain.judge", f"{STEPS}.judging"),
         is_wanted=lambda recipe: recipe.sft is not None and recipe.sft.judge is not None,
     ),
@@ -135,6 +142,7 @@ STAGES: tuple[Stage, ...] = (
         function=training.train_rl,
         reads=("model", "data", "judge", "sft"),
         part=parts.rl,
+        files=parts.answer_judge_files,
         modules=(
             *GROUND,
             *SCORING,

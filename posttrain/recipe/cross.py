@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from posttrain.recipe.problems import Fault, nearest
@@ -23,6 +24,7 @@ def cross_faults(recipe: Recipe, unsound: frozenset[str]) -> list[Fault]:
         ({"engine", "launch", "rl"}, _placement),
         ({"model", "sft", "rl", "dpo"}, _balancing),
         ({"sft", "rl", "dpo"}, _stages),
+        ({"sft", "rl", "eval", "answer_judge"}, _answer_judge),
         ({"sft", "rl", "dpo", "eval"}, _eval),
         ({"engine", "eval", "sft", "rl"}, _lengths),
         ({"rl", "launch"}, _generation_batch),
@@ -74,7 +76,18 @@ def _levels(recipe: Recipe) -> Iterator[Fault]:
 
 
 def notes(recipe: Recipe) -> Iterator[Fault]:
-    """What is set and has no effect in this recipe."""
+    """What is set and has no effect in this recipe, or needs what is not installed here."""
+    if recipe.answer_judge is not None and not any(
+        source.verifier == "judge" for source in all_sources(recipe)
+    ):
+        message = "has no effect: no data has verifier: judge"
+        yield Fault(path=("answer_judge",), message=message)
+    for section, data in (("sft", recipe.sft), ("rl", recipe.rl)):
+        for index, source in enumerate(data.data if data else ()):
+            made = source.generated is not None and source.generated.constraints is not None
+            if (made or source.verifier == "instructions") and find_spec("lm_eval") is None:
+                message = 'needs lm-eval, which is not here: pip install "posttrain[instructions]"'
+                yield Fault(path=(section, "data", index), message=message)
     sft = recipe.sft
     if sft is not None and sft.judge is None:
         for key in ("prune", "pilot", "judge_engine"):
@@ -166,6 +179,23 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
             path=("dpo",),
             message="mines its pairs from RL rollouts: add an rl section or leave dpo out",
         )
+
+
+def _answer_judge(recipe: Recipe) -> Iterator[Fault]:
+    asks = any(source.verifier == "judge" for source in all_sources(recipe))
+    if asks and recipe.answer_judge is None:
+        message = "is required: data has verifier: judge. Write answer_judge: {rubric: ...}"
+        yield Fault(path=("answer_judge",), message=message)
+
+
+def all_sources(recipe: Recipe) -> Iterator[DataSource]:
+    """Every data source of every section."""
+    for section in (recipe.sft, recipe.rl):
+        if section is not None:
+            yield from section.data
+    for suite in recipe.eval.suites:
+        if suite != "heldout":
+            yield from suite.data
 
 
 def _eval(recipe: Recipe) -> Iterator[Fault]:

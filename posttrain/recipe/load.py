@@ -15,7 +15,7 @@ from posttrain.recipe.named import NamedFiles
 from posttrain.recipe.overrides import apply_overrides
 from posttrain.recipe.problems import Path as Place
 from posttrain.recipe.problems import Problem, RecipeProblems, dotted
-from posttrain.recipe.schema import CurriculumSpec, JudgeSpec, Recipe
+from posttrain.recipe.schema import CurriculumSpec, JudgeSpec, Recipe, RubricJudge
 from posttrain.recipe.sections import check_kind, check_recipe
 
 
@@ -31,6 +31,8 @@ class LoadedRecipe:
     written: dict[str, Any]
     """The same with names as they were written: it does not change when the files are moved."""
     judge: JudgeSpec | None
+    rubric: RubricJudge | None
+    """answer_judge's."""
     curriculum: CurriculumSpec | None
     """None where there is no rl section."""
     files: Mapping[str, Path]
@@ -58,6 +60,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     named = NamedFiles(document, file.parent)
     named.collect()
     judge = named.judge(JudgeSpec)
+    rubric = named.rubric(JudgeSpec)
     curriculum = named.curriculum(CurriculumSpec)
     if recipe is not None and curriculum is not None:
         named.say_of(("rl", "curriculum"), quota_faults(recipe, curriculum))
@@ -75,6 +78,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         resolved=resolved,
         written=written,
         judge=judge,
+        rubric=rubric,
         curriculum=curriculum,
         files={dotted(place): found for place, found in named.found.items()},
         notes=tuple(document.locate(fault) for fault in notes(recipe)),

@@ -32,11 +32,24 @@ class NamedFiles:
         self._model(("model", "base", "upcycle", "from"), upcycle.get("from"))
         for place, source in data_sources(self.document.data):
             self._data((*place, "path"), source.get("path"))
+        answer_judge = as_map(self.document.data.get("answer_judge"))
+        self._model(("answer_judge", "model"), answer_judge.get("model"))
+        self._data(("answer_judge", "calibration"), answer_judge.get("calibration"))
 
     def judge(self, union: Any) -> Any:
         """The judge named in sft, checked, or None."""
         name = as_map(self.document.data.get("sft")).get("judge")
         return self._load(("sft", "judge"), name, "judges", union)
+
+    def rubric(self, union: Any) -> Any:
+        """The rubric named in answer_judge, checked, or None."""
+        name = as_map(self.document.data.get("answer_judge")).get("rubric")
+        place = ("answer_judge", "rubric")
+        spec = self._load(place, name, "judges", union)
+        if spec is not None and spec.kind != "rubric":
+            self._complain(place, f"{name} is of kind {spec.kind}: an answer judge needs a rubric")
+            return None
+        return spec
 
     def curriculum(self, union: Any) -> Any:
         """The curriculum of the rl section, checked, or None where there is no such section."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.recipe.annotations import yaml_types
 from posttrain.recipe.document import as_list, as_map
-from posttrain.recipe.problems import Fault, Path, nearest
+from posttrain.recipe.problems import Fault, Path, nearest, show
 from posttrain.recipe.source import SourceField, class_fields, package_folder, source_tree
 from posttrain.recipe.trainer import fit_value
 
@@ -52,6 +52,29 @@ def family_fields(family: str) -> dict[str, SourceField] | None:
     return None
 
 
+def num_levels(family: str) -> int | None:
+    """How many levels the family's curriculum has; 0 where it has none, None where code says it."""
+    tree = source_tree(families()[family])
+    registered = [
+        node.value.args[3:] or [k.value for k in node.value.keywords if k.arg == "curriculum_cls"]
+        for node in tree.body
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name)
+        and node.value.func.id == "register_dataset"
+    ]
+    if not registered or not registered[0]:
+        return 0
+    (named,) = registered[0]
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and ast.unparse(named) == node.name:
+            listed = [k.value for k in ast.walk(node) if isinstance(k, ast.keyword)
+                      and k.arg == "levels"]  # fmt: skip
+            lists = [one for one in listed if isinstance(one, ast.List | ast.Tuple)]
+            return max((len(one.elts) for one in lists), default=0) if lists == listed else None
+    return None
+
+
 def family_faults(data: Any, path: Path) -> Iterator[Fault]:
     """What is wrong with a `reasoning_gym` value of the right shape: unknown families and keys."""
     levels = as_map(data)
@@ -69,10 +92,12 @@ def _level_faults(family: str, level: Mapping[str, Any], path: Path) -> Iterator
     fields = family_fields(family)
     if fields is None:
         return
-    keys = sorted(set(fields) - set(OURS))
+    keys = sorted({*fields, "level"} - set(OURS))
     for key, value in level.items():
         here = (*path, key)
-        if key in OURS:
+        if key == "level" and key not in fields:
+            yield from _number_faults(family, value, here)
+        elif key in OURS:
             yield Fault(path=here, message=f"posttrain sets this itself: {OURS[key]}")
         elif key not in fields:
             near = nearest(key, keys)
@@ -83,3 +108,15 @@ def _level_faults(family: str, level: Mapping[str, Any], path: Path) -> Iterator
             found = fit_value(here, kinds, None, value)
             if isinstance(found, Fault) and not any(kind.is_open for kind in kinds):
                 yield found
+
+
+def _number_faults(family: str, level: Any, path: Path) -> Iterator[Fault]:
+    """What is wrong with a level that is given by its number."""
+    count = num_levels(family)
+    if count == 0:
+        message = f"{family} has no curriculum of its own: set its keys instead"
+        yield Fault(path=path, message=message)
+    elif isinstance(level, bool) or not isinstance(level, int) or level < 0:
+        yield Fault(path=path, message=f"expected a whole number from 0, found {show(level)}")
+    elif count is not None and level >= count:
+        yield Fault(path=path, message=f"{family} has the levels 0 to {count - 1}, not {level}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 import posttrain
-from posttrain.report import headline, judging, lineage, quarantine, reading, training
+from posttrain.report import headline, judging, lineage, quarantine, reading, training, verification
 from posttrain.report.changes import measured_changes
 from posttrain.report.layout import asset, environment
 from posttrain.report.read import read_evaluated, read_prompts, read_run, read_samples
@@ -47,6 +47,7 @@ def write_report(run_dir: Path, out: Path) -> Path:
                 judging.judge_section(run, samples),
                 training.sft_section(run),
                 training.rl_section(run),
+                verification.section(run, prompts),
                 training.dpo_section(run),
                 lineage.timing_section(run),
                 lineage.section(run),

@@ -1,65 +1,17 @@
 """From a completion and a reference to an outcome: one verifier a file, dispatched by name."""
 
-from __future__ import annotations
-
-import dataclasses
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
-from posttrain.records import Outcome, Prompt
-from posttrain.rewards.choice import fits_choice, verify_choice
-from posttrain.rewards.exact import fits_exact, verify_exact
-from posttrain.rewards.instructions import fits_instructions, verify_instructions
-from posttrain.rewards.math import fits_math, verify_math
-from posttrain.rewards.reasoning_gym import fits_reasoning_gym, verify_reasoning_gym
+from posttrain.rewards.dispatch import VERIFIERS, Verifier, check_fits, verify
+from posttrain.rewards.judged import settle, use_judge
+from posttrain.rewards.pool import submit
 from posttrain.rewards.workers import close_workers
 
-__all__ = ["VERIFIERS", "Verifier", "check_fits", "close_workers", "verify"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verifier:
-    """How one kind of answer is decided."""
-
-    verify: Callable[[Prompt, str], Outcome]
-    """Decides a text that is neither empty nor truncated."""
-    fits: Callable[[Prompt], str | None]
-    """Why a prompt cannot be decided by this verifier; None where it can."""
-
-
-VERIFIERS: Mapping[str, Verifier] = {
-    "exact": Verifier(verify=verify_exact, fits=fits_exact),
-    "math": Verifier(verify=verify_math, fits=fits_math),
-    "choice": Verifier(verify=verify_choice, fits=fits_choice),
-    "instructions": Verifier(verify=verify_instructions, fits=fits_instructions),
-    "reasoning_gym": Verifier(verify=verify_reasoning_gym, fits=fits_reasoning_gym),
-}
-
-
-def verify(prompt: Prompt, text: str, *, truncated: bool = False) -> Outcome:
-    """Decide one completion; a truncated or empty one fails, whatever it holds.
-
-    A verifier's own failure is an outcome with passed None, never an exception. Raises ValueError
-    for an unknown verifier and EnvironmentFault where its package is missing.
-    """
-    verifier = VERIFIERS.get(prompt.verifier)
-    if verifier is None:
-        raise ValueError(_unknown(prompt.verifier))
-    if truncated:
-        return Outcome(passed=False, score=0.0, why="truncated")
-    if not text.strip():
-        return Outcome(passed=False, score=0.0, why="empty")
-    started = time.perf_counter()
-    outcome = verifier.verify(prompt, text)
-    return dataclasses.replace(outcome, seconds=time.perf_counter() - started)
-
-
-def check_fits(prompt: Prompt) -> str | None:
-    """Why this prompt's reference does not fit its verifier; None where it does."""
-    verifier = VERIFIERS.get(prompt.verifier)
-    return verifier.fits(prompt) if verifier else _unknown(prompt.verifier)
-
-
-def _unknown(name: str) -> str:
-    return f"no verifier is named {name!r}; there are {', '.join(VERIFIERS)}"
+__all__ = [
+    "VERIFIERS",
+    "Verifier",
+    "check_fits",
+    "close_workers",
+    "settle",
+    "submit",
+    "use_judge",
+    "verify",
+]

@@ -10,11 +10,11 @@ from typing import Literal
 Form = Literal["tagged", "boxed", "hashes", "answer line", "whole text"]
 """How an answer was marked as the answer."""
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
+# Linear in the text, whatever stands in it: a policy writes what it likes.
+_HASHES = re.compile(r"^[ \t]*####[ \t]*+(\S.*)$", re.MULTILINE)
 _ANSWER_LINE = re.compile(
-    r"^\W*(?:(?:so|thus|hence|therefore)\W+)?(?:the\s+)?(?:final\s+)?answer(?:\s+is\b\s*:?|\s*[:=])"
-    r"[*_\s]*(\S.*?)[*_\s]*$",
+    r"^[^\w\n]*+(?:(?:so|thus|hence|therefore)[^\w\n]++)?(?:the\s+)?(?:final\s+)?"
+    r"answer(?:\s+is\b\s*+:?|\s*+[:=])[*_\s]*+(\S.*)$",
     re.MULTILINE | re.IGNORECASE,
 )
 _BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:\\text\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")
@@ -42,8 +42,9 @@ def locate_answer(text: str) -> tuple[str, Form]:
     >>> locate_answer("#### 72")
     ('72', 'hashes')
     """
-    if tagged := _TAGGED.findall(text):
-        return tagged[-1].strip(), "tagged"
+    tagged = _last_tagged(text)
+    if tagged is not None:
+        return tagged.strip(), "tagged"
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed.strip(), "boxed"
@@ -53,8 +54,19 @@ def locate_answer(text: str) -> tuple[str, Form]:
     )
     for pattern, form in patterns:
         if found := pattern.findall(text):
-            return found[-1].strip(), form
+            return found[-1].rstrip("*_ \t\r").strip(), form
     return text.strip(), "whole text"
+
+
+def _last_tagged(text: str) -> str | None:
+    """The inside of the last `<answer>...</answer>`, in any case."""
+    # Lower-casing may lengthen other scripts' letters: positions must stay those of the text.
+    lowered = text.lower()
+    if len(lowered) != len(text):
+        lowered = "".join(c.lower() if c.isascii() else c for c in text)
+    end = lowered.rfind("</answer>")
+    start = lowered.rfind("<answer>", 0, max(end, 0))
+    return text[start + len("<answer>") : end] if start >= 0 else None
 
 
 def _last_boxed(text: str) -> str | None:

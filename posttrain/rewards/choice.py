@@ -17,6 +17,8 @@ from typing import Any, cast
 from posttrain.records import Outcome, Prompt
 from posttrain.rewards.answers import brief, locate_answer, normalise
 
+MAX_ANSWER_CHARS = 2000
+"""So much of an answer is read: its beginning where it is marked, else the text's end."""
 # `the correct option is (B)` anywhere in a line; what follows is the answer.
 _SAID = re.compile(
     r"(?:(?:answer|choice|option|ответ|respuesta|réponse|antwort|إجابة|उत्तर)\b|答案|回答)"
@@ -102,11 +104,13 @@ def _marked(text: str) -> tuple[str, str]:
     """What the text gives as its answer, and how that was found."""
     answer, form = locate_answer(text)
     if form != "whole text":
-        return answer, form
+        return answer[:MAX_ANSWER_CHARS], form
     if said := list(_SAID.finditer(text)):
-        return said[-1]["rest"].strip(), "answer phrase"
+        return said[-1]["rest"].strip()[:MAX_ANSWER_CHARS], "answer phrase"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[-1], "last line") if len(lines) > 1 else (answer, form)
+    if len(lines) > 1:
+        answer, form = lines[-1], "last line"
+    return answer[-MAX_ANSWER_CHARS:], form
 
 
 def named_options(answer: str, options: Mapping[str, str]) -> set[str]:

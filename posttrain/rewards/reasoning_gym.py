@@ -53,7 +53,7 @@ def fits_reasoning_gym(prompt: Prompt) -> str | None:
 
 def family_keys() -> dict[str, list[str]]:
     """Every family's name and its configuration keys, without seed and size."""
-    return ask("reasoning_gym", {"do": "families"}, seconds=_GENERATION_LIMIT)
+    return _ask_patiently({"do": "families"})
 
 
 def levels_of(family: str) -> dict[str, dict[str, Any]]:
@@ -104,6 +104,10 @@ def make_entries(
     request = {"do": "make", "family": family, "config": dict(config), "seed": seed, "size": size}
     json.dumps(request, allow_nan=False)
     try:
-        return ask("reasoning_gym", request, seconds=_GENERATION_LIMIT)
+        return _ask_patiently(request)
     except WorkerFailure as failure:
         raise ValueError(failure.why) from failure
+
+
+def _ask_patiently(request: Mapping[str, Any]) -> Any:
+    return ask("reasoning_gym", request, seconds=_GENERATION_LIMIT, patience=_GENERATION_LIMIT)

@@ -1,6 +1,7 @@
 """What runs inside a worker process: one JSON request a line in, one JSON answer a line out.
 
-Started by path, so it imports nothing of posttrain. argv[1] says which package it serves.
+Started by path, so it imports nothing of posttrain. argv[1] says which package it serves, argv[2]
+is the descriptor of the socket on which it is asked to fork workers.
 """
 
 # The packages served here ship no types.
@@ -12,6 +13,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import gc
 import importlib.util
 import json
 import logging
@@ -19,6 +21,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +107,7 @@ def is_formula(answer: str) -> bool:
 
 
 def answer_reasoning_gym(request: dict[str, Any]) -> Any:
-    """`families`, `levels`, `level`, `make` and `score`, as posttrain.rewards.reasoning_gym asks."""
+    """`families`, `levels`, `level`, `make`, `score`, as posttrain.rewards.reasoning_gym asks."""
     if request["do"] == "families":
         from reasoning_gym.factory import DATASETS
 
@@ -157,7 +160,8 @@ def configuration_at(family: str, level: int) -> dict[str, Any]:
     context = DefaultCurriculumContext(mode=RangeAttributeMode.UPPER_BOUND)
     config = curriculum.generate_configuration(context=context)
     keys = [key for a in curriculum.attributes.values() for key in attribute_keys(a)]
-    return {key: encode(getattr(config, key)) for key in keys}
+    # Tuples become lists, as in a recipe; family_dataset turns them back.
+    return json.loads(json.dumps({key: getattr(config, key) for key in keys}))
 
 
 def made_entry(dataset: Any, index: int) -> dict[str, Any]:
@@ -196,11 +200,11 @@ def beside(name: str) -> Any:
 
 
 def main() -> None:
-    """Answer requests until the input ends."""
-    kind = sys.argv[1]
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Get warm, then fork a worker for every connection that the parent hands over."""
+    kind, control = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Children that end are reaped by the system.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     logging.disable(logging.CRITICAL)
     answer: Callable[[dict[str, Any]], Any]
     try:
@@ -214,18 +218,40 @@ def main() -> None:
             # The first one loads what all later ones need, before the limits hold.
             answer({"do": "parse", "text": "1"})
     except Exception as error:
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=out, flush=True)
+        say(control, {"error": f"{type(error).__name__}: {error}"})
         return
+    gc.freeze()
+    say(control, {"ready": kind})
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not message:
+            return
+        with socket.socket(fileno=descriptors[0]) as connection:
+            try:
+                pid = os.fork()
+            except OSError as error:
+                say(control, {"error": str(error)})
+                continue
+            if pid == 0:
+                control.close()
+                serve(connection, answer, _MEMORY_LIMITS[kind])
+                os._exit(0)
+        say(control, {"pid": pid})
+
+
+def serve(
+    connection: socket.socket, answer: Callable[[dict[str, Any]], Any], memory_limit: int
+) -> None:
+    """Answer requests until the connection ends."""
     for what, most in (
-        (resource.RLIMIT_AS, _MEMORY_LIMITS[kind]),
+        (resource.RLIMIT_AS, memory_limit),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):
         # Some systems refuse a limit; the wall limit still holds.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
-    print(json.dumps({"ready": kind}), file=out, flush=True)
-    for line in sys.stdin:
+    for line in connection.makefile("rb"):
         request = json.loads(line)
         # Should the parent be gone, a hanging request still ends, with the process.
         signal.alarm(int(request["seconds"]) + 2)
@@ -234,7 +260,12 @@ def main() -> None:
         except (Exception, SystemExit) as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         signal.alarm(0)
-        print(json.dumps(reply), file=out, flush=True)
+        say(connection, reply)
+
+
+def say(connection: socket.socket, reply: dict[str, Any]) -> None:
+    """One JSON line."""
+    connection.sendall(json.dumps(reply).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from posttrain.errors import EnvironmentFault
 from posttrain.faults import fault_point
 from posttrain.models import prompt_ids
 from posttrain.recipe.curricula import AdaptiveCurriculum, CurriculumSpec
-from posttrain.recipe.schema import EngineSpec, Variants
+from posttrain.recipe.schema import EngineSpec, Shaping, Variants
 from posttrain.records import Message, Prompt, RolloutGroup, with_system
+from posttrain.rewards.shaping import mean_terms, shaped_rewards
 from posttrain.rl.accounting import tokens_spent
 from posttrain.rl.collect import USES, Batch, collect_batch
 from posttrain.rl.health import check_health, say_what_lacks
@@ -53,6 +54,7 @@ class RolloutSession:
         systems: Sequence[str | None],
         variants: Variants | None,
         held: frozenset[str],
+        shaping: Shaping | None,
         levels: LevelledPrompts,
         prompts: Mapping[str, Prompt],
         engine: Engine,
@@ -73,6 +75,7 @@ class RolloutSession:
         if variants is not None:
             self._questions.update(*map(question_hashes, prompts.values()))
         self._num_written = 0
+        self._shaping = shaping
         self._levels = levels
         self._prompts = dict(prompts)
         self._engine = engine
@@ -234,12 +237,19 @@ class RolloutSession:
                 **{f"groups/{use}": float(batch.uses.count(use)) for use in USES},
                 "groups/refill_cap_bound": float(batch.is_capped),
                 "groups/steps_without_signal": float(self._steps_without_signal),
+                **self._shaping_metrics(batch),
                 "seconds/rollouts": seconds - likelihoods.seconds,
                 "seconds/probe": likelihoods.seconds,
                 **self._levels.metrics(),
                 **self._curriculum.metrics(),
             }
         )
+
+    def _shaping_metrics(self, batch: Batch) -> dict[str, float]:
+        if self._shaping is None:
+            return {}
+        terms = mean_terms(batch.training_groups, self._shaping)
+        return {f"shaping/{name}": value for name, value in terms.items()}
 
     def _probe(self, trainer: GRPOTrainer) -> Probe:
         """What the engine must answer once it has the trainer's weights."""
@@ -279,6 +289,10 @@ class RolloutSession:
                 },
             )
         fault_point("rl.after_sync")
+
+    def rewards(self, group: RolloutGroup) -> list[float | None]:
+        """1 for passed, 0 for failed, None for undecided, shaped where the recipe says so."""
+        return shaped_rewards(group, self._shaping)
 
     def messages(self, group: RolloutGroup) -> list[Message]:
         """The conversation that a group answers."""

@@ -18,7 +18,7 @@ from posttrain.engines.base import Sleeps
 from posttrain.engines.parity import save_probe, take_probe
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
-from posttrain.recipe.schema import CurriculumSpec, EngineSpec, Model, Variants
+from posttrain.recipe.schema import CurriculumSpec, EngineSpec, Model, Shaping, Variants
 from posttrain.records import Prompt
 from posttrain.rl.accounting import FATES, PURPOSES
 from posttrain.rl.flow import curriculum_flow, flow_totals
@@ -43,6 +43,7 @@ def train(
     pilot_prompts: int = 0,
     system_prompts: Sequence[str | None] = (),
     variants: Variants | None = None,
+    shaping: Shaping | None = None,
     offload_policy: bool = False,
     seed: int,
     work_dir: Path,
@@ -85,6 +86,7 @@ def train(
         systems=system_prompts,
         variants=variants,
         held=held,
+        shaping=shaping,
         levels=LevelledPrompts(families, prompts, held=held, seed=seed),
         prompts={p.prompt_id: p for p in prompts},
         engine=running,

@@ -33,6 +33,10 @@ class BatchSource(Protocol):
         """That conversation's tokens, as the engine saw them."""
         ...
 
+    def rewards(self, group: RolloutGroup) -> list[float | None]:
+        """(G,) what each answer is worth; None where it could not be decided."""
+        ...
+
     def advantages(self, group: RolloutGroup, *, scale: bool) -> list[float] | None:
         """Advantages that replace the group's own, divided by a deviation where `scale` is set."""
         ...
@@ -73,11 +77,11 @@ class CurriculumGRPOTrainer(GRPOTrainer):
         return output
 
     def _rows(self, group: RolloutGroup, *, masked: bool) -> list[Row]:
-        passed = [rollout.outcome.passed for rollout in group.rollouts]
+        rewards = self._source.rewards(group)
         scale = self.scale_rewards != "none"
         advantages = self._source.advantages(group, scale=scale)
         if advantages is None:
-            advantages = [None] * len(passed)
+            advantages = [None] * len(rewards)
         else:
             masked = False  # even a group that is all right teaches, against what was believed
         return [
@@ -87,10 +91,10 @@ class CurriculumGRPOTrainer(GRPOTrainer):
                 "completion_ids": rollout.completion_ids,
                 "logprobs": rollout.logprobs,
                 "env_mask": [0 if masked else 1] * len(rollout.completion_ids),
-                "outcome": None if outcome is None else float(outcome),
+                "reward": reward,
                 "advantage": advantage,
             }
-            for rollout, outcome, advantage in zip(group.rollouts, passed, advantages, strict=True)
+            for rollout, reward, advantage in zip(group.rollouts, rewards, advantages, strict=True)
         ]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -124,6 +128,6 @@ def _hand_over(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]
     }
 
 
-def verified(*, outcome: list[float | None], **_: Any) -> list[float | None]:
-    """TRL's reward function: 1 for passed, 0 for failed, None for undecided."""
-    return outcome
+def verified(*, reward: list[float | None], **_: Any) -> list[float | None]:
+    """TRL's reward function: what the source said."""
+    return reward

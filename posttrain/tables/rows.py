@@ -71,8 +71,11 @@ def write_table(
     write_bytes(path, memoryview(sink.getvalue()))
 
 
-def read_table(path: Path) -> list[Row]:
-    """The rows of a Parquet or JSONL file, as `write_table` took them."""
+def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[Row]:
+    """The rows of a Parquet or JSONL file, as `write_table` took them.
+
+    With `columns` only those, of a Parquet file, where they are there.
+    """
     path = Path(path)
     if path.suffix == ".jsonl":
         text = path.read_text(encoding="utf-8")
@@ -80,7 +83,11 @@ def read_table(path: Path) -> list[Row]:
     with path.open("rb") as file:
         try:
             # pq.read_table would make a column out of a folder named like `seed=1`.
-            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            there = (
+                None if columns is None else [c for c in columns if c in parquet.schema_arrow.names]
+            )
+            table = parquet.read(columns=there)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
     columns: list[list[Any]] = []

@@ -200,7 +200,13 @@ def read_groups(path: Path) -> list[RolloutGroup]:
         if row["index"] == 0:
             groups.append((row, []))
         # Tables written before a field was added lack its column: the default stands in.
-        outcome = Outcome(**{name: row[name] for name in _hints(Outcome) if name in row})
+        outcome = Outcome(
+            **{
+                name: _decode(row[name], hint)
+                for name, hint in _hints(Outcome).items()
+                if name in row
+            }
+        )
         fields = {name: row[name] for name in _hints(Rollout) if name != "outcome"}
         groups[-1][1].append(Rollout(**fields, outcome=outcome))
     return [

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.steps import reading
-from posttrain.records import Message, Prompt, Sample, Verdict, content_hash
+from posttrain.pipeline.steps.answering import answers_decided
+from posttrain.records import Message, Prompt, RolloutGroup, Sample, Verdict, content_hash
 from posttrain.tables import (
     read_groups,
     read_json,
@@ -17,6 +19,9 @@ from posttrain.tables import (
     write_json,
     write_records,
 )
+
+if TYPE_CHECKING:
+    from posttrain.engines import Engine
 
 PROMPT_VERDICTS = "prompt_verdicts.parquet"
 """Verdicts on RL prompts, by prompt_id."""
@@ -33,11 +38,11 @@ def judge(context: StageContext) -> Counts:
     from posttrain.engines.openai import OpenAIEngine
     from posttrain.judge import judge_identity, judge_samples, run_pilot
     from posttrain.models import load_tokenizer
-    from posttrain.rewards import close_workers
 
     recipe = context.recipe
     assert recipe.sft is not None
     assert context.judge is not None
+    spec = recipe.sft.pilot
     samples = reading.samples(context)
     policy = reading.policy_before(context)
     tokenizer = load_tokenizer(policy.base)
@@ -47,6 +52,12 @@ def judge(context: StageContext) -> Counts:
         [judge_engine.kind, judge_engine.base_url, judge_engine.model, judge_engine.max_model_len],
         [model["config_sha256"], model["revision"], model["path"], recipe.model.dtype],
     )
+
+    def pilot(engine: Engine) -> list[RolloutGroup]:
+        tasks = [_as_prompt(sample) for sample in samples if sample.verifier is not None]
+        with answers_decided(context, tasks):
+            return run_pilot(samples, engine, tokenizer, spec, seed=context.seed)
+
     started = time.monotonic()
     ledger = context.run_dir / "work" / "ledgers" / "judge.sqlite"
     ledger.parent.mkdir(parents=True, exist_ok=True)
@@ -86,17 +97,12 @@ def judge(context: StageContext) -> Counts:
         )
         prompt_seconds = time.monotonic() - judged
         shared = recipe.sft.judge_engine is None
-        groups = (
-            run_pilot(samples, engine, tokenizer, recipe.sft.pilot, seed=context.seed)
-            if shared
-            else None
-        )
+        groups = pilot(engine) if shared else None
     if groups is None:
         with closing(
             make_engine(recipe.engine, policy, dtype=recipe.model.dtype, seed=context.seed)
         ) as engine:
-            groups = run_pilot(samples, engine, tokenizer, recipe.sft.pilot, seed=context.seed)
-    close_workers()
+            groups = pilot(engine)
     piloted = {group.prompt_id for group in groups}
     by_id = {s.sample_id: _as_prompt(s) for s in samples if s.sample_id in piloted}
     write_groups(context.out_dir / "pilot.parquet", groups, by_id)

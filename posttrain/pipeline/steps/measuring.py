@@ -10,6 +10,7 @@ from typing import Any
 
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.steps import reading
+from posttrain.pipeline.steps.answering import answers_decided
 from posttrain.records import Prompt, RolloutGroup
 from posttrain.tables import write_groups, write_json
 
@@ -19,7 +20,6 @@ def evaluate_policy(context: StageContext) -> Counts:
     from posttrain.engines import make_engine
     from posttrain.evaluate import evaluate
     from posttrain.models import load_tokenizer
-    from posttrain.rewards import close_workers
 
     recipe = context.recipe
     policy = reading.policy_before(context)
@@ -27,9 +27,11 @@ def evaluate_policy(context: StageContext) -> Counts:
     started = time.monotonic()
     summaries: dict[str, Any] = {}
     num_prompts = num_tokens = 0
+    suites = reading.suites(context)
+    everyone = [prompt for prompts in suites.values() for prompt in prompts]
     engine = make_engine(recipe.engine, policy, dtype=recipe.model.dtype, seed=context.seed)
-    with closing(engine):
-        for name, prompts in reading.suites(context).items():
+    with closing(engine), answers_decided(context, everyone):
+        for name, prompts in suites.items():
             label = context.stage if name == "heldout" else f"{context.stage} {name}"
             began = time.monotonic()
             groups = evaluate(
@@ -46,7 +48,6 @@ def evaluate_policy(context: StageContext) -> Counts:
             summaries[name] = {**summary, "seconds": time.monotonic() - began}
             num_prompts += len(prompts)
             num_tokens += summary["tokens"]
-    close_workers()
     write_json(
         context.out_dir / "summary.json",
         {"suites": summaries, "tokens": num_tokens, "seconds": time.monotonic() - started},
@@ -59,7 +60,7 @@ def summarise(
 ) -> dict[str, Any]:
     """pass@1 with its interval, pass@k and the best constant answer per capability; the average."""
     from posttrain import metrics
-    from posttrain.rewards import verify
+    from posttrain.rewards import VERIFIERS, verify
 
     def passes(prompt: Prompt, text: str) -> bool:
         return verify(prompt, text).passed is True
@@ -71,7 +72,8 @@ def summarise(
     for name, own in sorted(by_capability.items()):
         interval = metrics.pass_rate_interval(own)
         asked = [prompt for prompt in prompts if prompt.capability == name]
-        constant = metrics.best_constant_answer(asked, passes, groups=own)
+        is_open = any(VERIFIERS[prompt.verifier].is_open for prompt in asked)
+        constant = math.nan if is_open else metrics.best_constant_answer(asked, passes, groups=own)
         capabilities[name] = {
             "pass@1": _plain(interval),
             "pass@k": {str(k): _number(metrics.mean_pass_at_k(own, k)) for k in pass_at},

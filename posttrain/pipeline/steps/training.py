@@ -10,6 +10,7 @@ from typing import Any
 from posttrain.errors import HealthStop
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.steps import reading
+from posttrain.pipeline.steps.answering import answers_decided
 from posttrain.records import PreferencePair, Prompt, RolloutGroup, Sample
 from posttrain.tables import read_groups, read_records, write_json, write_records
 
@@ -41,39 +42,40 @@ def train_rl(context: StageContext) -> Counts:
     """Online RL from the policy after SFT."""
     from posttrain import rl
     from posttrain.data import levelled_families, question_hashes
-    from posttrain.rewards import close_workers
 
     recipe = context.recipe
     assert recipe.rl is not None
     assert context.curriculum is not None
-    summary = rl.train(
-        reading.prompts(context),
-        policy=reading.policy_before(context),
-        model=recipe.model,
-        engine=recipe.engine,
-        curriculum=context.curriculum,
-        trainer=recipe.rl.trainer,
-        pilot_prompts=recipe.rl.pilot_prompts,
-        system_prompts=recipe.rl.system_prompts,
-        variants=recipe.rl.variants,
-        tags=reading.tags(context),
-        families=[
-            family
-            for i, source in enumerate(recipe.rl.data)
-            for family in levelled_families(source, f"rl.data[{i}]")
-        ],
-        held=frozenset(
-            hashed
-            for suite in reading.suites(context).values()
-            for prompt in suite
-            for hashed in question_hashes(prompt)
-        ),
-        offload_policy=recipe.rl.offload_policy,
-        seed=context.seed,
-        work_dir=context.work_dir,
-        out_dir=context.out_dir,
-    )
-    close_workers()
+    prompts = reading.prompts(context)
+    with answers_decided(context, prompts):
+        summary = rl.train(
+            prompts,
+            policy=reading.policy_before(context),
+            model=recipe.model,
+            engine=recipe.engine,
+            curriculum=context.curriculum,
+            trainer=recipe.rl.trainer,
+            pilot_prompts=recipe.rl.pilot_prompts,
+            system_prompts=recipe.rl.system_prompts,
+            variants=recipe.rl.variants,
+            shaping=recipe.rl.shaping,
+            tags=reading.tags(context),
+            families=[
+                family
+                for i, source in enumerate(recipe.rl.data)
+                for family in levelled_families(source, f"rl.data[{i}]")
+            ],
+            held=frozenset(
+                hashed
+                for suite in reading.suites(context).values()
+                for prompt in suite
+                for hashed in question_hashes(prompt)
+            ),
+            offload_policy=recipe.rl.offload_policy,
+            seed=context.seed,
+            work_dir=context.work_dir,
+            out_dir=context.out_dir,
+        )
     return _finish(context, summary)
 
 

@@ -1,0 +1,216 @@
+"""`posttrain verify`: what a verifier says of an answer, or of a table of answers, and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from posttrain.cli.options import AsJson, print_json
+from posttrain.errors import RecipeError
+
+if TYPE_CHECKING:
+    from posttrain.data.answers import Answer
+    from posttrain.records import Outcome
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(verify)
+
+
+def verify(
+    table: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[TABLE]",
+            help="Answers as JSONL or Parquet, or a rollout table of a run; without it, one answer "
+            "given by the options.",
+        ),
+    ] = None,
+    verifier: Annotated[str | None, typer.Option("--verifier", help="Which one decides.")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="What it compares with; @FILE reads a file.")
+    ] = None,
+    answer: Annotated[
+        str | None, typer.Option("--answer", help="The text; @FILE reads a file, - the input.")
+    ] = None,
+    question: Annotated[str, typer.Option("--question", help="What was asked.")] = "",
+    meta: Annotated[str, typer.Option("--meta", help="What else it needs, as JSON.")] = "{}",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Also write a row per answer: JSONL, Parquet."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put answers before a verifier and tell what it says, and why."""
+    from posttrain.data.answers import Answer, read_answers, task
+    from posttrain.rewards import close_workers
+
+    if table is not None:
+        answers = read_answers(table, verifier=verifier, reference=_text(reference))
+    elif verifier is None or answer is None:
+        raise RecipeError(
+            "nothing to verify: give a TABLE, or --verifier and --answer",
+            hint="posttrain verify --verifier math --reference 0.5 --answer '\\boxed{1/2}'",
+        )
+    else:
+        values = _object(meta)
+        prompt = task(verifier, reference=_text(reference) or "", question=question, meta=values)
+        answers = [Answer(prompt=prompt, text=_text(answer) or "")]
+    _refuse_unfit(answers)
+    try:
+        outcomes = _decide(answers)
+    finally:
+        close_workers()
+    rows = [_row(one, outcome) for one, outcome in zip(answers, outcomes, strict=True)]
+    if out is not None:
+        from posttrain.tables import write_table
+
+        write_table(out, rows)
+    if as_json:
+        print_json(rows[0] if table is None else {**_summary(answers, outcomes), "rows": rows})
+    elif table is None:
+        _show_one(outcomes[0])
+    else:
+        _show_summary(_summary(answers, outcomes), rows)
+
+
+def _text(value: str | None) -> str | None:
+    if value == "-":
+        return sys.stdin.read()
+    if value is not None and value.startswith("@"):
+        try:
+            return Path(value[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{value[1:]}: {error}", hint="give a text file after @") from error
+    return value
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"--meta is no JSON: {error}", hint="write --meta '{...}'") from error
+    if not isinstance(value, dict):
+        raise RecipeError("--meta is no JSON object", hint="write --meta '{...}'")
+    return value
+
+
+def _refuse_unfit(answers: Sequence[Answer]) -> None:
+    """Each different task once: a reference that its verifier cannot use decides nothing."""
+    from posttrain.rewards import check_fits
+
+    seen: set[str] = set()
+    for number, one in enumerate(answers, 1):
+        if one.prompt.prompt_id in seen:
+            continue
+        seen.add(one.prompt.prompt_id)
+        if one.prompt.verifier == "judge":
+            raise RecipeError(
+                f"answer {number}: verifier judge is a recipe's answer_judge, which runs in a run",
+                hint="verify rows of the other verifiers, or look at the run's rollout tables",
+            )
+        if why := check_fits(one.prompt):
+            raise RecipeError(
+                f"answer {number}: verifier {one.prompt.verifier}: {why}",
+                hint="mend verifier and reference; docs/verifiers.md tells what each takes",
+            )
+
+
+def _decide(answers: Sequence[Answer]) -> list[Outcome]:
+    from posttrain.progress import progress
+    from posttrain.rewards import submit
+
+    futures = [submit(one.prompt, one.text, truncated=one.truncated) for one in answers]
+    outcomes: list[Outcome] = []
+    with progress("verify", total=len(futures)) as bar:
+        for future in futures:
+            outcomes.append(future.result())
+            bar.advance(1)
+    return outcomes
+
+
+def _row(one: Answer, outcome: Outcome) -> dict[str, Any]:
+    from posttrain.rewards.reasons import reason_of
+
+    return {
+        "verifier": one.prompt.verifier,
+        "passed": outcome.passed,
+        "score": outcome.score,
+        "reason": reason_of(outcome),
+        "why": outcome.why,
+        "extracted": outcome.extracted,
+        "parts": dict(outcome.parts),
+        "touches": list(outcome.touches),
+        "seconds": outcome.seconds,
+        **({} if one.before is None else {"passed_before": one.before}),
+    }
+
+
+def _summary(answers: Sequence[Answer], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    from posttrain.rewards.reasons import reason_of
+
+    counts: dict[str, Counter[str]] = {}
+    for one, outcome in zip(answers, outcomes, strict=True):
+        reason = reason_of(outcome)
+        undecided = "undecided: " if outcome.passed is None else ""
+        counts.setdefault(one.prompt.verifier, Counter())[undecided + reason] += 1
+    changed = [
+        number
+        for number, (one, outcome) in enumerate(zip(answers, outcomes, strict=True), 1)
+        if one.before is not None and one.before != outcome.passed
+    ]
+    return {
+        "answers": len(answers),
+        "passed": sum(outcome.passed is True for outcome in outcomes),
+        "undecided": sum(outcome.passed is None for outcome in outcomes),
+        "reasons": {name: dict(found.most_common()) for name, found in counts.items()},
+        "changed": changed,
+    }
+
+
+def _show_one(outcome: Outcome) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    state = {True: "passed", False: "failed", None: "undecided"}[outcome.passed]
+    facts = [("outcome", state), ("why", outcome.why), ("read as", outcome.extracted)]
+    facts += [(name, f"{value:g}") for name, value in outcome.parts.items()]
+    facts += [("score", f"{outcome.score:g}"), ("touches", ", ".join(outcome.touches))]
+    facts += [("took", f"{1000 * outcome.seconds:.0f} ms")]
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts:
+        if value:
+            grid.add_row(Text(name), Text(value))
+    Console().print(grid)
+
+
+def _show_summary(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(title=Text("outcomes"), title_justify="left")
+    for name in ("verifier", "reason", "answers", "share"):
+        table.add_column(name, justify="right" if name in ("answers", "share") else "left")
+    for verifier, reasons in summary["reasons"].items():
+        total = sum(reasons.values())
+        for reason, count in reasons.items():
+            cells = (verifier, reason, f"{count:,}", f"{100 * count / total:.1f} %")
+            table.add_row(*map(Text, cells))
+    console.print(table)
+    undecided = [row for row in rows if row["passed"] is None]
+    if undecided:
+        console.print(Text(f"undecided, the first: {undecided[0]['why']}"))
+    if summary["changed"]:
+        shown = ", ".join(map(str, summary["changed"][:10]))
+        said = f"{len(summary['changed'])} outcomes differ from the table's, in rows {shown}"
+        console.print(Text(said))

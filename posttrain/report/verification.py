@@ -1,0 +1,255 @@
+"""How answers were decided: outcomes by verifier and reason, attempts on verifiers, spot checks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.metrics import rise_p_value
+from posttrain.records import Outcome, Prompt
+from posttrain.report.blocks import (
+    Block,
+    Cell,
+    Example,
+    Examples,
+    Facts,
+    Figure,
+    Note,
+    Panel,
+    Passage,
+    Row,
+    Section,
+    Table,
+    percent,
+)
+from posttrain.report.charts import curve_panel, curves
+from posttrain.report.judging import conversation
+from posttrain.report.read import EVAL_POINTS, Run, rollout_steps, series
+from posttrain.rewards.reasons import reason_of
+from posttrain.tables import read_json, read_metrics, read_table
+
+COLUMNS = ("prompt_id", "step", "index", "passed", "score", "why", "touches", "text")
+NUM_SPOT_CHECKS = 12
+MIN_GROUP = 4
+"""A lone success among fewer answers is no rare one."""
+_SIGNIFICANT = 0.001
+_LABELS = {"length": "length, taken", "format": "form, given", "language": "script, given"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decided:
+    """One answer as a table tells it."""
+
+    prompt_id: str
+    verifier: str
+    step: int
+    outcome: Outcome
+    text: str
+
+
+def section(run: Run, prompts: Mapping[str, Prompt]) -> Section:
+    """Verification."""
+    places = read_decided(run, prompts)
+    blocks: list[Block] = [*_by_verifier(places)]
+    if not blocks:
+        blocks.append(Note(text="No answer was verified yet."))
+    if facts := _means(run):
+        blocks.append(facts)
+    rollouts = places.get("rl", [])
+    blocks.extend(watch_blocks(rollouts))
+    if checks := spot_checks(rollouts, prompts):
+        blocks.append(checks)
+    if shaped := _shaping(run):
+        blocks.append(shaped)
+    return Section(slug="verification", title="Verification", blocks=blocks)
+
+
+def read_decided(run: Run, prompts: Mapping[str, Prompt]) -> dict[str, list[Decided]]:
+    """Place (`eval-base`, `rl`, ...) -> every answer that was decided there, in stage order."""
+    places: dict[str, list[Decided]] = {}
+    for point in EVAL_POINTS:
+        if point == "rl" and (steps := rollout_steps(run)):
+            places["rl"] = [one for path in steps for one in _answers(path, prompts)]
+        stage = f"eval-{point}"
+        if stage in run.stages:
+            tables = sorted(run.stages[stage].path.glob("outcomes-*.parquet"))
+            places[stage] = [one for path in tables for one in _answers(path, prompts)]
+    return {place: found for place, found in places.items() if found}
+
+
+def _answers(path: Path, prompts: Mapping[str, Prompt]) -> Iterable[Decided]:
+    for row in read_table(path, columns=COLUMNS):
+        prompt = prompts.get(row["prompt_id"])
+        yield Decided(
+            prompt_id=row["prompt_id"],
+            verifier="unknown" if prompt is None else prompt.verifier,
+            step=row["step"],
+            outcome=Outcome(
+                passed=row["passed"],
+                score=row["score"],
+                why=row["why"],
+                touches=tuple(row.get("touches") or ()),
+            ),
+            text=row["text"],
+        )
+
+
+def _by_verifier(places: Mapping[str, Sequence[Decided]]) -> list[Table]:
+    verifiers = sorted({one.verifier for found in places.values() for one in found})
+    return [_reasons(verifier, places) for verifier in verifiers]
+
+
+def _reasons(verifier: str, places: Mapping[str, Sequence[Decided]]) -> Table:
+    """Reasons down, places across, the commonest reason of the last place first."""
+    counts = {
+        place: Counter(_said(one.outcome) for one in found if one.verifier == verifier)
+        for place, found in places.items()
+    }
+    total = sum(counts.values(), Counter[str]())
+    reasons = sorted(total, key=lambda reason: (reason != "passed", -total[reason], reason))
+
+    def cell(place: str, reason: str) -> Cell:
+        of_place = counts[place].total()
+        share = counts[place][reason] / of_place if of_place else None
+        return Cell(text=percent(share), sub=f"{counts[place][reason]:,}")
+
+    return Table(
+        title=f"Outcomes of verifier {verifier}",
+        header=["reason", *places],
+        rows=[
+            Row(head=reason, cells=[cell(place, reason) for place in places]) for reason in reasons
+        ],
+        foot=[
+            Row(head="answers", cells=[Cell(text=f"{counts[p].total():,}") for p in places]),
+        ],
+        caption="Share and number of answers. Undecided ones are missing, not failed.",
+    )
+
+
+def _said(outcome: Outcome) -> str:
+    return f"undecided: {reason_of(outcome)}" if outcome.passed is None else reason_of(outcome)
+
+
+def _means(run: Run) -> Facts | None:
+    """Which sandbox ran programs, and what the answer judge was calibrated to."""
+    items: list[tuple[str, str]] = []
+    for stage in run.stages:
+        if (path := run.file(stage, "sandbox.json")) is not None:
+            items.append(("sandbox", str(read_json(path)["sandbox"])))
+        if (path := run.file(stage, "answer_judge.json")) is not None:
+            told = read_json(path)
+            said = f"passes from {told['threshold']:.2f}"
+            if "auc" in told:
+                said += f", AUC {told['auc']:.2f} ({told['auc_low']:.2f} to {told['auc_high']:.2f})"
+                said += f", false passes {percent(told['false_pass_rate'])}"
+            items.append(("answer judge", said))
+    return Facts(title="What decided", items=list(dict.fromkeys(items))) if items else None
+
+
+def watch_blocks(rollouts: Sequence[Decided]) -> list[Block]:
+    """Attempts on verifiers: their share by step, and a line for each that rose suddenly."""
+    kinds = sorted({(one.verifier, kind) for one in rollouts for kind in one.outcome.touches})
+    if not kinds:
+        said = "No rollout looks like an attempt on its verifier." if rollouts else ""
+        return [Note(text=said)] if said else []
+    panels: list[Panel] = []
+    rows: list[Row] = []
+    risen: list[str] = []
+    for verifier, kind in kinds:
+        own = [one for one in rollouts if one.verifier == verifier]
+        by_step: dict[int, list[bool]] = {}
+        for one in own:
+            by_step.setdefault(one.step, []).append(kind in one.outcome.touches)
+        points = [(float(s), sum(hit) / len(hit)) for s, hit in sorted(by_step.items())]
+        told = f"{verifier}: {kind}"
+        svg = curves({kind: ("rl", points)}, share=True, label=f"Share of answers, {told}")
+        panels.append(Panel(title=told, svg=svg))
+        touching = [one for one in own if kind in one.outcome.touches]
+        passed = sum(one.outcome.passed is True for one in touching)
+        cells = [f"{len(touching):,}", percent(len(touching) / len(own)), f"{passed:,}"]
+        rows.append(Row(head=told, cells=[Cell(text=text) for text in cells]))
+        if (step := sudden_rise(by_step)) is not None:
+            risen.append(f"{told} rises at step {step}")
+    blocks: list[Block] = [
+        Table(
+            title="Answers that look like attempts on their verifier",
+            header=["verifier: what they touch", "answers", "share", "of these passed"],
+            rows=rows,
+            caption="Patterns in the text, which honest answers may match as well: what tells is "
+            "a share that rises, and attempts that pass.",
+        ),
+        Figure(title="Attempts by step", panels=panels[:6], more=panels[6:]),
+    ]
+    if risen:
+        blocks.append(Note(text=f"Sudden rises: {'; '.join(risen)}. Read such answers."))
+    return blocks
+
+
+def sudden_rise(by_step: Mapping[int, Sequence[bool]]) -> int | None:
+    """The first step from which a share is significantly above that of all steps before it.
+
+    Windows of a tenth of the steps, at least one, against everything before them; a one-sided test
+    at 0.001 over the number of windows.
+    """
+    steps = sorted(by_step)
+    width = max(1, len(steps) // 10)
+    starts = range(width, len(steps), width)
+    for start in starts:
+        before = [hit for step in steps[:start] for hit in by_step[step]]
+        window = [hit for step in steps[start : start + width] for hit in by_step[step]]
+        p_value = rise_p_value(sum(window), len(window), sum(before), len(before))
+        if p_value < _SIGNIFICANT / len(starts):
+            return steps[start]
+    return None
+
+
+def spot_checks(rollouts: Sequence[Decided], prompts: Mapping[str, Prompt]) -> Examples | None:
+    """Lone successes of their groups, those that touch something first, then the newest."""
+    groups: dict[tuple[int, str], list[Decided]] = {}
+    for one in rollouts:
+        groups.setdefault((one.step, one.prompt_id), []).append(one)
+    rare: list[tuple[Decided, int]] = []
+    for group in groups.values():
+        passed = [one for one in group if one.outcome.passed]
+        if len(group) >= MIN_GROUP and len(passed) == 1:
+            rare.append((passed[0], len(group)))
+    if not rare:
+        return None
+    rare.sort(key=lambda pair: (not pair[0].outcome.touches, -pair[0].step, pair[0].prompt_id))
+    items = [_to_check(one, size, prompts) for one, size in rare[:NUM_SPOT_CHECKS]]
+    return Examples(title=f"Spot checks: rare successes, {len(rare):,} in all", items=items)
+
+
+def _to_check(one: Decided, size: int, prompts: Mapping[str, Prompt]) -> Example:
+    asked = conversation(prompts[one.prompt_id].messages) if one.prompt_id in prompts else []
+    facts = [one.verifier, f"step {one.step}", f"the only one of {size} that passed"]
+    return Example(
+        title=one.prompt_id,
+        facts=[*facts, *(f"touches {kind}" for kind in one.outcome.touches)],
+        passages=[
+            *asked,
+            Passage(name=f"passed: {one.outcome.why}", text=one.text, tone="passed"),
+        ],
+        badge="passed",
+    )
+
+
+def _shaping(run: Run) -> Figure | None:
+    path = run.file("rl", "metrics.jsonl")
+    rows: list[dict[str, Any]] = [] if path is None else read_metrics(path)
+    panels = [
+        curve_panel(label, found, share=False, colour="rl")
+        for name, label in _LABELS.items()
+        if (found := series(rows, f"rl/shaping/{name}", f"shaping/{name}"))
+    ]
+    if not panels:
+        return None
+    return Figure(
+        title="Shaping of passed answers",
+        panels=panels,
+        caption="Mean over passed answers of groups with signal. Failed answers get none, and it "
+        "never decides whether a group has signal.",
+    )

@@ -1,0 +1,69 @@
+"""One attack on a sandbox: a program that says so when it got through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+CANARY = "posttrain-canary-7f3a"
+"""What secrets hold, so that whoever reads one can be told."""
+
+Family = Literal["files", "proc", "network", "processes", "resources", "kernel", "traces"]
+
+# Every attack begins with this. What it needs to know of the outside comes on stdin.
+PRELUDE = f"""
+import json, os, sys
+site = json.loads(sys.stdin.read())
+CANARY = {CANARY!r}
+
+def breach(what=""):
+    # Straight to the descriptors: they work where the streams have been broken.
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, f"\\nBREACH {{what}}\\n".encode())
+        except OSError:
+            pass
+
+def syscall(name, *arguments):
+    # The result of a raw system call, or an OSError.
+    import ctypes, platform
+    number = NUMBERS[name][platform.machine() == "aarch64"]
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.syscall(ctypes.c_long(number), *arguments)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), name)
+    return result
+
+# On x86-64 and on arm64.
+NUMBERS = {{
+    "openat": (257, 56), "openat2": (437, 437), "ptrace": (101, 117), "unshare": (272, 97),
+    "process_vm_readv": (310, 270), "io_uring_setup": (425, 425), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219),
+    "add_key": (248, 217), "shmget": (29, 194), "mount": (165, 40),
+    "clone": (56, 220), "personality": (135, 92), "pidfd_getfd": (438, 438),
+    "msgget": (68, 186), "semget": (64, 190), "shmctl": (31, 195), "msgctl": (71, 187),
+    "semctl": (66, 191),
+}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attack:
+    """A bounded program: where a protection is off, it says so and does no lasting harm."""
+
+    name: str
+    family: Family
+    body: str
+    first: str = ""
+    """A program that is run before, to leave something behind."""
+    privileged: bool = False
+    """The kernel itself refuses it to ordinary users, sandbox or not."""
+
+    @property
+    def program(self) -> str:
+        return PRELUDE + self.body
+
+
+def attacks(family: Family, bodies: dict[str, str]) -> tuple[Attack, ...]:
+    """Attacks of one family by name."""
+    return tuple(Attack(name=name, family=family, body=body) for name, body in bodies.items())

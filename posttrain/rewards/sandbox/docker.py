@@ -1,0 +1,173 @@
+"""Sandbox `docker`: one container for each candidate, without network, rights or a writable root.
+
+For machines whose users may talk to a Docker daemon; each run takes a few hundred milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import secrets
+import selectors
+import shutil
+import subprocess
+import time
+
+from posttrain.errors import EnvironmentFault
+from posttrain.rewards.sandbox.base import Limits, Run, SandboxFailure, reason_of
+
+# Reads the length of the program and the program from stdin, and leaves the rest to the program.
+_BOOTSTRAP = (
+    "import os,sys\n"
+    "def take(n):\n"
+    "    data = b''\n"
+    "    while len(data) < n:\n"
+    "        more = os.read(0, n - len(data))\n"
+    "        if not more: sys.exit('the program was cut')\n"
+    "        data += more\n"
+    "    return data\n"
+    "text = take(int(take(12))).decode('utf-8', 'surrogatepass')\n"
+    "sys.argv[:] = ['program.py']\n"
+    "exec(compile(text, 'program.py', 'exec'), {'__name__': '__main__'})\n"
+)
+_START_SECONDS = 30.0
+_FOLDER_BYTES = 16 * 2**20
+
+
+class Docker:
+    """See `Sandbox`."""
+
+    kind = "docker"
+
+    def __init__(self, *, image: str, program: str = "docker") -> None:
+        self.image = image
+        self._program = program
+
+    @property
+    def fingerprint(self) -> str:
+        """The image and a hash of the command line."""
+        command = " ".join(self.command("NAME", Limits())) + _BOOTSTRAP
+        return f"docker {self.image} {hashlib.sha256(command.encode()).hexdigest()[:16]}"
+
+    def command(self, name: str, limits: Limits) -> list[str]:
+        """The command line of one run."""
+        memory = f"{limits.memory_bytes}b"
+        return [
+            self._program,
+            *("run", "--rm", "--interactive", "--name", name),
+            *("--network", "none", "--read-only", "--cap-drop", "ALL"),
+            *("--security-opt", "no-new-privileges", "--user", "65534:65534"),
+            *("--pids-limit", "16", "--memory", memory, "--memory-swap", memory, "--cpus", "1"),
+            *("--ulimit", f"fsize={limits.file_bytes}", "--ulimit", "core=0"),
+            *("--ulimit", "nofile=64:64", "--ipc", "none", "--log-driver", "none"),
+            # The home of the run; noexec, of a size, and with so many inodes at most.
+            "--tmpfs",
+            f"/home:rw,noexec,nosuid,nodev,size={_FOLDER_BYTES},nr_inodes={limits.files + 2},"
+            "mode=1777",
+            *("--workdir", "/home", "--entrypoint", "python3"),
+            *(self.image, "-I", "-c", _BOOTSTRAP),
+        ]
+
+    def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
+        """See `Sandbox.run`."""
+        if _find(self._program) is None:
+            raise EnvironmentFault(
+                "the docker sandbox needs the docker command", hint="install Docker, or take auto"
+            )
+        text = program.encode("utf-8", "surrogatepass")
+        name = f"posttrain-{secrets.token_hex(8)}"
+        # Our own process waits longer than the program may take: a container has to start first.
+        started = time.monotonic()
+        process = subprocess.Popen(
+            self.command(name, limits),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            sent = f"{len(text):012d}".encode() + text + stdin
+            stdout, stderr, why = _exchange(process, sent, limits)
+        finally:
+            if process.poll() is None:
+                self._kill(name)
+                process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+        said = stderr.decode(errors="replace")
+        status = process.returncode
+        # 125 to 127 are docker's own; a program can end with them too, but says nothing of docker.
+        if not why and status in (125, 126, 127) and said.startswith("docker:"):
+            raise SandboxFailure(said.strip()[:300])
+        seconds = time.monotonic() - started
+        if not why and status == 137:
+            return Run(stdout=stdout, stderr=said, exit=-9, reason="memory", seconds=seconds)
+        return Run(
+            stdout=stdout,
+            stderr=said,
+            exit=None if why else status,
+            reason="timeout" if why == "timeout" else "output" if why else reason_of(status, said),
+            seconds=seconds,
+        )
+
+    def close(self) -> None:
+        """See `Sandbox.close`: nothing is kept."""
+
+    def _kill(self, name: str) -> None:
+        subprocess.run([self._program, "kill", name], capture_output=True, check=False, timeout=30)
+
+
+def _exchange(
+    process: subprocess.Popen[bytes], sent: bytes, limits: Limits
+) -> tuple[bytes, bytes, str]:
+    """Feed and read a process; what it said, and which limit ended it, if one did."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    out, err = bytearray(), bytearray()
+    view = memoryview(sent)
+    deadline = time.monotonic() + limits.wall_seconds + 1.0
+    os.set_blocking(process.stdin.fileno(), False)
+    with selectors.DefaultSelector() as ready:
+        ready.register(process.stdin, selectors.EVENT_WRITE)
+        ready.register(process.stdout, selectors.EVENT_READ)
+        ready.register(process.stderr, selectors.EVENT_READ)
+        while len(ready.get_map()) > (1 if not view.nbytes else 0) or view.nbytes:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return bytes(out), bytes(err), "timeout"
+            for key, _ in ready.select(remaining):
+                if key.fileobj is process.stdin:
+                    try:
+                        view = view[os.write(key.fd, view[: 1 << 16]) :]
+                    except BrokenPipeError:
+                        view = view[:0]
+                    if not view.nbytes:
+                        ready.unregister(process.stdin)
+                        process.stdin.close()
+                    continue
+                chunk = os.read(key.fd, 1 << 16)
+                if not chunk:
+                    ready.unregister(key.fileobj)
+                elif key.fileobj is process.stdout:
+                    out += chunk
+                    if len(out) > limits.output_bytes:
+                        return bytes(out[: limits.output_bytes]), bytes(err), "output"
+                else:
+                    err = (err + chunk)[-limits.output_bytes :]
+            if not any(key.fileobj is not process.stdin for key in ready.get_map().values()):
+                break
+    try:
+        process.wait(max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return bytes(out), bytes(err), "timeout"
+    return bytes(out), bytes(err), ""
+
+
+@functools.cache
+def _find(program: str) -> str | None:
+    return shutil.which(program)

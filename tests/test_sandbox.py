@@ -1,0 +1,459 @@
+"""Sandboxes: what they run, what they hold, and that their self-test notices when they do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.errors import EnvironmentFault
+from posttrain.recipe.schema import SandboxSpec
+from posttrain.rewards import sandbox as sandboxes
+from posttrain.rewards.sandbox import landlock_main, self_test
+from posttrain.rewards.sandbox.attacks import ATTACKS, Attack
+from posttrain.rewards.sandbox.base import Limits, Run, Sandbox
+from posttrain.rewards.sandbox.choose import choose, examine, try_out
+from posttrain.rewards.sandbox.landlock import Landlock, Profile
+from posttrain.rewards.sandbox.runtime import runtime
+from posttrain.rewards.sandbox.self_test import kept_self_test
+from posttrain.rewards.sandbox.wasm import Wasm, WasmProfile
+
+ROOT = Path(__file__).parent.parent
+SHORT = Limits(wall_seconds=1.0)
+BY_NAME = {f"{a.family}.{a.name}": a for a in ATTACKS}
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="Landlock is part of Linux")
+
+
+@pytest.fixture(scope="module")
+def landlock() -> Iterator[Landlock]:
+    made = Landlock(most=4)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def wasm() -> Iterator[Wasm]:
+    made = Wasm(most=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("landlock", marks=needs_linux),
+        # Slow for the minute that the first start ever takes.
+        pytest.param("wasm", marks=pytest.mark.slow),
+    ]
+)
+def sandbox(request: pytest.FixtureRequest) -> Sandbox:
+    return request.getfixturevalue(request.param)
+
+
+class Unprotected:
+    """No boundary at all: shows that the attacks are real. Exists in tests only."""
+
+    kind = "unprotected"
+    fingerprint = "none"
+
+    def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
+        folder = tempfile.mkdtemp()
+        inherited = os.open("/dev/null", os.O_WRONLY)
+        started = time.monotonic()
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", program],
+                input=stdin,
+                capture_output=True,
+                cwd=folder,
+                check=False,
+                pass_fds=(inherited,),
+            )
+        finally:
+            os.close(inherited)
+            landlock_main.remove(folder)
+        return Run(
+            stdout=done.stdout,
+            stderr=done.stderr.decode(errors="replace"),
+            exit=done.returncode,
+            reason="exit",
+            seconds=time.monotonic() - started,
+        )
+
+    def close(self) -> None:
+        pass
+
+
+# ---- what runs
+
+
+def test_a_program_gets_its_input_and_nothing_of_ours(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hf_secret")
+    program = "import os, sys\nprint(sys.stdin.read()[::-1])\nprint('SECRET' in str(os.environ))"
+    run = sandbox.run(program, "aé\n".encode(), Limits())
+    assert (run.stdout.decode(), run.exit, run.reason) == ("\néa\nFalse\n", 0, "exit")
+    assert run.ok
+
+
+@pytest.mark.parametrize(
+    ("program", "reason", "status"),
+    [
+        ("raise SystemExit(7)", "exit", 7),
+        ("import sys; sys.exit('no')", "exit", 1),
+        ("1 / 0", "exit", 1),
+        ("while True: pass", "timeout", None),
+        ("import time; time.sleep(60)", "timeout", None),
+        ("held = bytearray(2**31 - 2**20)", "memory", 1),
+        ("print('x' * 200_000)", "output", None),
+        ("import os; os.abort()", "signal", None),
+    ],
+)
+def test_how_a_program_ends(sandbox: Sandbox, program: str, reason: str, status: int) -> None:
+    run = sandbox.run(program, b"", SHORT)
+    assert run.reason == reason, run
+    assert run.exit == status or status is None
+    assert len(run.stdout) <= SHORT.output_bytes
+    assert not run.ok
+
+
+def test_what_a_failing_program_says(sandbox: Sandbox) -> None:
+    run = sandbox.run("def f():\n    raise KeyError('x')\nf()", b"", SHORT)
+    assert run.stderr.rstrip().endswith("KeyError: 'x'")
+    assert sandbox.run("print(", b"", SHORT).stderr.rstrip().endswith("was never closed")
+
+
+def test_runs_from_several_threads_stay_apart(sandbox: Sandbox) -> None:
+    def one(number: int) -> bytes:
+        program = f"import sys\nprint(int(sys.stdin.read()) * {number})"
+        return sandbox.run(program, str(number).encode(), Limits()).stdout
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(one, range(40))) == [b"%d\n" % (n * n) for n in range(40)]
+
+
+def test_it_goes_on_after_candidates_that_broke_things(sandbox: Sandbox) -> None:
+    vandals = [
+        "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
+        "import os\nfor fd in range(256):\n  try: os.close(fd)\n  except OSError: pass\n1/0",
+        "import sys\nsys.setrecursionlimit(10**9)\nf = lambda n: f(n + 1)\nf(0)",
+        "import os\nos.rmdir(os.getcwd())",
+        "import os\nos.mkdir('a')\nos.mkdir('a/b', 0)\nos.mkdir('a/c')",
+    ]
+    for program in vandals:
+        sandbox.run(program, b"", SHORT)
+        assert sandbox.run("print('fine')", b"", SHORT).stdout == b"fine\n"
+
+
+@needs_linux
+def test_files_of_its_own_and_how_many(landlock: Landlock) -> None:
+    writes = "for n in range({n}): open(str(n), 'w').write('x' * 100)\nprint(len(open('0').read()))"
+    assert landlock.run(writes.format(n=20), b"", SHORT).stdout == b"100\n"
+    run = landlock.run(writes.format(n=5000), b"", SHORT)
+    assert (run.reason, run.stdout) == ("files", b"")
+
+
+@needs_linux
+def test_set_order_is_the_same_in_every_run(landlock: Landlock) -> None:
+    program = "print(list({'a', 'b', 'c', 'd', 'e', 'f'}))"
+    assert len({landlock.run(program, b"", SHORT).stdout for _ in range(3)}) == 1
+    landlock.close()
+    assert landlock.run(program, b"", SHORT).stdout == landlock.run(program, b"", SHORT).stdout
+
+
+@needs_linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_candidates_of_root_are_nobody(landlock: Landlock) -> None:
+    program = "import os; print(os.getresuid(), os.getresgid(), os.getgroups())"
+    first, second = (landlock.run(program, b"", SHORT).stdout.decode() for _ in range(2))
+    ids = {int(n) for n in first.translate(str.maketrans("()[],", "     ")).split()}
+    assert ids
+    assert all(64200 <= number < 65400 for number in ids), first
+    assert second == first
+
+
+# ---- what holds
+
+
+def test_the_battery_is_large_and_its_names_differ() -> None:
+    assert len(BY_NAME) == len(ATTACKS) >= 52
+    assert {a.family for a in ATTACKS} == {
+        *("files", "proc", "network", "processes", "resources", "kernel", "traces")
+    }
+
+
+def test_every_attack_is_held(sandbox: Sandbox) -> None:
+    found = self_test.self_test(sandbox)
+    assert found.why_not == ""
+    assert (found.held, found.total) == (len(ATTACKS), len(ATTACKS))
+
+
+# Where even without a sandbox the kernel of a machine or the rights of a user may refuse.
+MAY_FAIL_ANYWAY = {
+    "network.packet_socket",
+    "network.raw_socket",
+    "network.netlink",
+    "kernel.user_namespace",
+    "kernel.io_uring",
+    "kernel.userfaultfd",
+    "kernel.perf",
+    "kernel.keyring",
+    "kernel.add_key",
+    "files.xattr",
+    "files.read_hardlink",
+    "files.write_shm",
+    "proc.write_oom",
+    "processes.exec_memfd",
+    "processes.ptrace_victim",
+    "processes.ptrace_parent",
+    "processes.read_parent_memory",
+    "processes.take_parent_descriptor",
+    "processes.signal_pidfd",
+}
+
+
+@pytest.mark.slow
+@needs_linux
+def test_every_attack_gets_through_where_nothing_holds_it() -> None:
+    """An attack that fails of itself would count as held by any sandbox."""
+    nothing = Unprotected()
+    real = [a for a in ATTACKS if not a.privileged and a.family != "traces"]
+    with self_test.site() as outside, ThreadPoolExecutor(4) as pool:
+        # One after another where they touch the same files.
+        files = [a for a in real if a.family == "files"]
+        others = [a for a in real if a.family != "files"]
+        found = {a.name: self_test.attempt(nothing, a, outside.described) for a in files}
+        results = pool.map(lambda a: self_test.attempt(nothing, a, outside.described), others)
+        found |= {a.name: breach for a, breach in zip(others, results, strict=True)}
+        traces = outside.traces()
+    silent = {f"{a.family}.{a.name}" for a in real if not found[a.name]}
+    assert silent <= MAY_FAIL_ANYWAY
+    # What the outside shows is noticed without the attacks' own word.
+    assert {"outside.files", "outside.network", "outside.tmp_marker"} <= set(traces)
+
+
+@pytest.mark.slow
+@needs_linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="this run is by an ordinary user already")
+def test_it_holds_for_an_ordinary_user_too(tmp_path: Path) -> None:
+    # The home that this Python lies in may be shut to others; the sandbox's own copy is open.
+    copy = runtime(None)
+    tmp_path.chmod(0o755)
+    home = Path(tempfile.mkdtemp(prefix="posttrain-nobody-"))
+    os.chown(home, 65534, 65534)
+    program = (
+        "import os\n"
+        "from posttrain.rewards.sandbox.landlock import Landlock\n"
+        "from posttrain.rewards.sandbox.self_test import self_test\n"
+        "found = self_test(Landlock(most=4))\n"
+        "print(os.getuid(), found.why_not or 'holds', found.held)"
+    )
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    done = subprocess.run(
+        [str(copy.python), "-c", program],
+        env={
+            "LD_LIBRARY_PATH": str(copy.libraries),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *packages]),
+            "HOME": str(home),
+            "PATH": "/usr/bin:/bin",
+        },
+        cwd=home,
+        capture_output=True,
+        text=True,
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        check=False,
+    )
+    landlock_main.remove(str(home))
+    assert done.stdout.split("\n")[0] == f"65534 holds {len(ATTACKS)}", done.stderr
+
+
+# ---- what happens where a protection is off
+
+
+def weak(**changed: Any) -> Profile:
+    return Profile(**changed)
+
+
+def without(*limits: str) -> Profile:
+    return Profile(limited=tuple(name for name in Profile().limited if name not in limits))
+
+
+LANDLOCK_OFF: dict[str, tuple[Profile, list[str]]] = {
+    "reading": (weak(readable=("/",)), ["files.read", "files.read_etc", "proc.self_status"]),
+    "writing": (weak(readable=("/",), writable=("/",)), ["files.write_tmp"]),
+    "own domain": (weak(nested=False), ["traces.neighbour_read", "processes.signal_parent"]),
+    "network": (weak(sockets=True, net_allow=("*:*",)), ["network.tcp_connect", "network.http"]),
+    "udp": (weak(sockets=True, net_allow=("udp://*:*",)), ["network.udp_send"]),
+    "sockets": (weak(sockets=True), ["network.tcp_fast_open"]),
+    "processes": (weak(processes=None), ["processes.fork", "processes.fork_raw"]),
+    "system calls": (weak(denied_syscalls=()), ["processes.priority_of_parent"]),
+    "environment": (
+        weak(environment={"TOKEN": "posttrain-canary-7f3a"}),
+        ["processes.environment"],
+    ),
+    "memory": (without("memory"), ["resources.memory", "resources.memory_mmap"]),
+    "wall": (without("wall"), ["resources.sleep"]),
+    "output": (without("output"), ["resources.stdout_flood"]),
+    "file size": (without("file_size"), ["resources.big_file", "resources.sparse_file"]),
+    "files": (without("files"), ["resources.many_links"]),
+    "open files": (without("open_files"), ["resources.many_pipes"]),
+}
+
+
+@needs_linux
+@pytest.mark.parametrize("protection", LANDLOCK_OFF)
+def test_landlock_with_a_protection_off_is_refused(protection: str, landlock: Landlock) -> None:
+    profile, attacks = LANDLOCK_OFF[protection]
+    battery = [BY_NAME[name] for name in attacks]
+    check_is_noticed(Landlock(profile, most=1), battery, protection)
+    assert self_test.self_test(landlock, battery).why_not == "", "the whole profile holds them"
+
+
+WASM_OFF: dict[str, tuple[WasmProfile, list[str]]] = {
+    "reading": (WasmProfile(grants=(("/etc", "/etc"),)), ["files.read_etc"]),
+    "environment": (
+        WasmProfile(environment={"TOKEN": "posttrain-canary-7f3a"}),
+        ["processes.environment"],
+    ),
+    "memory": (WasmProfile(memory=False), ["resources.memory"]),
+    "wall": (WasmProfile(wall=False), ["resources.sleep"]),
+    "output": (WasmProfile(output=False), ["resources.stdout_flood"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protection", WASM_OFF)
+def test_wasm_with_a_protection_off_is_refused(protection: str) -> None:
+    profile, attacks = WASM_OFF[protection]
+    check_is_noticed(Wasm(profile, most=1), [BY_NAME[name] for name in attacks], protection)
+
+
+def check_is_noticed(made: Sandbox, battery: list[Attack], protection: str) -> None:
+    try:
+        found = self_test.self_test(made, battery)
+    finally:
+        made.close()
+    assert not found.holds
+    assert {f"{a.family}.{a.name}" for a in battery} <= set(found.breaches), protection
+
+
+@needs_linux
+def test_auto_goes_on_to_the_next_and_refuses_when_none_is_left(landlock: Landlock) -> None:
+    def open_door() -> Landlock:
+        return Landlock(weak(readable=("/",)), most=4)
+
+    with pytest.raises(EnvironmentFault, match=r"no sandbox holds here.*landlock: \d+ of") as told:
+        choose(SandboxSpec(), auto=(open_door,))
+    assert "pip install 'posttrain[sandbox]'" in told.value.hint
+    assert told.value.exit_code == 3
+    said: list[str] = []
+    chosen = choose(SandboxSpec(), auto=(open_door, lambda: landlock), note=said.append)
+    assert chosen is landlock
+    with pytest.raises(EnvironmentFault, match="no sandbox holds here"):
+        choose(SandboxSpec(), auto=())
+
+
+def test_there_is_no_way_without_a_sandbox() -> None:
+    with pytest.raises(ValueError, match="kind"):
+        SandboxSpec.model_validate({"kind": "subprocess"})
+
+
+class Absent(Landlock):
+    """As on a machine whose kernel has no Landlock."""
+
+    @property
+    def fingerprint(self) -> str:
+        return "absent"
+
+    def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
+        raise EnvironmentFault("the landlock sandbox needs sandlock", hint="pip install it")
+
+
+def test_a_sandbox_that_cannot_be_had_says_why() -> None:
+    assert try_out(Absent()) == "the landlock sandbox needs sandlock (pip install it)"
+    with pytest.raises(EnvironmentFault, match="needs sandlock"):
+        choose(SandboxSpec(), auto=(Absent,))
+
+
+# ---- what is kept of a self-test
+
+
+@needs_linux
+def test_a_self_test_is_kept_for_as_long_as_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_test, "kept_dir", lambda: tmp_path)
+    made = Landlock(most=4)
+    try:
+        assert kept_self_test(made) is None
+        first = examine(made)
+        assert first.holds, first.why_not
+        kept = examine(made)
+        assert (kept.kept, kept.held, kept.fingerprint) == (True, first.held, first.fingerprint)
+        assert kept_self_test(Landlock(weak(sockets=True))) is None
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        assert kept_self_test(made) is None
+    finally:
+        made.close()
+    (file,) = tmp_path.iterdir()
+    file.write_text("{")
+    assert kept_self_test(made) is None
+
+
+@needs_linux
+def test_a_failed_self_test_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_test, "kept_dir", lambda: tmp_path)
+    made = Landlock(weak(sockets=True), most=4)
+    found = examine(made)
+    made.close()
+    assert "outside.network" in found.breaches
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the process's own sandbox
+
+
+@needs_linux
+def test_use_and_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandboxes.use(SandboxSpec(kind="landlock", wall_seconds=2.0, memory_mib=256))
+    try:
+        assert sandboxes.current() is sandboxes.current()
+        assert sandboxes.current().kind == "landlock"
+        assert sandboxes.limits({}).wall_seconds == 2.0
+        assert sandboxes.limits({"memory_mib": 64}).memory_bytes == 64 * 2**20
+    finally:
+        sandboxes.use(SandboxSpec())
+
+
+def test_helpers_leave_no_process_and_no_folder() -> None:
+    if sys.platform != "linux":
+        pytest.skip("Landlock is part of Linux")
+    before = set(Path(tempfile.gettempdir()).glob("posttrain-sandbox-*"))
+    made = Landlock(most=1)
+    made.run("import time\ntime.sleep(0.01)", b"", SHORT)
+    helpers = [h.process.pid for _, h in made._helpers._free]  # pyright: ignore[reportPrivateUsage]
+    made.close()
+    assert helpers
+    assert not any(Path(f"/proc/{pid}").exists() for pid in helpers)
+    assert set(Path(tempfile.gettempdir()).glob("posttrain-sandbox-*")) <= before
+
+
+def test_json_of_a_self_test() -> None:
+    found = self_test.SelfTest(kind="wasm", fingerprint="x", total=3, breaches={"files.read": "a"})
+    assert (found.held, found.holds) == (2, False)
+    assert found.why_not == "2 of 3 attacks held; through: files.read"
+    assert json.dumps({"held": found.held})
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 0, "limits are of helpers only"
