@@ -135,6 +135,7 @@ CHANGES: list[tuple[str, set[str]]] = [
     ("rl.trainer.num_generations=8", AFTER_RL),
     ("rl.system_prompts=[null, Be brief.]", AFTER_RL),
     ("rl.pilot_prompts=64", AFTER_RL),
+    ("rl.variants={}", AFTER_RL),
     ("rl.judge_prompts=false", {"judge", "prune", *AFTER_SFT}),
     ("dpo.pairs.max_pairs=5", {"pairs", *AFTER_DPO}),
     ("dpo.trainer.beta=0.2", AFTER_DPO),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from posttrain.data import levelled_families
 from posttrain.errors import EnvironmentFault, HealthStop
 from posttrain.models import PolicyPath
 from posttrain.recipe.load import load_curriculum
-from posttrain.recipe.schema import AdaptiveCurriculum, DataSource, EngineSpec, Lora, Model
+from posttrain.recipe.schema import (
+    AdaptiveCurriculum,
+    DataSource,
+    EngineSpec,
+    Lora,
+    Model,
+    Variants,
+)
 from posttrain.records import Outcome, Prompt, content_hash
 from posttrain.rl import train
 from posttrain.rl.session import STATE_FILE, RolloutSession
@@ -30,18 +38,29 @@ class Killed(Exception):
     """Stands for a process that is gone."""
 
 
+def decide_by(monkeypatch: pytest.MonkeyPatch, verdict: Callable[[Prompt, str], Outcome]) -> None:
+    """Let `verdict` stand in for the verifiers."""
+
+    def submit(prompt: Prompt, text: str, **_: Any) -> Future[Outcome]:
+        decided: Future[Outcome] = Future()
+        decided.set_result(verdict(prompt, text))
+        return decided
+
+    monkeypatch.setattr("posttrain.engines.rollouts.submit", submit)
+
+
 @pytest.fixture(autouse=True)
 def _verdicts_by_lot(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of random weights is never right: what it wrote decides by its hash, more often for
     some prompts than for others.
     """
 
-    def verdict(prompt: Prompt, text: str, **_: Any) -> Outcome:
+    def verdict(prompt: Prompt, text: str) -> Outcome:
         lot = int(content_hash(prompt.prompt_id, text), 16) % 8
         passed = lot < int(content_hash(prompt.prompt_id), 16) % 9
         return Outcome(passed=passed, score=float(passed), why="by lot")
 
-    monkeypatch.setattr("posttrain.engines.rollouts.verify", verdict)
+    decide_by(monkeypatch, verdict)
 
 
 def pool(num: int = 40) -> list[Prompt]:
@@ -84,7 +103,7 @@ def adaptive(**keys: Any) -> AdaptiveCurriculum:
 def tables(out: Path) -> dict[str, Any]:
     """Everything recorded but for times, and the end state to the bit."""
     found: dict[str, Any] = {}
-    for name in ("rollouts", "probes", "prompts"):
+    for name in ("rollouts", "probes", "prompts", "variants"):
         for path in sorted((out / name).glob("*.parquet")):
             rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_table(path)]
             found[f"{name}/{path.name}"] = rows
@@ -138,11 +157,14 @@ def test_a_run_that_was_broken_off_decides_as_one_that_was_not(
         "tags": {p.prompt_id: i / 40 for i, p in enumerate(prompts[:30])},
         "families": families,
         "system_prompts": ["Be brief.", None],
+        # A model of random weights: what it writes is noise, and enough of it agrees on nothing.
+        "variants": Variants(max_tokens=12, num_answers=2, agreement=0.0, high_agreement=1.0),
     }
     run(tiny_llama4, tmp_path / "whole", adaptive(), prompts, **given)
     whole = tables(tmp_path / "whole" / "out")
     assert any(name.startswith("prompts/") for name in whole)
     assert any(name.startswith("probes/") for name in whole)
+    assert any(name.startswith("variants/") for name in whole)
     visits = 0
 
     def fatal(name: str) -> None:
@@ -180,7 +202,7 @@ def test_a_dead_pool_is_said_trained_on_for_a_while_and_then_stopped(
     passed: bool,
 ) -> None:
     outcome = Outcome(passed=passed, score=float(passed), why="always")
-    monkeypatch.setattr("posttrain.engines.rollouts.verify", lambda *_, **__: outcome)
+    decide_by(monkeypatch, lambda prompt, text: outcome)
     spec = adaptive(max_steps_without_signal=3)
     with pytest.raises(HealthStop, match="no group had signal for 3 steps") as error:
         run(tiny_llama4, tmp_path, spec, pool())

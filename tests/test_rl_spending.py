@@ -230,6 +230,7 @@ def test_the_accounts_sum_to_what_was_generated(
     assert totals == {
         "tokens": sum(made),
         "scored": 0,
+        "variants": 0,
         **{f"tokens_{name}": tokens[name] for name in (*PURPOSES, *FATES)},
     }
     for row in read_table(table):

@@ -120,7 +120,7 @@ def rl(loaded: LoadedRecipe) -> Part:
             "trainer": _trainer(loaded, "rl"),
             **{
                 name: loaded.written["rl"][name]
-                for name in ("pilot_prompts", "system_prompts", "shaping")
+                for name in ("pilot_prompts", "system_prompts", "variants", "shaping")
             },
         },
         "engine": _engine(loaded.written["engine"]),

@@ -340,6 +340,47 @@ class Sft(Spec):
     """trl.SFTConfig's own names."""
 
 
+class Variants(Spec):
+    """New prompts from the policy itself: harder variants of prompts that it passes at times.
+
+    Their answers are what most of its rollouts agree on, and may be wrong: where the truth is known
+    the share of wrong ones is told.
+    """
+
+    per_step: int = Field(default=4, ge=1)
+    """Variants asked for per step."""
+    max_share: Share = 0.1
+    """Of the pool that may be written by the policy."""
+    low: Share = 0.25
+    """Least pass rate of a prompt to vary."""
+    high: Share = 0.75
+    """Greatest pass rate of a prompt to vary."""
+    num_answers: int = Field(default=16, ge=2)
+    """Rollouts that vote on a variant's answer."""
+    agreement: Share = 0.5
+    """Share of them that must agree."""
+    high_agreement: Share = 0.9
+    """Share past which a variant counts as solved and is left out."""
+    max_tokens: int = Field(default=128, ge=1)
+    """Longest question, in tokens."""
+    instruction: str = (
+        "Write one new problem of the same kind as the one below, a little harder. Write the "
+        "problem only, in the same form, without its answer.\n\n{question}"
+    )
+    """What the policy is asked; {question} is the prompt to vary."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Variants:
+        if self.low > self.high:
+            raise wrong(f"must not be above high ({self.high:g})", "low")
+        if self.agreement > self.high_agreement:
+            message = f"must not be above high_agreement ({self.high_agreement:g})"
+            raise wrong(message, "agreement")
+        if "{question}" not in self.instruction:
+            raise wrong("must hold {question}", "instruction")
+        return self
+
+
 Weight = Annotated[float, Field(gt=0.0, le=0.5)]
 
 
@@ -427,6 +468,8 @@ class Rl(Spec):
     system_prompts: list[str | None] = Field(default_factory=list[str | None])
     """System instructions: one is drawn for every group and put in place of the prompt's own; null
     leaves that one. Evaluation goes without."""
+    variants: Variants | None = None
+    """Let the policy write new prompts; null does not."""
     shaping: Shaping | None = None
     """Terms added to the reward of passed answers, for length, form and language."""
     offload_policy: bool = False

@@ -12,35 +12,43 @@ from posttrain.rl.collect import USES
 from posttrain.tables import read_table
 
 
-def curriculum_flow(rollouts: Path, probes: Path | None = None) -> list[dict[str, Any]]:
+def curriculum_flow(
+    rollouts: Path, probes: Path | None = None, variants: Path | None = None
+) -> list[dict[str, Any]]:
     """One row per step and capability.
 
     Groups proposed, by use and by reason; pass rate over decided rollouts; tokens generated, in all
-    and as tokens_<purpose> and tokens_<fate>, and scored by the likelihood probe.
+    and as tokens_<purpose> and tokens_<fate>; beside these, tokens scored by the likelihood probe
+    and generated for variants.
     """
     rows: list[dict[str, Any]] = []
     for table in sorted(rollouts.glob("step-*.parquet")):
-        scored: Counter[str] = Counter()
-        if probes is not None and (probes / table.name).exists():
-            for row in read_table(probes / table.name):
-                scored[row["capability"]] += row["num_tokens"]
+        scored, written = _tokens_in(probes, table.name), _tokens_in(variants, table.name)
         by_capability: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for rollout in read_table(table):
             by_capability[rollout["capability"]].append(rollout)
         step = int(table.stem.split("-")[1])
-        for capability in sorted({*by_capability, *scored}):
+        for capability in sorted({*by_capability, *scored, *written}):
             flow = _flow(by_capability[capability])
-            rows.append(
-                {"step": step, "capability": capability, **flow, "scored": scored[capability]}
-            )
+            beside = {"scored": scored[capability], "variants": written[capability]}
+            rows.append({"step": step, "capability": capability, **flow, **beside})
     return rows
 
 
 def flow_totals(flow: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Tokens over all rows: generated, by purpose, by fate, and scored."""
-    names = ("tokens", *(f"tokens_{name}" for name in (*PURPOSES, *FATES)), "scored")
+    """Tokens over all rows: generated, by purpose, by fate, scored, and for variants."""
+    names = ("tokens", *(f"tokens_{name}" for name in (*PURPOSES, *FATES)), "scored", "variants")
     rows = list(flow)
     return {name: sum(row[name] for row in rows) for name in names}
+
+
+def _tokens_in(folder: Path | None, name: str) -> Counter[str]:
+    """Per capability, what a step's table counts; nothing where there is no table."""
+    tokens: Counter[str] = Counter()
+    if folder is not None and (folder / name).exists():
+        for row in read_table(folder / name):
+            tokens[row["capability"]] += row["num_tokens"]
+    return tokens
 
 
 def _flow(rollouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

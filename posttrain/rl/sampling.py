@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.engines import Engine, SamplingRequest
+from posttrain.engines import Completion, Engine, SamplingRequest
 from posttrain.engines.rollouts import roll_out
-from posttrain.records import Prompt, RolloutGroup, content_hash, with_system
+from posttrain.models import prompt_ids
+from posttrain.records import Message, Prompt, RolloutGroup, content_hash, with_system
 from posttrain.rl.places import ALONE, EnginePlace
 
 
@@ -60,9 +61,8 @@ def draw_groups(
     size = math.gcd(*(num for _, num in wanted))
     parts = [(n, i) for n, (i, num) in enumerate(wanted) for _ in range(num // size)]
     mine = list(enumerate(parts))[place.engine :: place.num_engines]
-    drawn = content_hash(sampling.request.seed, sampling.step, stream, place.engine)
     request = dataclasses.replace(
-        sampling.request, num_generations=size, seed=int(drawn[:8], 16) >> 1
+        sampling.request, num_generations=size, seed=_seed(sampling, stream)
     )
     local = (
         roll_out(
@@ -84,6 +84,37 @@ def draw_groups(
         dataclasses.replace(joined(of_one), system=sampling.system_of(i))
         for of_one, (i, _) in zip(by_prompt, wanted, strict=True)
     ]
+
+
+def draw_completions(
+    conversations_N: Sequence[list[Message]],
+    sampling: Sampling,
+    *,
+    num: int,
+    max_tokens: int,
+    stream: str,
+) -> list[list[Completion]]:
+    """`num` completions of each conversation, in order, verified by nobody; as in `draw_groups`."""
+    if not conversations_N:
+        return []
+    place = sampling.place
+    mine = list(enumerate(conversations_N))[place.engine :: place.num_engines]
+    request = dataclasses.replace(
+        sampling.request,
+        num_generations=num,
+        max_tokens=max_tokens,
+        seed=_seed(sampling, stream),
+    )
+    ids = [prompt_ids(sampling.tokenizer, messages) for _, messages in mine]
+    local = sampling.engine.generate(ids, request) if ids else []
+    told = [(n, one) for (n, _), one in zip(mine, local, strict=True)] if place.speaks else []
+    gathered = dict(gather_object(told))
+    return [gathered[n] for n in range(len(conversations_N))]
+
+
+def _seed(sampling: Sampling, stream: str) -> int:
+    drawn = content_hash(sampling.request.seed, sampling.step, stream, sampling.place.engine)
+    return int(drawn[:8], 16) >> 1
 
 
 def joined(parts: Sequence[RolloutGroup]) -> RolloutGroup:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -17,40 +15,31 @@ from trl import GRPOTrainer
 
 from posttrain.curriculum import Curriculum
 from posttrain.curriculum.baseline import leave_one_out_advantages, posterior_advantages
+from posttrain.data import question_hashes
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.adapters import sync_policy
 from posttrain.engines.parity import Probe, check_parity, take_probe
-from posttrain.errors import EnvironmentFault, HealthStop
+from posttrain.errors import EnvironmentFault
 from posttrain.faults import fault_point
 from posttrain.models import prompt_ids
-from posttrain.progress import note
 from posttrain.recipe.curricula import AdaptiveCurriculum, CurriculumSpec
-from posttrain.recipe.schema import EngineSpec, Shaping
+from posttrain.recipe.schema import EngineSpec, Shaping, Variants
 from posttrain.records import Message, Prompt, RolloutGroup, with_system
 from posttrain.rewards.shaping import mean_terms, shaped_rewards
-from posttrain.rl.accounting import group_columns, tokens_spent
+from posttrain.rl.accounting import tokens_spent
 from posttrain.rl.collect import USES, Batch, collect_batch
+from posttrain.rl.health import check_health, say_what_lacks
 from posttrain.rl.levels import LevelledPrompts
 from posttrain.rl.likelihood import LikelihoodProbe, score_references
 from posttrain.rl.places import EnginePlace, engine_place
 from posttrain.rl.sampling import Sampling
+from posttrain.rl.step_tables import read_added, set_aside, write_made, write_step
 from posttrain.rl.turns import engines_turn
-from posttrain.tables import (
-    MetricsLog,
-    read_arrays,
-    read_records,
-    write_arrays,
-    write_groups,
-    write_records,
-    write_table,
-)
+from posttrain.rl.variants import Variant, write_variants
+from posttrain.tables import MetricsLog, read_arrays, write_arrays
 
 STATE_FILE = "curriculum.zip"
 OLD_STATE_FILE = "curriculum.json"
-TABLES = ("rollouts", "probes", "prompts")
-"""Folders of one table per step."""
-MAX_UNDECIDED = 0.05
-"""Share of a step's rollouts that no verifier could decide, past which the run stops."""
 
 
 class RolloutSession:
@@ -63,6 +52,8 @@ class RolloutSession:
         spec: CurriculumSpec,
         pilot_prompts: int,
         systems: Sequence[str | None],
+        variants: Variants | None,
+        held: frozenset[str],
         shaping: Shaping | None,
         levels: LevelledPrompts,
         prompts: Mapping[str, Prompt],
@@ -79,6 +70,11 @@ class RolloutSession:
         self._spec = spec
         self._pilot_prompts = pilot_prompts
         self._systems = systems
+        self._variants = variants
+        self._questions = set(held)
+        if variants is not None:
+            self._questions.update(*map(question_hashes, prompts.values()))
+        self._num_written = 0
         self._shaping = shaping
         self._levels = levels
         self._prompts = dict(prompts)
@@ -107,11 +103,12 @@ class RolloutSession:
             tensor_parallel_size=self._engine_spec.tensor_parallel_size,
         )
         probe = self._probe(trainer) if step != self._engine.policy_version else None
-        self._add_prompts(step, is_main=accelerator.is_main_process)
-        started = time.monotonic()
+        added = self._levels.new(self._num_groups)
+        self._add_prompts(added)
         with engines_turn(self._engine, trainer, offload_policy=self._offload_policy):
             if probe is not None:
                 self._sync(trainer, probe)
+            started = time.monotonic()
             sampling = self._sampling(step, place)
             likelihoods = self._score_references(sampling)
             at_first = self._pilot_prompts / self._num_groups if step == 0 else 0.0
@@ -124,6 +121,9 @@ class RolloutSession:
                 max_rollouts=self._spec.max_rollouts,
                 oversample=max(self._spec.oversample, at_first),
             )
+            seconds = time.monotonic() - started
+            variants, written = self._write_variants(batch, sampling)
+        self._add_prompts(written)
         self._last_groups = batch.groups
         self._beliefs = {
             group.prompt_id: (group, proposal.decision)
@@ -133,21 +133,20 @@ class RolloutSession:
         self._steps_without_signal = (
             0 if "trained" in batch.uses else self._steps_without_signal + 1
         )
-        self._note_metrics(batch, likelihoods, seconds=time.monotonic() - started)
+        self._note_metrics(batch, likelihoods, variants, seconds=seconds)
         if trainer.accelerator.is_main_process:
-            self._record(batch, likelihoods, step)
-            self._say_what_lacks(batch, step)
+            write_step(self._work_dir, step, batch, likelihoods, self._prompts)
+            write_made(self._work_dir, step, [*added, *written], variants)
+            say_what_lacks(batch, step, steps_without_signal=self._steps_without_signal)
         fault_point("rl.after_rollouts")
-        self._stop_if_unhealthy(batch, step)
-        groups = batch.training_groups
-        if len(groups) < self._num_groups:
-            raise HealthStop(
-                f"rl: the curriculum had {len(groups)} prompts left "
-                f"for a batch of {self._num_groups}",
-                hint="give rl.data more rows, or lower the batch (per_device_train_batch_size x "
-                "gradient_accumulation_steps / num_generations)",
-            )
-        return groups
+        check_health(
+            batch,
+            step,
+            num_groups=self._num_groups,
+            steps_without_signal=self._steps_without_signal,
+            most=self._spec.max_steps_without_signal,
+        )
+        return batch.training_groups
 
     def advantages(self, group: RolloutGroup, *, scale: bool) -> list[float] | None:
         """Of the curriculum's baseline, in place of the group's own; None where that one serves.
@@ -174,15 +173,28 @@ class RolloutSession:
             if (found := [metrics[name] for metrics in steps if name in metrics])
         }
 
-    def _add_prompts(self, step: int, *, is_main: bool) -> None:
-        """Put new prompts of the levels at hand into the pool, and into a table of the step."""
-        new = self._levels.new(self._num_groups)
-        if not new:
-            return
-        self._curriculum.add(new)
-        self._prompts.update({prompt.prompt_id: prompt for prompt in new})
-        if is_main:
-            write_records(self._work_dir / "prompts" / _table(step), new, Prompt)
+    def _add_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Put new prompts into the pool."""
+        if prompts:
+            self._curriculum.add(prompts)
+            self._note_added(prompts)
+
+    def _note_added(self, prompts: Sequence[Prompt]) -> None:
+        self._prompts.update({prompt.prompt_id: prompt for prompt in prompts})
+        if self._variants is not None:
+            self._questions.update(*map(question_hashes, prompts))
+        self._num_written += sum(prompt.origin != "dataset" for prompt in prompts)
+
+    def _write_variants(
+        self, batch: Batch, sampling: Sampling
+    ) -> tuple[list[Variant], list[Prompt]]:
+        """New prompts by the policy, as far as the recipe wants and the pool has room for them."""
+        if self._variants is None:
+            return [], []
+        room = int(self._variants.max_share * len(self._prompts)) - self._num_written
+        return write_variants(
+            batch.groups, self._variants, sampling, known=self._questions, room=max(room, 0)
+        )
 
     def _sampling(self, step: int, place: EnginePlace) -> Sampling:
         return Sampling(
@@ -207,8 +219,18 @@ class RolloutSession:
             self._curriculum.observe_likelihood(logprobs, step=sampling.step)
         return found
 
-    def _note_metrics(self, batch: Batch, likelihoods: LikelihoodProbe, *, seconds: float) -> None:
-        tokens = tokens_spent(batch) | {"probe": sum(one.num_tokens for one in likelihoods.scored)}
+    def _note_metrics(
+        self,
+        batch: Batch,
+        likelihoods: LikelihoodProbe,
+        variants: Sequence[Variant],
+        *,
+        seconds: float,
+    ) -> None:
+        tokens = tokens_spent(batch) | {
+            "probe": sum(one.num_tokens for one in likelihoods.scored),
+            "variants": sum(one.num_tokens for one in variants),
+        }
         self._metrics.append(
             {
                 **{f"tokens/{name}": float(num) for name, num in tokens.items()},
@@ -311,11 +333,9 @@ class RolloutSession:
         self.rewind(step)
         # Every process reads what the main one has just put in order.
         PartialState().wait_for_everyone()
-        for table in sorted((self._work_dir / "prompts").glob("step-*.parquet")):
-            added = read_records(table, Prompt)
-            self._curriculum.add(added)
+        for added in read_added(self._work_dir):
+            self._add_prompts(added)
             self._levels.note(added)
-            self._prompts.update({prompt.prompt_id: prompt for prompt in added})
         state = read_arrays(checkpoint / STATE_FILE)
         self._curriculum.load_state_dict(state["curriculum"])
         self._levels.load_state_dict(state["levels"])
@@ -326,62 +346,4 @@ class RolloutSession:
         if not PartialState().is_main_process:
             return
         self._parity.rewind(step - 1)
-        aside = self._work_dir / "superseded" / str(time.time_ns())
-        for name in TABLES:
-            for table in sorted((self._work_dir / name).glob("step-*.parquet")):
-                if int(table.stem.split("-")[1]) >= step:
-                    (aside / name).mkdir(parents=True, exist_ok=True)
-                    table.rename(aside / name / table.name)
-
-    def _record(self, batch: Batch, likelihoods: LikelihoodProbe, step: int) -> None:
-        """Write the step's tables, once and for good: rollouts with what became of each group."""
-        name = _table(step)
-        if likelihoods.scored:
-            rows: list[dict[str, Any]] = [
-                {"step": step, **dataclasses.asdict(one)} for one in likelihoods.scored
-            ]
-            write_table(self._work_dir / "probes" / name, rows)
-        write_groups(
-            self._work_dir / "rollouts" / name,
-            batch.groups,
-            self._prompts,
-            columns=group_columns(batch),
-        )
-
-    def _say_what_lacks(self, batch: Batch, step: int) -> None:
-        """Tell once per dry spell; metrics.jsonl and curriculum.jsonl hold every step."""
-        if self._steps_without_signal == 1:
-            note(
-                f"rl: step {step}: no group of {len(batch.groups)} had signal "
-                f"({_counts(batch)}); trained on the best at hand"
-            )
-
-    def _stop_if_unhealthy(self, batch: Batch, step: int) -> None:
-        outcomes = [r.outcome for g in batch.groups for r in g.rollouts]
-        undecided = [o for o in outcomes if o.passed is None]
-        if len(undecided) > MAX_UNDECIDED * len(outcomes):
-            raise HealthStop(
-                f"rl: verifiers could not decide {len(undecided)} of {len(outcomes)} answers "
-                f"at step {step}; the first: {undecided[0].why}",
-                hint="check the verifier and references of rl.data",
-            )
-        if self._steps_without_signal >= self._spec.max_steps_without_signal:
-            raise HealthStop(
-                f"rl: no group had signal for {self._steps_without_signal} steps, up to step "
-                f"{step} ({_counts(batch)} at the last)",
-                hint="give rl.data harder prompts where all pass, easier ones or a longer SFT "
-                "where all fail; the curriculum's max_steps_without_signal says how long to go on",
-            )
-
-
-def _table(step: int) -> str:
-    return f"step-{step:06d}.parquet"
-
-
-def _counts(batch: Batch) -> str:
-    """Groups without signal by what they lacked, in words."""
-    solved = sum(g.num_passed == g.num_decided > 0 for g in batch.groups)
-    failed = sum(g.num_passed == 0 < g.num_decided for g in batch.groups)
-    undecided = sum(g.num_decided == 0 for g in batch.groups)
-    said = f"{solved} all passed, {failed} all failed"
-    return said + (f", {undecided} undecided" if undecided else "")
+        set_aside(self._work_dir, step)

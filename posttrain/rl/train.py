@@ -18,15 +18,17 @@ from posttrain.engines.base import Sleeps
 from posttrain.engines.parity import save_probe, take_probe
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
-from posttrain.recipe.schema import CurriculumSpec, EngineSpec, Model, Shaping
+from posttrain.recipe.schema import CurriculumSpec, EngineSpec, Model, Shaping, Variants
 from posttrain.records import Prompt
 from posttrain.rl.accounting import FATES, PURPOSES
 from posttrain.rl.flow import curriculum_flow, flow_totals
 from posttrain.rl.levels import LevelledPrompts
 from posttrain.rl.places import engine_place
-from posttrain.rl.session import TABLES, RolloutSession
+from posttrain.rl.session import RolloutSession
+from posttrain.rl.step_tables import TABLES
 from posttrain.rl.trainer import CurriculumGRPOTrainer
-from posttrain.tables import write_table
+from posttrain.rl.variants import false_positives
+from posttrain.tables import read_table, write_table
 from posttrain.training import newest_checkpoint, run_trainer, trainer_arguments
 
 
@@ -40,6 +42,7 @@ def train(
     trainer: dict[str, Any],
     pilot_prompts: int = 0,
     system_prompts: Sequence[str | None] = (),
+    variants: Variants | None = None,
     shaping: Shaping | None = None,
     offload_policy: bool = False,
     seed: int,
@@ -54,8 +57,8 @@ def train(
     Writes policy/, metrics.jsonl, curriculum.jsonl, curriculum.zip, parity.jsonl, rollouts/,
     probes/ and prompts/ to `out_dir`. `tags` maps prompt ids to how hard a judge finds them;
     `pilot_prompts` are rolled out at the first step at least; `system_prompts` are the instructions
-    one of which every group gets; `families` make more prompts as the run goes, none of the
-    questions whose hashes are `held`. Returns the stage's summary.
+    one of which every group gets; with `variants` the policy writes prompts, `families` make more
+    as the run goes, neither of the questions whose hashes are `held`. Returns the stage's summary.
     """
     # Rows reach TRL with columns of their own, which it must not drop.
     args = trainer_arguments(
@@ -81,6 +84,8 @@ def train(
         spec=curriculum,
         pilot_prompts=pilot_prompts,
         systems=system_prompts,
+        variants=variants,
+        held=held,
         shaping=shaping,
         levels=LevelledPrompts(families, prompts, held=held, seed=seed),
         prompts={p.prompt_id: p for p in prompts},
@@ -114,11 +119,11 @@ def train(
     )
     summary = run_trainer(grpo, stage="rl", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
     # Every process, as the model may be sharded over them.
-    tried = prompts[:4]
+    few = prompts[:4]
     probe = take_probe(
         grpo.accelerator.unwrap_model(grpo.model),
-        [prompt_ids(tokenizer, p.messages) for p in tried],
-        [tokenizer.encode(p.reference, add_special_tokens=False) for p in tried],
+        [prompt_ids(tokenizer, p.messages) for p in few],
+        [tokenizer.encode(p.reference, add_special_tokens=False) for p in few],
     )
     if not grpo.is_world_process_zero():
         return summary
@@ -129,13 +134,22 @@ def train(
     for name in TABLES:
         if (work_dir / name).exists():
             shutil.copytree(work_dir / name, out_dir / name)
-    flow = curriculum_flow(out_dir / "rollouts", out_dir / "probes")
+    flow = curriculum_flow(out_dir / "rollouts", out_dir / "probes", out_dir / "variants")
     write_table(out_dir / "curriculum.jsonl", flow)
     totals = flow_totals(flow)
+    tried = [row for table in sorted((out_dir / "variants").glob("*")) for row in read_table(table)]
+    num_checked, num_wrong = false_positives(tried)
     return summary | {
         "prompts": len(prompts),
         "generated_tokens": totals["tokens"],
         "scored_tokens": totals["scored"],
+        "variant_tokens": totals["variants"],
+        "variants": {
+            "tried": len(tried),
+            "accepted": sum(row["why"] == "accepted" for row in tried),
+            "accepted_with_known_truth": num_checked,
+            "of_these_wrong": num_wrong,
+        },
         "tokens_by_purpose": {name: totals[f"tokens_{name}"] for name in PURPOSES},
         "tokens_by_fate": {name: totals[f"tokens_{name}"] for name in FATES},
     }

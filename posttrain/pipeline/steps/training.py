@@ -57,6 +57,7 @@ def train_rl(context: StageContext) -> Counts:
             trainer=recipe.rl.trainer,
             pilot_prompts=recipe.rl.pilot_prompts,
             system_prompts=recipe.rl.system_prompts,
+            variants=recipe.rl.variants,
             shaping=recipe.rl.shaping,
             tags=reading.tags(context),
             families=[

@@ -1,0 +1,218 @@
+"""New prompts from interaction: the policy writes harder variants, agreement stands in for truth.
+
+Off by default. Only questions that no verifier data exist for can gain by it, and there the answer
+that most rollouts agree on may be wrong: where a question is plain arithmetic its true answer is
+computed, so that the false-positive rate is measured and not guessed.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import operator
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from posttrain.data import question_hashes
+from posttrain.recipe.schema import Variants
+from posttrain.records import Message, Prompt, RolloutGroup, content_hash
+from posttrain.rewards import check_fits
+from posttrain.rewards.answers import final_answer, tidy
+from posttrain.rl.sampling import Sampling, draw_completions
+
+_OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+}
+_EXPRESSION = re.compile(r"\d{1,9}(?:\s*[-+*]\s*\d{1,9})+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One question that the policy wrote, and what became of it."""
+
+    parent_id: str
+    capability: str
+    question: str
+    answer: str
+    """What most rollouts said; empty where none were drawn."""
+    agreement: float
+    """Their share."""
+    truth: str | None
+    """The true answer where it is known; it decides nothing."""
+    why: str
+    """`accepted`, or why not."""
+    num_tokens: int
+    """Generated for it."""
+    prompt_id: str | None = None
+    """Of the prompt that it became."""
+
+
+def write_variants(
+    groups: Sequence[RolloutGroup],
+    spec: Variants,
+    sampling: Sampling,
+    *,
+    known: Set[str],
+    room: int,
+) -> tuple[list[Variant], list[Prompt]]:
+    """Ask the policy for variants of prompts in its medium band; prompts of those that hold.
+
+    Parents are the step's groups with a pass rate within `spec`'s band, none of them written by the
+    policy itself. A variant holds where it ended, asks nothing `known` (question hashes), and as
+    many of its answers agree as `spec` asks, yet not so many that it is solved. At most `room`
+    come.
+    """
+    parents = _parents(groups, spec, sampling)[: min(spec.per_step, room)]
+    if not parents:
+        return [], []
+    asked = [[_instruction(parent, spec)] for parent in parents]
+    written = draw_completions(
+        asked, sampling, num=1, max_tokens=spec.max_tokens, stream="variants"
+    )
+    drafts: list[Variant] = []
+    prompts: dict[int, Prompt] = {}
+    seen = set(known)
+    for n, (parent, (one,)) in enumerate(zip(parents, written, strict=True)):
+        text = sampling.tokenizer.decode(one.token_ids, skip_special_tokens=True)
+        assert isinstance(text, str)
+        prompt = _unanswered(parent, text.strip())
+        hashes = question_hashes(prompt)
+        why = "to be answered"
+        if one.finish_reason == "length":
+            why = "cut off"
+        elif not text.strip():
+            why = "empty"
+        elif hashes & seen:
+            why = "known"
+        else:
+            prompts[n] = prompt
+            seen |= hashes
+        drafts.append(
+            Variant(
+                parent_id=parent.prompt_id,
+                capability=parent.capability,
+                question=text.strip(),
+                answer="",
+                agreement=0.0,
+                truth=arithmetic_truth(text),
+                why=why,
+                num_tokens=len(one.token_ids),
+            )
+        )
+    accepted: list[Prompt] = []
+    answers = draw_completions(
+        [prompt.messages for prompt in prompts.values()],
+        sampling,
+        num=spec.num_answers,
+        max_tokens=sampling.request.max_tokens,
+        stream="answers to variants",
+    )
+    for (n, prompt), completions in zip(prompts.items(), answers, strict=True):
+        texts = [
+            sampling.tokenizer.decode(c.token_ids, skip_special_tokens=True)
+            for c in completions
+            if c.finish_reason == "stop"
+        ]
+        answer, votes = _majority([str(text) for text in texts])
+        agreement = votes / spec.num_answers
+        finished = _answered(prompt, answer, agreement, sampling.step)
+        why = _verdict(finished, agreement, spec)
+        if why == "accepted":
+            accepted.append(finished)
+        drafts[n] = dataclasses.replace(
+            drafts[n],
+            answer=answer,
+            agreement=agreement,
+            why=why,
+            num_tokens=drafts[n].num_tokens + sum(len(c.token_ids) for c in completions),
+            prompt_id=finished.prompt_id if why == "accepted" else None,
+        )
+    return drafts, accepted
+
+
+def arithmetic_truth(question: str) -> str | None:
+    """The value of the one sum, difference or product in a question; None where there is not one.
+
+    >>> arithmetic_truth("What is 12 + 3 * 2?"), arithmetic_truth("How many r are in 3 words?")
+    ('18', None)
+    """
+    found = _EXPRESSION.findall(question)
+    if len(found) != 1 or len(re.findall(r"\d+", question)) != len(re.findall(r"\d+", found[0])):
+        return None
+    # Leading zeros are no Python numbers.
+    tree = ast.parse(re.sub(r"\b0+(?=\d)", "", found[0]), mode="eval").body
+    return str(_value(tree))
+
+
+def false_positives(variants: Sequence[Mapping[str, object]]) -> tuple[int, int]:
+    """How many accepted variants have a known truth, and how many of these a wrong answer."""
+    known = [v for v in variants if v["why"] == "accepted" and v["truth"] is not None]
+    return len(known), sum(v["truth"] != v["answer"] for v in known)
+
+
+def _parents(groups: Sequence[RolloutGroup], spec: Variants, sampling: Sampling) -> list[Prompt]:
+    """By lot among the prompts in the band, so that no capability's order decides."""
+    found = [
+        sampling.prompts[g.prompt_id]
+        for g in groups
+        if len(g.rollouts) == sampling.request.num_generations
+        and g.num_decided
+        and spec.low <= g.num_passed / g.num_decided <= spec.high
+        and sampling.prompts[g.prompt_id].origin == "dataset"
+        and sampling.prompts[g.prompt_id].messages[-1]["role"] == "user"
+    ]
+    return sorted(found, key=lambda p: content_hash("variant", sampling.step, p.prompt_id))
+
+
+def _instruction(parent: Prompt, spec: Variants) -> Message:
+    question = parent.messages[-1]["content"]
+    return Message(role="user", content=spec.instruction.replace("{question}", question))
+
+
+def _unanswered(parent: Prompt, question: str) -> Prompt:
+    return Prompt.make(
+        messages=[*parent.messages[:-1], Message(role="user", content=question)],
+        reference="",
+        verifier=parent.verifier if parent.verifier == "math" else "exact",
+        capability=parent.capability,
+        level=parent.level,
+        origin=parent.prompt_id,
+    )
+
+
+def _answered(prompt: Prompt, answer: str, agreement: float, step: int) -> Prompt:
+    return Prompt.make(
+        messages=prompt.messages,
+        reference=answer,
+        verifier=prompt.verifier,
+        capability=prompt.capability,
+        level=prompt.level,
+        origin=prompt.origin,
+        meta={"agreement": agreement, "written_at_step": step},
+    )
+
+
+def _verdict(prompt: Prompt, agreement: float, spec: Variants) -> str:
+    if agreement < spec.agreement:
+        return "answers differ"
+    if agreement > spec.high_agreement:
+        return "solved"
+    why = check_fits(prompt)
+    return "accepted" if why is None else f"unfit: {why}"
+
+
+def _majority(texts: Sequence[str]) -> tuple[str, int]:
+    """The commonest final answer and its votes; the first said of equals."""
+    votes = Counter(answer for text in texts if (answer := tidy(final_answer(text))))
+    return votes.most_common(1)[0] if votes else ("", 0)
+
+
+def _value(node: ast.expr) -> int:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    assert isinstance(node, ast.BinOp), "the pattern lets nothing else through"
+    return _OPERATORS[type(node.op)](_value(node.left), _value(node.right))
