@@ -123,7 +123,8 @@ def train(
     probe = take_probe(
         grpo.accelerator.unwrap_model(grpo.model),
         [prompt_ids(tokenizer, p.messages) for p in few],
-        [tokenizer.encode(p.reference, add_special_tokens=False) for p in few],
+        # Any text will do where there is no reference.
+        [tokenizer.encode(p.reference or "Yes.", add_special_tokens=False) for p in few],
     )
     if not grpo.is_world_process_zero():
         return summary
