@@ -555,7 +555,7 @@ def test_the_likelihood_probe_earns_its_weight_or_turns_itself_off():
     good, bad = adaptive(prompts), adaptive(prompts)
     with_it = stepped(good, rate_of, num_steps=20, logprob_of=telling)
     without = stepped(adaptive(prompts, probe=0), rate_of, num_steps=20)
-    stepped(bad, rate_of, num_steps=20, logprob_of=noise)
+    stepped(bad, rate_of, num_steps=60, logprob_of=noise)
     assert with_it[8:].mean() > 1.2 * without[8:].mean()
     assert good.metrics()["curriculum/a/probe_weight"] > 0.9
     assert good.to_probe(8)

@@ -98,7 +98,8 @@ def draw_pool(spec: PoolSpec, seed: int) -> SimPool:
     noise = difficulty_P.std() * np.sqrt(1.0 / r**2 - 1.0)
     tags_P = difficulty_P + rng.normal(0.0, noise, num)
     if spec.shuffled_tags:
-        rng.shuffle(tags_P)
+        # Numbers of its own, so that nothing else of the pool changes.
+        np.random.default_rng([seed, 4]).shuffle(tags_P)
     prompts = [
         Prompt(
             prompt_id=f"{i:08x}",

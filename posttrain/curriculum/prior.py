@@ -176,4 +176,4 @@ def _ratio(
 ) -> Floats:
     inner = np.maximum(mean * (1.0 - mean), 1e-6)
     ratio = _shrunk(variance, num, towards * inner, weight) / inner
-    return np.clip(ratio, _MIN_RATIO, _MAX_RATIO).astype(np.float64)
+    return np.asarray(np.clip(ratio, _MIN_RATIO, _MAX_RATIO), dtype=np.float64)
