@@ -164,7 +164,8 @@ def tag_edges(tags_P: Floats, num_bins: int) -> Floats:
     tagged = tags_P[~np.isnan(tags_P)]
     if not len(tagged):
         return np.zeros(0)
-    return np.unique(np.quantile(tagged, np.arange(1, num_bins) / num_bins))
+    edges = np.quantile(tagged, np.arange(1, num_bins) / num_bins)
+    return np.unique(edges).astype(np.float64)
 
 
 def _shrunk(total: Floats, num: Floats, towards: Floats | float, weight: float) -> Floats:
