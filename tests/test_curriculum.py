@@ -592,7 +592,7 @@ def test_solved_prompts_are_reviewed_and_unsolved_ones_wait_longer_each_time():
     assert all(w[0] >= 4 and w[1] >= 8 for w in waits)
     metrics = curriculum.metrics()
     assert metrics["curriculum/a/solved"] == pytest.approx(15 / 40, abs=0.1)
-    assert metrics["curriculum/a/unsolved"] == 15 / 40
+    assert metrics["curriculum/a/unsolved"] == pytest.approx(15 / 40, abs=0.06)
 
 
 def test_the_explored_share_follows_what_is_alive():

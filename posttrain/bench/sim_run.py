@@ -191,7 +191,6 @@ class Simulation:
 
 
 def simulate(
-    arm: str,
     curriculum: CurriculumSpec | None,
     pool: PoolSpec,
     *,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from posttrain.cli.options import AsJson, RecipeFile, Settings, load, print_json
+from posttrain.errors import RecipeError
 
 if TYPE_CHECKING:
     from posttrain.bench.record import Result
@@ -28,6 +30,7 @@ def add_to(app: typer.Typer) -> None:
     bench.command("experts")(bench_experts)
     bench.command("stages")(bench_stages)
     bench.command("results")(bench_results)
+    bench.command("curriculum")(bench_curriculum)
     app.add_typer(bench, name="bench")
 
 
@@ -99,6 +102,43 @@ def bench_results(
     from posttrain.bench.results import bench_results as read
 
     _tell(read(run_dir), out, as_json)
+
+
+def bench_curriculum(
+    out: OutFolder = None,
+    bed: Annotated[
+        Literal["simulated"], typer.Option("--bed", help="What learns: simulated learners.")
+    ] = "simulated",
+    num_seeds: Annotated[int, typer.Option("--seeds", min=2, help="Paired over arms.")] = 8,
+    first_seed: Annotated[int, typer.Option("--first-seed", min=0)] = 0,
+    num_processes: Annotated[int, typer.Option("--processes", min=1)] = 2,
+    only: Annotated[
+        list[str] | None, typer.Option("--pool", help="Only this pool; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train learners under every curriculum; tell what each saves against uniform.
+
+    Goes on where it stopped: finished runs are kept in <out>/curriculum-simulated.jsonl.
+    """
+    from posttrain.bench.sim_pools import POOLS
+    from posttrain.bench.sim_report import simulated_result, write_plots
+    from posttrain.bench.sim_suite import run_suite
+
+    if unknown := [name for name in only or [] if name not in POOLS]:
+        raise RecipeError(
+            f"no pool {unknown[0]!r}", hint="one of: " + "; ".join(f"'{name}'" for name in POOLS)
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = run_suite(
+            (out or Path(scratch)) / "curriculum-simulated.jsonl",
+            seeds=range(first_seed, first_seed + num_seeds),
+            pools=only or list(POOLS),
+            num_processes=num_processes,
+        )
+    _tell(simulated_result(rows), out, as_json)
+    if out is not None:
+        write_plots(rows, out)
 
 
 def _tell(result: Result, out: Path | None, as_json: bool) -> None:

@@ -25,7 +25,7 @@ from posttrain.recipe.curricula import AdaptiveCurriculum
 from posttrain.records import Prompt, RolloutGroup
 
 # Of the prompts with evidence of their own, so many are looked at for one proposal, by chance.
-_MAX_SCORED = 32_768
+_MAX_SCORED = 16_384
 _SOLVED_RATE, _SOLVED_CHANCE = 0.9, 0.8
 # Weight left at each step to the usual signal per rollout.
 _RATE_KEPT = 0.9
@@ -56,7 +56,7 @@ class Adaptive:
         tags: Mapping[str, float] | None = None,
     ) -> None:
         self._spec = spec
-        self._tags = dict(tags or {}) if spec.tags else {}
+        self._tags: Mapping[str, float] = tags if tags is not None and spec.tags else {}
         self._pool = Pool(prompts, quotas=spec.quotas, seed=seed)
         self._inbox = Inbox()
         self._step = 0
@@ -380,7 +380,7 @@ class Adaptive:
         return [(i, math.nan) for i in found.tolist()]
 
     def _with_beliefs(self, proposals: Sequence[Proposal], chosen: Indices) -> list[Proposal]:
-        """Proposals with what is believed of them, and with pilots where the batch gains by them."""
+        """Proposals with what is believed of them, and pilots where the batch gains by them."""
         if not proposals:
             return []
         alpha_N, beta_N = self._beliefs(chosen)
@@ -428,7 +428,7 @@ class Adaptive:
     # Believing
 
     def _score_known(self) -> _Candidates:
-        known = self._evidence.known
+        known = self._evidence.known.astype(np.int64)
         log_share = 0.0
         if len(known) > _MAX_SCORED:
             drawn = np.unique(self._pool.rng.integers(len(known), size=_MAX_SCORED))
@@ -437,7 +437,7 @@ class Adaptive:
         alpha, beta = self._beliefs(known)
         centre = self._centre_C()[np.maximum(self._pool.capability_P[known], 0)]
         return _Candidates(
-            index_N=known.astype(np.int64),
+            index_N=known,
             alpha_N=alpha,
             beta_N=beta,
             score_N=self._scores(alpha, beta, centre),
@@ -538,7 +538,9 @@ class Adaptive:
         chosen_by_it = self._likelihoods.weight_C[np.maximum(self._pool.capability_P[i], 0)] > 0
         first_N = evidence.passed_P[i] + evidence.failed_P[i] == 0
         first_N &= ~(chosen_by_it & ~np.isnan(evidence.logprob_P[i]))
-        self._prior.observe(visits, self._untried.stratum_P[i], first_N.astype(np.float64))
+        self._prior.observe(
+            visits, self._untried.stratum_P[i].astype(np.int64), first_N.astype(np.float64)
+        )
         if self._spec.discount == "auto":
             self._discounts.observe(visits, prior_alpha, prior_beta)
         evidence.count(visits, discount=self._discount(), backoff=self._spec.backoff)

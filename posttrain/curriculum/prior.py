@@ -98,10 +98,8 @@ class StratumPrior:
         variance = _shrunk(self._variance_S.sum(), self._num_pairs_S.sum(), variance_0, 2.0)
         ratio = np.clip(variance / (mean * (1.0 - mean)), _MIN_RATIO, _MAX_RATIO)
 
-        num_U = np.bincount(self._parent_S, self._num_S, self._num_parents)
-        rate_U = np.bincount(self._parent_S, self._rate_S, self._num_parents)
-        pairs_U = np.bincount(self._parent_S, self._num_pairs_S, self._num_parents)
-        variance_U = np.bincount(self._parent_S, self._variance_S, self._num_parents)
+        num_U, rate_U = self._by_parent(self._num_S), self._by_parent(self._rate_S)
+        pairs_U, variance_U = self._by_parent(self._num_pairs_S), self._by_parent(self._variance_S)
         mean_U = _shrunk(rate_U, num_U, mean, k)
         bins = self._bin_parents
         # Harder tags pass less: the map is monotone, and flat where tags tell nothing.
@@ -112,6 +110,10 @@ class StratumPrior:
         mean_S = np.clip(mean_S, 1e-3, 1.0 - 1e-3)
         ratio_S = _ratio(self._variance_S, self._num_pairs_S, mean_S, ratio_U[self._parent_S], k)
         return mean_S, ratio_S / (1.0 - ratio_S)
+
+    def _by_parent(self, values_S: Floats) -> Floats:
+        sums_U = np.bincount(self._parent_S, values_S, self._num_parents)
+        return sums_U.astype(np.float64)
 
     def _index_parents(self) -> None:
         """A tag bin is the parent of its strata; without a tag, the capability is."""
@@ -166,11 +168,12 @@ def tag_edges(tags_P: Floats, num_bins: int) -> Floats:
 
 
 def _shrunk(total: Floats, num: Floats, towards: Floats | float, weight: float) -> Floats:
-    return (total + weight * towards) / (num + weight)
+    return np.asarray((total + weight * towards) / (num + weight), dtype=np.float64)
 
 
 def _ratio(
     variance: Floats, num: Floats, mean: Floats, towards: Floats | float, weight: float
 ) -> Floats:
     inner = np.maximum(mean * (1.0 - mean), 1e-6)
-    return np.clip(_shrunk(variance, num, towards * inner, weight) / inner, _MIN_RATIO, _MAX_RATIO)
+    ratio = _shrunk(variance, num, towards * inner, weight) / inner
+    return np.clip(ratio, _MIN_RATIO, _MAX_RATIO).astype(np.float64)

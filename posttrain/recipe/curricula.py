@@ -102,13 +102,13 @@ class AdaptiveCurriculum(_Curriculum):
     """Standard deviation of the band."""
     temperature: float = Field(default=0.15, gt=0)
     """Of sampling by score; towards 0 the best are taken."""
-    explore_min: Share = 0.02
+    explore_min: Share = 0.005
     """Least share of a batch drawn without looking at the score."""
-    explore_max: Share = 0.05
+    explore_max: Share = 0.02
     """Greatest: where all of the pool is alive."""
-    review: Share = 0.02
+    review: Share = 0.01
     """Share of a batch for prompts that were solved, the longest unseen first."""
-    retry: Share = 0.02
+    retry: Share = 0.01
     """Share of a batch for unsolved prompts whose wait is over."""
     backoff: int = Field(default=6, ge=1)
     """Steps until a prompt without a pass comes again; doubles with each time."""
