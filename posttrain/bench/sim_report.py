@@ -160,8 +160,7 @@ def simulated_result(rows: Sequence[Row]) -> Result:
 
 def describe_pool(pool: str) -> dict[str, float]:
     """Share of alive prompts at the start, and the ceilings that follow."""
-    spec = POOLS[pool]
-    p = 1.0 / (1.0 + np.exp(draw_pool(spec, 0).difficulty_P))
+    p = 1.0 / (1.0 + np.exp(draw_pool(POOLS[pool], 0).difficulty_P))
     alive = float((1 - p**GROUP_SIZE - (1 - p) ** GROUP_SIZE).mean())
     return {
         "alive": alive,
