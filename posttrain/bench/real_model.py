@@ -8,7 +8,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Llama4ForCausalLM, Llama4TextConfig, PreTrainedTokenizerFast
 
-from posttrain.bench.real_tasks import LETTERS
+from posttrain.bench.real_tasks import LETTERS, MARKS
 
 BEGIN, PAD, END, USER, ASSISTANT, UNKNOWN = (
     "<|begin_of_text|>",
@@ -20,7 +20,7 @@ BEGIN, PAD, END, USER, ASSISTANT, UNKNOWN = (
 )
 SPECIAL_TOKENS = (BEGIN, PAD, END, USER, ASSISTANT, UNKNOWN)
 """Their ids are their places."""
-CHARACTERS = LETTERS + "0123456789+RSC"
+CHARACTERS = LETTERS + "".join(MARKS)
 
 # One token per role: the turns' heads would be most of a prompt of ten characters.
 CHAT_TEMPLATE = (

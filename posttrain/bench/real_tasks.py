@@ -1,27 +1,22 @@
-"""Procedural tasks that a million parameters can learn: strings of letters, and sums.
+"""Procedural tasks that a million parameters can learn: strings of letters, harder as they grow.
 
-Every answer has one accepted form: letters in one case, numbers without leading zeros. So the
-probability that a policy writes it and stops is its pass rate at temperature 1.
+Every answer has one accepted form, so the probability that a policy writes it and stops is its pass
+rate at temperature 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from posttrain.records import Message, Prompt, Sample
 
 LETTERS = "abcdefghij"
-LEVELS: Mapping[str, Sequence[int]] = {
-    "reverse": range(2, 11),
-    "sort": range(2, 11),
-    "shift": range(2, 11),
-    "add": range(1, 6),
-}
-"""Capability -> its levels: letters in a string, digits of both numbers."""
-MAX_ANSWER_TOKENS = 12
-"""Ten letters and the end of turn fit."""
+LEVELS = range(2, 13)
+"""Letters in a string."""
+MAX_ANSWER_TOKENS = 14
+"""Twelve letters, the end of turn, and one too many."""
 
 
 def reverse(text: str) -> str:
@@ -51,26 +46,26 @@ def shift(text: str) -> str:
     return "".join(LETTERS[(LETTERS.index(letter) + 1) % len(LETTERS)] for letter in text)
 
 
-_ON_LETTERS: Mapping[str, tuple[str, Callable[[str], str]]] = {
+_TASKS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "reverse": ("R", reverse),
     "sort": ("S", sort),
     "shift": ("C", shift),
 }
+"""Capability -> the mark that asks for it, and what it is."""
+CAPABILITIES = tuple(_TASKS)
+MARKS = tuple(mark for mark, _ in _TASKS.values())
 
 
 def draw_question(capability: str, level: int, rng: np.random.Generator) -> tuple[str, str]:
     """A question of a level and its answer."""
-    if capability == "add":
-        low = 10 ** (level - 1) if level > 1 else 0
-        first, second = rng.integers(low, 10**level, size=2).tolist()
-        return f"{first}+{second}", str(first + second)
-    mark, solve = _ON_LETTERS[capability]
+    mark, solve = _TASKS[capability]
     text = "".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=level))
     return mark + text, solve(text)
 
 
-def prompt_of(capability: str, level: int, question: str, answer: str) -> Prompt:
+def draw_prompt(capability: str, level: int, rng: np.random.Generator) -> Prompt:
     """For RL: the level stays out of what a curriculum sees, and is kept in `meta` for tables."""
+    question, answer = draw_question(capability, level, rng)
     return Prompt.make(
         messages=[Message(role="user", content=question)],
         reference=answer,
@@ -80,8 +75,9 @@ def prompt_of(capability: str, level: int, question: str, answer: str) -> Prompt
     )
 
 
-def sample_of(capability: str, level: int, question: str, answer: str) -> Sample:
+def draw_sample(capability: str, level: int, rng: np.random.Generator) -> Sample:
     """For SFT."""
+    question, answer = draw_question(capability, level, rng)
     return Sample.make(
         messages=[
             Message(role="user", content=question),
