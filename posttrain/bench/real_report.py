@@ -57,9 +57,8 @@ def real_result(rows: Sequence[Row]) -> Result:
             told = f"{_mean(arm_rows, 'start'):.3f} to {_mean(arm_rows, 'final'):.3f}"
             discarded = _share_discarded(arm_rows)
             if arm == "uniform":
-                table.append([label, arm, *["1"] * 9, f"{discarded:.2f}", told, ""])
-                table[-1][3] = ""
-                del table[-1][10]
+                ones = ["1"] * 6
+                table.append([label, arm, "1", "", *ones, f"{discarded:.2f}", told, ""])
                 continue
             ratios = {
                 f"{cost} {share:g}": cost_ratio(uniform, arm_rows, share, cost)
@@ -113,13 +112,14 @@ def cost_ratio(base: Sequence[Row], arm: Sequence[Row], share: float, cost: str)
 
 def _notes(of: dict[str, dict[str, list[Row]]], seeds: Sequence[int]) -> list[str]:
     spec = next(iter(REAL_POOLS.values()))
+    uniform = {pool: by_arm["uniform"] for pool, by_arm in of.items()}
     gains = ", ".join(
-        f"{pool}: {_mean(by_arm['uniform'], 'start'):.3f} to {_mean(by_arm['uniform'], 'final'):.3f}"
-        for pool, by_arm in of.items()
+        f"{pool}: {_mean(mine, 'start'):.3f} to {_mean(mine, 'final'):.3f}"
+        for pool, mine in uniform.items()
     )
     return [
-        f"Cost of uniform over the arm's to reach 90 % (75, 50) of uniform's final gain in held-out "
-        f"pass@1: above 1 the arm is cheaper. {len(seeds)} paired seeds ({seeds[0]} to "
+        f"Cost of uniform over the arm's to reach 90 % (75, 50) of uniform's final gain in "
+        f"held-out pass@1: above 1 the arm is cheaper. {len(seeds)} paired seeds ({seeds[0]} to "
         f"{seeds[-1]}), geometric means, bootstrap intervals; batches of {BATCH} groups of "
         f"{GROUP_SIZE}. '<=': in some seeds the arm never got there within one and a half times "
         "uniform's tokens or three times its steps. Every pilot, discarded group and review is "

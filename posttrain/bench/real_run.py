@@ -32,6 +32,7 @@ from posttrain.bench.real_pools import GROUP_SIZE, RealPool
 from posttrain.bench.real_start import model_spec, pass_rates
 from posttrain.bench.real_tasks import CAPABILITIES, MAX_ANSWER_TOKENS
 from posttrain.bench.sim_run import Trace
+from posttrain.bench.sim_suite import COSTS
 from posttrain.curriculum import Adaptive, build_curriculum
 from posttrain.engines import Completion, Engine, SamplingRequest, make_engine
 from posttrain.engines.base import OnDone
@@ -114,7 +115,7 @@ class Watch(TrainerCallback):
         self._reached = 0
         self._next = every
         self._clock = 0.0
-        self._spent = dict.fromkeys(("tokens", "rollouts", "steps", "seconds", "scored_tokens"), 0.0)
+        self._spent = dict.fromkeys(COSTS, 0.0)
         self.points: list[dict[str, float]] = []
         self.purposes: Counter[str] = Counter()
         self.fates: Counter[str] = Counter()
@@ -123,7 +124,7 @@ class Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure the start."""
-        self._measure(kwargs["model"])
+        self.measure(kwargs["model"])
         self._clock = time.process_time()
 
     def on_log(
@@ -151,13 +152,14 @@ class Watch(TrainerCallback):
             self._max_tokens is not None and spent["tokens"] >= self._max_tokens
         )
         if is_over or spent["tokens"] >= self._next:
-            self._measure(kwargs["model"])
+            self.measure(kwargs["model"])
             while self._next <= spent["tokens"]:
                 self._next += self._every
         control.should_training_stop = is_over or self._reached >= 2
         self._clock = time.process_time()
 
-    def _measure(self, model: torch.nn.Module) -> None:
+    def measure(self, model: torch.nn.Module) -> None:
+        """Add a point: held-out pass@1 of the policy now, and what was spent up to now."""
         was_training = model.training
         model.eval()
         value = held_out_pass_rate(model, self._tokenizer, self._held_out)
@@ -238,9 +240,9 @@ def train_arm(
         grpo.add_callback(watch)
         try:
             grpo.train()
-        except HealthStop as stop:
+        except HealthStop:
             metrics["stopped_for_health"] = 1.0
-            assert watch.points, stop
+            watch.measure(grpo.accelerator.unwrap_model(grpo.model))
     engine.close()
     return Trace(
         points=watch.points,

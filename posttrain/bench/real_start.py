@@ -88,5 +88,3 @@ def pass_rates(
         logprobs = sequence_logprobs(model, [asked[i] for i in part], [answers[i] for i in part])
         rates[part] = [math.exp(math.fsum(of_one)) for of_one in logprobs]
     return rates
-
-

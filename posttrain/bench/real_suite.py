@@ -202,5 +202,3 @@ def _imported(root: Path, module: str) -> set[Path]:
             ):
                 ahead.append(node.module or "")
     return found
-
-
