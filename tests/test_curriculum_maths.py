@@ -258,8 +258,8 @@ def test_the_likelihood_map_where_likelihood_is_the_pass_rate():
             np.log(np.maximum(p, 1e-6)),
             rng.binomial(8, p),
             np.full(16, 8),
-            np.full(16, 0.4),
-            np.full(16, 0.6),
+            prior=(np.full(16, 0.4), np.full(16, 0.6)),
+            evidence=(np.zeros(16), np.zeros(16)),
         )
     assert likelihoods.weight_C[0] > 0.99
     assert likelihoods.is_useful(0)

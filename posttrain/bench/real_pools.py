@@ -59,7 +59,7 @@ class RealPool:
 
 REAL_POOLS: Mapping[str, RealPoolSpec] = {
     "curated": RealPoolSpec(alive=1.0, num_prompts=2048, num_steps=60),
-    "wide": RealPoolSpec(alive=0.45, num_prompts=4096, num_steps=120),
+    "wide": RealPoolSpec(alive=0.45, num_prompts=4096, num_steps=100),
     "dead 95 %": RealPoolSpec(alive=0.05, num_prompts=8192, num_steps=240),
 }
 

@@ -38,6 +38,7 @@ from posttrain.engines import Completion, Engine, SamplingRequest, make_engine
 from posttrain.engines.base import OnDone
 from posttrain.errors import HealthStop
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
+from posttrain.progress import Bar, progress
 from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.schema import EngineSpec
 from posttrain.records import Prompt
@@ -102,13 +103,14 @@ class Watch(TrainerCallback):
         self,
         *,
         engine: Metered,
+        bar: Bar,
         held_out: Sequence[Prompt],
         tokenizer: PreTrainedTokenizerBase,
         every: int,
         max_tokens: int | None,
         stop_at: float | None,
     ) -> None:
-        self._engine = engine
+        self._engine, self._bar = engine, bar
         self._held_out, self._tokenizer = held_out, tokenizer
         self._every = every
         self._max_tokens, self._stop_at = max_tokens, stop_at
@@ -155,6 +157,7 @@ class Watch(TrainerCallback):
             self.measure(kwargs["model"])
             while self._next <= spent["tokens"]:
                 self._next += self._every
+        self._bar.advance(1, held_out=round(self.points[-1]["held_out"], 3))
         control.should_training_stop = is_over or self._reached >= 2
         self._clock = time.process_time()
 
@@ -188,6 +191,7 @@ def train_arm(
     eval_every: int,
     max_tokens: int | None = None,
     stop_at: float | None = None,
+    label: str = "rl",
 ) -> Trace:
     """Train until `max_steps`, `max_tokens`, or `stop_at` held out twice in a row.
 
@@ -197,17 +201,21 @@ def train_arm(
     started = time.perf_counter()
     tokenizer = load_tokenizer(policy.base)
     engine = Metered(make_engine(ENGINE, policy, dtype="float32", seed=seed))
-    watch = Watch(
-        engine=engine,
-        held_out=pool.held_out,
-        tokenizer=tokenizer,
-        every=eval_every,
-        max_tokens=max_tokens,
-        stop_at=stop_at,
-    )
     chooser = build_curriculum(spec, pool.prompts, seed=seed, tags=pool.tags)
     metrics: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress(label, total=max_steps) as bar,
+    ):
+        watch = Watch(
+            engine=engine,
+            bar=bar,
+            held_out=pool.held_out,
+            tokenizer=tokenizer,
+            every=eval_every,
+            max_tokens=max_tokens,
+            stop_at=stop_at,
+        )
         args = _arguments(seed=seed, max_steps=max_steps, work_dir=Path(folder))
         session = RolloutSession(
             curriculum=chooser,

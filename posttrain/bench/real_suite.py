@@ -9,12 +9,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 
 import datasets
 import torch
 
-from posttrain.bench.real_pools import REAL_POOLS, RealPool, RealPoolSpec, draw_real_pool
-from posttrain.bench.real_run import train_arm
+from posttrain.bench.real_pools import (
+    GROUP_SIZE,
+    REAL_POOLS,
+    RealPool,
+    RealPoolSpec,
+    draw_real_pool,
+)
+from posttrain.bench.real_run import BATCH, train_arm
 from posttrain.bench.real_start import NUM_STEPS, model_spec, pass_rates, starting_policy
 from posttrain.bench.sim_suite import COSTS, SHUFFLED, TARGETS, Row, crossing, read_ledger
 from posttrain.curriculum import build_curriculum
@@ -28,8 +35,9 @@ from posttrain.records import Message, Prompt, content_hash
 # An arm may spend so much of uniform's tokens, and take so many of its steps, before it is given up
 # as a bound.
 MAX_SPENT, MAX_STEPS = 1.5, 3
-NUM_EVALS = 40
-"""Of uniform; the others measure after as many tokens."""
+NUM_EVALS, TOKENS_PER_ROLLOUT = 40, 9
+"""About so often uniform is measured, every rollout taken to be so long; the other arms are
+measured after as many tokens as it."""
 
 
 def real_arms() -> dict[str, CurriculumSpec]:
@@ -98,6 +106,8 @@ def run_real_arm(
     spec = replace(pools[pool], shuffled_tags=arm == SHUFFLED)
     policy, drawn = _starting_point(spec, seed, cache, sft_steps)
     curriculum = real_arms()[arm]
+    label = f"{pool}, {arm}, seed {seed}"
+    eval_every = spec.num_steps * BATCH * GROUP_SIZE * TOKENS_PER_ROLLOUT // NUM_EVALS
     if uniform is None:
         trace = train_arm(
             curriculum,
@@ -105,10 +115,11 @@ def run_real_arm(
             policy,
             seed=seed,
             max_steps=spec.num_steps,
-            # What a rollout costs at the start is not known yet: about seven tokens.
-            eval_every=spec.num_steps * 256 * 7 // NUM_EVALS,
+            eval_every=eval_every,
+            label=label,
         )
-        start, final = trace.points[0]["held_out"], trace.points[-1]["held_out"]
+        start = trace.points[0]["held_out"]
+        final = fmean(point["held_out"] for point in trace.points[-3:])
     else:
         start, final = uniform["start"], uniform["uniform_final"]
         trace = train_arm(
@@ -117,9 +128,10 @@ def run_real_arm(
             policy,
             seed=seed,
             max_steps=MAX_STEPS * spec.num_steps,
-            eval_every=spec.num_steps * 256 * 7 // NUM_EVALS,
+            eval_every=eval_every,
             max_tokens=int(MAX_SPENT * uniform["spent"]["tokens"]),
             stop_at=start + TARGETS[-1] * (final - start),
+            label=label,
         )
     return {
         "key": row_key(pool, arm, seed, sft_steps=sft_steps, pools=pools),

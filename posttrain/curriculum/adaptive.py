@@ -74,7 +74,7 @@ class Adaptive:
         self._evidence = Evidence(len(prompts))
         self._discounts = DiscountChoice(0.5 if spec.discount == "auto" else spec.discount)
         num = len(self._pool.capabilities)
-        self._likelihoods = LikelihoodMap(num, memory=512, evidence_kept=0.9)
+        self._likelihoods = LikelihoodMap(num, memory=512, evidence_kept=0.97)
         self._calibration = Calibration()
         self._owed: dict[Reason, list[float]] = {
             "explored": [0.0] * num,
@@ -556,8 +556,7 @@ class Adaptive:
             return
         mean_S, strength_S = self._prior.parameters()
         s = self._untried.stratum_P[i]
-        alpha = mean_S[s] * strength_S[s] + evidence.passed_P[i]
-        beta = (1.0 - mean_S[s]) * strength_S[s] + evidence.failed_P[i]
+        alpha, beta = mean_S[s] * strength_S[s], (1.0 - mean_S[s]) * strength_S[s]
         for c in range(len(self._pool.capabilities)):
             mine = np.flatnonzero(fresh & (self._pool.capability_P[i] == c))
             self._likelihoods.observe(
@@ -565,8 +564,11 @@ class Adaptive:
                 evidence.logprob_P[i[mine]].astype(np.float64),
                 visits.num_passed_N[mine],
                 visits.num_decided_N[mine],
-                alpha[mine],
-                beta[mine],
+                prior=(alpha[mine], beta[mine]),
+                evidence=(
+                    evidence.passed_P[i[mine]].astype(np.float64),
+                    evidence.failed_P[i[mine]].astype(np.float64),
+                ),
             )
 
     def _meet(self, indices: Indices) -> None:

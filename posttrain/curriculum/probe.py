@@ -14,6 +14,8 @@ from posttrain.curriculum.posterior import Floats, Ints, log_predictive
 _MIN_PAIRS = 24
 _NUM_BINS = 12
 _MAX_STRENGTH = 32.0
+# Few groups say little: until there are more, only a clear loss turns the probe off.
+_SURE_NATS = 5.0
 
 
 class LikelihoodMap:
@@ -46,7 +48,8 @@ class LikelihoodMap:
 
     def is_useful(self, capability: int) -> bool:
         """Whether more likelihoods are worth their price: still unknown, or better than without."""
-        return not self.is_tested(capability) or self._gain_C[capability] > 0.0
+        lost = -_SURE_NATS if self._num_tested_C[capability] < 8 * _MIN_PAIRS else 0.0
+        return not self.is_tested(capability) or self._gain_C[capability] > lost
 
     def is_tested(self, capability: int) -> bool:
         """Whether enough groups followed a prediction to tell."""
@@ -66,17 +69,24 @@ class LikelihoodMap:
         logprobs: Floats,
         num_passed: Ints,
         num_decided: Ints,
-        alpha: Floats,
-        beta: Floats,
+        prior: tuple[Floats, Floats],
+        evidence: tuple[Floats, Floats],
     ) -> None:
-        """Learn from first visits; `alpha`, `beta` is what was believed of them without the map."""
+        """Learn from visits.
+
+        `prior` is alpha and beta without the map, `evidence` what the prompts' own rollouts had
+        shown: the map is held against the prior, each with the same evidence.
+        """
         if not len(logprobs):
             return
         fitted = self._maps[capability]
         if fitted is not None:
             mean, strength = self.beliefs(capability, logprobs)
-            ours = log_predictive(mean * strength, (1 - mean) * strength, num_passed, num_decided)
-            theirs = log_predictive(alpha, beta, num_passed, num_decided)
+            passed, failed = evidence
+            ours = log_predictive(
+                mean * strength + passed, (1 - mean) * strength + failed, num_passed, num_decided
+            )
+            theirs = log_predictive(prior[0] + passed, prior[1] + failed, num_passed, num_decided)
             gain = float(np.sum(ours - theirs))
             self._gain_C[capability] = self._kept * self._gain_C[capability] + gain
             self._num_tested_C[capability] += len(logprobs)

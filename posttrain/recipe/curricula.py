@@ -49,8 +49,11 @@ class DifficultyPoolsCurriculum(_Curriculum):
     normal: Share = 0.75
     """Up to this pass rate it is normal, above it easy."""
     hard_weight: float = Field(default=0.2, gt=0)
+    """How readily a hard prompt is drawn; unseen ones weigh 1."""
     normal_weight: float = Field(default=1.0, gt=0)
+    """How readily a normal one is."""
     easy_weight: float = Field(default=0.2, gt=0)
+    """How readily an easy one is."""
 
     @model_validator(mode="after")
     def _rising(self) -> DifficultyPoolsCurriculum:
