@@ -96,7 +96,7 @@ def draw_real_pool(spec: RealPoolSpec, rate: Rate, *, seed: int) -> RealPool:
         num = len(range(c, spec.num_prompts, len(CAPABILITIES)))
         num_alive = round(spec.alive * num)
         num_hard = round(spec.dead_hard * (num - num_alive))
-        missing: Counter[Kind] = Counter(
+        missing: Counter[str] = Counter(
             alive=num_alive, hard=num_hard, solved=num - num_alive - num_hard
         )
         for _ in range(_MAX_CHUNKS):

@@ -58,13 +58,9 @@ class Metered:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.policy_version = engine.policy_version
         self.num_rollouts = 0
         self.num_tokens = 0
-
-    @property
-    def policy_version(self) -> int:
-        """The engine's."""
-        return self._engine.policy_version
 
     def generate(
         self,
@@ -90,6 +86,7 @@ class Metered:
     ) -> None:
         """As the engine does."""
         self._engine.sync_weights(tensors, policy_version)
+        self.policy_version = policy_version
 
     def close(self) -> None:
         """As the engine does."""

@@ -103,6 +103,7 @@ def run_real_arm(
     pools: Mapping[str, RealPoolSpec] = REAL_POOLS,
 ) -> Row:
     """One run as a ledger's row; `uniform` is the same seed's, None for that arm itself."""
+    key = row_key(pool, arm, seed, sft_steps=sft_steps, pools=pools)
     spec = replace(pools[pool], shuffled_tags=arm == SHUFFLED)
     policy, drawn = _starting_point(spec, seed, cache, sft_steps)
     curriculum = real_arms()[arm]
@@ -134,7 +135,7 @@ def run_real_arm(
             label=label,
         )
     return {
-        "key": row_key(pool, arm, seed, sft_steps=sft_steps, pools=pools),
+        "key": key,
         "pool": pool,
         "arm": arm,
         "seed": seed,
