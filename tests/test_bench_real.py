@@ -181,9 +181,14 @@ def test_one_arm_trains_for_two_steps_on_what_sft_left(tmp_path: Path) -> None:
     request = SamplingRequest(num_generations=16, max_tokens=MAX_ANSWER_TOKENS)
     sampled = engine.generate([prompt_ids(tokenizer, p.messages) for p in prompts], request)
     assert engine.num_rollouts == 16 * len(prompts)
+    texts_P_G = [
+        [str(tokenizer.decode(c.token_ids, skip_special_tokens=True)) for c in of_one]
+        for of_one in sampled
+    ]
     passed = [
-        [verify(p, tokenizer.decode(c.token_ids, skip_special_tokens=True)).passed for c in of_one]
-        for p, of_one in zip(prompts, sampled, strict=True)
+        float(verify(prompt, text).passed is True)
+        for prompt, texts in zip(prompts, texts_P_G, strict=True)
+        for text in texts
     ]
     error = np.sqrt((rates * (1 - rates)).sum() / 16) / len(prompts)
     assert np.mean(passed) == pytest.approx(rates.mean(), abs=4 * error + 0.005)
