@@ -22,7 +22,7 @@ from posttrain.bench.real_pools import (
 )
 from posttrain.bench.real_report import real_result
 from posttrain.bench.real_run import Metered, held_out_pass_rate, train_arm
-from posttrain.bench.real_start import model_spec, pass_rates, starting_policy
+from posttrain.bench.real_start import exam, model_spec, pass_rates, starting_policy
 from posttrain.bench.real_suite import SHUFFLED, real_arms, row_key
 from posttrain.bench.real_tasks import (
     CAPABILITIES,
@@ -173,8 +173,9 @@ def test_one_arm_trains_for_two_steps_on_what_sft_left(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     drawn = [draw_prompt(c, k, rng) for c in CAPABILITIES for k in (2, 3) for _ in range(50)]
     prompts = list({prompt.prompt_id: prompt for prompt in drawn}.values())
-    rates = pass_rates(model, tokenizer, prompts)
-    before = held_out_pass_rate(model, tokenizer, prompts)
+    asked = exam(tokenizer, prompts)
+    rates = pass_rates(model, asked)
+    before = held_out_pass_rate(model, asked, [p.capability for p in prompts])
     assert before > 0.05, "SFT has taught a part"
 
     engine = Metered(make_engine(EngineSpec(kind="transformers"), policy, dtype="float32", seed=0))

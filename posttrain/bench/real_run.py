@@ -29,8 +29,8 @@ from transformers import (
 from trl import GRPOConfig
 
 from posttrain.bench.real_pools import GROUP_SIZE, RealPool
-from posttrain.bench.real_start import model_spec, pass_rates
-from posttrain.bench.real_tasks import CAPABILITIES, MAX_ANSWER_TOKENS
+from posttrain.bench.real_start import Exam, exam, model_spec, pass_rates
+from posttrain.bench.real_tasks import MAX_ANSWER_TOKENS
 from posttrain.bench.sim_run import Trace
 from posttrain.bench.sim_suite import COSTS
 from posttrain.curriculum import Adaptive, build_curriculum
@@ -49,7 +49,7 @@ from posttrain.rl.trainer import CurriculumGRPOTrainer
 from posttrain.training import trainer_arguments
 
 BATCH = 32
-LEARNING_RATE = 2e-4
+LEARNING_RATE, WARMUP_STEPS = 1e-4, 10
 ENGINE = EngineSpec(kind="transformers", max_num_seqs=512, max_model_len=64)
 
 
@@ -108,7 +108,8 @@ class Watch(TrainerCallback):
         stop_at: float | None,
     ) -> None:
         self._engine, self._bar = engine, bar
-        self._held_out, self._tokenizer = held_out, tokenizer
+        self._exam = exam(tokenizer, held_out)
+        self._capabilities = [prompt.capability for prompt in held_out]
         self._every = every
         self._max_tokens, self._stop_at = max_tokens, stop_at
         self._reached = 0
@@ -162,7 +163,7 @@ class Watch(TrainerCallback):
         """Add a point: held-out pass@1 of the policy now, and what was spent up to now."""
         was_training = model.training
         model.eval()
-        value = held_out_pass_rate(model, self._tokenizer, self._held_out)
+        value = held_out_pass_rate(model, self._exam, self._capabilities)
         model.train(was_training)
         self.points.append({"held_out": value, **self._spent})
         is_there = self._stop_at is not None and value >= self._stop_at
@@ -170,12 +171,12 @@ class Watch(TrainerCallback):
 
 
 def held_out_pass_rate(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+    model: torch.nn.Module, exam_P: Exam, capabilities_P: Sequence[str]
 ) -> float:
     """Macro over capabilities, at temperature 1, exactly."""
-    rates = pass_rates(model, tokenizer, prompts)
-    of = np.array([CAPABILITIES.index(prompt.capability) for prompt in prompts])
-    return float(np.mean([rates[of == c].mean() for c in sorted(set(of.tolist()))]))
+    rates = pass_rates(model, exam_P)
+    of = np.array(capabilities_P)
+    return float(np.mean([rates[of == c].mean() for c in sorted(set(capabilities_P))]))
 
 
 def train_arm(
@@ -263,7 +264,8 @@ def train_arm(
 def _arguments(*, seed: int, max_steps: int, work_dir: Path) -> GRPOConfig:
     trainer = {
         "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",  # arms end at different steps
+        "lr_scheduler_type": "constant_with_warmup",  # no decay: arms end at different steps
+        "warmup_steps": WARMUP_STEPS,
         "max_steps": max_steps,
         "num_generations": GROUP_SIZE,
         "per_device_train_batch_size": BATCH * GROUP_SIZE,

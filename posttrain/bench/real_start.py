@@ -72,19 +72,32 @@ def starting_policy(folder: Path, *, seed: int, num_steps: int = NUM_STEPS) -> P
     return policy
 
 
-def pass_rates(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
-) -> Floats:
+Exam = list[tuple[list[int], list[int]]]
+"""Per prompt its tokens, and its answer's with the end of turn."""
+
+
+def exam(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Exam:
+    """What `pass_rates` scores."""
+    return [
+        (
+            prompt_ids(tokenizer, prompt.messages),
+            answer_ids(tokenizer, prompt.messages, prompt.reference),
+        )
+        for prompt in prompts
+    ]
+
+
+def pass_rates(model: torch.nn.Module, exam_P: Exam) -> Floats:
     """(P,) each prompt's pass rate at temperature 1, exactly.
 
     It is the probability of the answer and its end of turn, the answer's only accepted form.
     """
-    asked = [prompt_ids(tokenizer, prompt.messages) for prompt in prompts]
-    answers = [answer_ids(tokenizer, prompt.messages, prompt.reference) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(asked[i]))
-    rates = np.zeros(len(prompts))
+    order = sorted(range(len(exam_P)), key=lambda i: len(exam_P[i][0]))
+    rates = np.zeros(len(exam_P))
     for start in range(0, len(order), _SEQUENCES_AT_ONCE):
         part = order[start : start + _SEQUENCES_AT_ONCE]
-        logprobs = sequence_logprobs(model, [asked[i] for i in part], [answers[i] for i in part])
+        logprobs = sequence_logprobs(
+            model, [exam_P[i][0] for i in part], [exam_P[i][1] for i in part]
+        )
         rates[part] = [math.exp(math.fsum(of_one)) for of_one in logprobs]
     return rates

@@ -14,6 +14,7 @@ from statistics import fmean
 import datasets
 import torch
 
+from posttrain.bench.learner import Floats
 from posttrain.bench.real_pools import (
     GROUP_SIZE,
     REAL_POOLS,
@@ -22,7 +23,7 @@ from posttrain.bench.real_pools import (
     draw_real_pool,
 )
 from posttrain.bench.real_run import BATCH, train_arm
-from posttrain.bench.real_start import NUM_STEPS, model_spec, pass_rates, starting_policy
+from posttrain.bench.real_start import NUM_STEPS, exam, model_spec, pass_rates, starting_policy
 from posttrain.bench.sim_suite import COSTS, SHUFFLED, TARGETS, Row, crossing, read_ledger
 from posttrain.curriculum import build_curriculum
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
@@ -163,7 +164,12 @@ def _starting_point(
     model = load_policy(policy, model_spec(policy.base), trainable=False).eval()
     tokenizer = load_tokenizer(policy.base)
 
-    return policy, draw_real_pool(spec, lambda new: pass_rates(model, tokenizer, new), seed=seed)
+    def rate(prompts: Sequence[Prompt]) -> Floats:
+        return pass_rates(model, exam(tokenizer, prompts))
+
+    return policy, draw_real_pool(
+        spec, lambda new: pass_rates(model, exam(tokenizer, new)), seed=seed
+    )
 
 
 def row_key(
