@@ -33,6 +33,9 @@ class RealPoolSpec:
     num_prompts: int
     num_steps: int
     """Of the uniform arm; what others may spend follows from its tokens."""
+    learning_rate: float
+    """For all arms: one at which uniform does not lose first what SFT's decay had settled. The fewer
+    groups have signal, the lower, since Adam makes every step equally large."""
     dead_hard: float = 0.9
     """Share of the dead ones that the starting policy never solves; the rest it always does."""
     tag_correlation: float = 0.7
@@ -58,9 +61,9 @@ class RealPool:
 
 
 REAL_POOLS: Mapping[str, RealPoolSpec] = {
-    "curated": RealPoolSpec(alive=1.0, num_prompts=2048, num_steps=60),
-    "wide": RealPoolSpec(alive=0.45, num_prompts=4096, num_steps=100),
-    "dead 95 %": RealPoolSpec(alive=0.05, num_prompts=8192, num_steps=240),
+    "curated": RealPoolSpec(alive=1.0, num_prompts=2048, num_steps=60, learning_rate=5e-5),
+    "wide": RealPoolSpec(alive=0.45, num_prompts=4096, num_steps=100, learning_rate=5e-5),
+    "dead 95 %": RealPoolSpec(alive=0.05, num_prompts=8192, num_steps=240, learning_rate=2e-5),
 }
 
 

@@ -49,7 +49,7 @@ from posttrain.rl.trainer import CurriculumGRPOTrainer
 from posttrain.training import trainer_arguments
 
 BATCH = 32
-LEARNING_RATE, WARMUP_STEPS = 1e-4, 10
+WARMUP_STEPS = 10
 ENGINE = EngineSpec(kind="transformers", max_num_seqs=512, max_model_len=64)
 
 
@@ -186,6 +186,7 @@ def train_arm(
     *,
     seed: int,
     max_steps: int,
+    learning_rate: float,
     eval_every: int,
     max_tokens: int | None = None,
     stop_at: float | None = None,
@@ -214,7 +215,12 @@ def train_arm(
             max_tokens=max_tokens,
             stop_at=stop_at,
         )
-        args = _arguments(seed=seed, max_steps=max_steps, work_dir=Path(folder))
+        args = _arguments(
+            seed=seed,
+            max_steps=max_steps,
+            learning_rate=learning_rate,
+            work_dir=Path(folder),
+        )
         session = RolloutSession(
             curriculum=chooser,
             spec=spec,
@@ -261,9 +267,9 @@ def train_arm(
     )
 
 
-def _arguments(*, seed: int, max_steps: int, work_dir: Path) -> GRPOConfig:
+def _arguments(*, seed: int, max_steps: int, learning_rate: float, work_dir: Path) -> GRPOConfig:
     trainer = {
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": learning_rate,
         "lr_scheduler_type": "constant_with_warmup",  # no decay: arms end at different steps
         "warmup_steps": WARMUP_STEPS,
         "max_steps": max_steps,

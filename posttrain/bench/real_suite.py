@@ -117,6 +117,7 @@ def run_real_arm(
             policy,
             seed=seed,
             max_steps=spec.num_steps,
+            learning_rate=spec.learning_rate,
             eval_every=eval_every,
             label=label,
         )
@@ -130,6 +131,7 @@ def run_real_arm(
             policy,
             seed=seed,
             max_steps=MAX_STEPS * spec.num_steps,
+            learning_rate=spec.learning_rate,
             eval_every=eval_every,
             max_tokens=int(MAX_SPENT * uniform["spent"]["tokens"]),
             stop_at=start + TARGETS[-1] * (final - start),
