@@ -34,8 +34,8 @@ class RealPoolSpec:
     num_steps: int
     """Of the uniform arm; what others may spend follows from its tokens."""
     learning_rate: float
-    """For all arms: one at which uniform does not lose first what SFT's decay had settled. The fewer
-    groups have signal, the lower, since Adam makes every step equally large."""
+    """For all arms: one at which uniform does not first lose what the decay of SFT's learning rate
+    had settled. The fewer groups have signal, the lower: Adam makes all steps equally large."""
     dead_hard: float = 0.9
     """Share of the dead ones that the starting policy never solves; the rest it always does."""
     tag_correlation: float = 0.7
