@@ -12,9 +12,7 @@ import pytest
 
 from posttrain.bench.real_model import write_nano_llama4
 from posttrain.bench.real_pools import (
-    REAL_POOLS,
     RealPool,
-    RealPoolSpec,
     draw_held_out,
     draw_real_pool,
     kind_of,
@@ -22,6 +20,7 @@ from posttrain.bench.real_pools import (
 )
 from posttrain.bench.real_report import real_result
 from posttrain.bench.real_run import Metered, held_out_pass_rate, train_arm
+from posttrain.bench.real_specs import REAL_POOLS, RealPoolSpec
 from posttrain.bench.real_start import exam, model_spec, pass_rates, starting_policy
 from posttrain.bench.real_suite import SHUFFLED, real_arms, row_key
 from posttrain.bench.real_tasks import (

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from posttrain.bench.learner import Floats
+from posttrain.bench.real_specs import RealPoolSpec
 from posttrain.bench.real_tasks import CAPABILITIES, LEVELS, draw_prompt
 from posttrain.errors import HealthStop
 from posttrain.records import Prompt
@@ -22,25 +23,6 @@ alive prompts is what the pool's name says."""
 Kind = Literal["alive", "hard", "solved"]
 Rate = Callable[[Sequence[Prompt]], Floats]
 _CHUNK, _MAX_CHUNKS = 512, 100
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RealPoolSpec:
-    """One pool and how long uniform trains on it."""
-
-    alive: float
-    """Share of prompts whose groups are likely to have signal at the start."""
-    num_prompts: int
-    num_steps: int
-    """Of the uniform arm; what others may spend follows from its tokens."""
-    learning_rate: float
-    """For all arms: one at which uniform does not first lose what the decay of SFT's learning rate
-    had settled. The fewer groups have signal, the lower: Adam makes all steps equally large."""
-    dead_hard: float = 0.9
-    """Share of the dead ones that the starting policy never solves; the rest it always does."""
-    tag_correlation: float = 0.7
-    """Of tag and the starting policy's logit of failing (Pearson), over the pool."""
-    shuffled_tags: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,13 +40,6 @@ class RealPool:
     def alive(self) -> float:
         """Mean chance of signal at the start."""
         return float(signal_chance(self.rates_P).mean())
-
-
-REAL_POOLS: Mapping[str, RealPoolSpec] = {
-    "curated": RealPoolSpec(alive=1.0, num_prompts=2048, num_steps=60, learning_rate=5e-5),
-    "wide": RealPoolSpec(alive=0.45, num_prompts=4096, num_steps=100, learning_rate=5e-5),
-    "dead 95 %": RealPoolSpec(alive=0.05, num_prompts=8192, num_steps=240, learning_rate=2e-5),
-}
 
 
 def signal_chance(rates: Floats) -> Floats:

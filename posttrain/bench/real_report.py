@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.bench.real_pools import GROUP_SIZE, REAL_POOLS
+from posttrain.bench.real_pools import GROUP_SIZE
 from posttrain.bench.real_run import BATCH
+from posttrain.bench.real_specs import REAL_POOLS
 from posttrain.bench.record import Result
 from posttrain.bench.sim_report import OURS, Ratio, costs, paired_ratio
 from posttrain.bench.sim_suite import TARGETS, Row

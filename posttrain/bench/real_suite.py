@@ -15,14 +15,9 @@ import datasets
 import torch
 
 from posttrain.bench.learner import Floats
-from posttrain.bench.real_pools import (
-    GROUP_SIZE,
-    REAL_POOLS,
-    RealPool,
-    RealPoolSpec,
-    draw_real_pool,
-)
+from posttrain.bench.real_pools import GROUP_SIZE, RealPool, draw_real_pool
 from posttrain.bench.real_run import BATCH, train_arm
+from posttrain.bench.real_specs import REAL_POOLS, RealPoolSpec
 from posttrain.bench.real_start import NUM_STEPS, exam, model_spec, pass_rates, starting_policy
 from posttrain.bench.sim_suite import COSTS, SHUFFLED, TARGETS, Row, crossing, read_ledger
 from posttrain.curriculum import build_curriculum
@@ -189,9 +184,14 @@ def row_key(
 
 
 def code_hash(spec: CurriculumSpec) -> str:
-    """Of the bed's own modules and those of this kind of curriculum: another kind's may change."""
+    """Of the bed's own modules and those of this kind of curriculum: another kind's may change.
+
+    The pools' values are in the key themselves, so that another pool's may change, too.
+    """
     here = Path(__file__).parent
-    files = {path for path in here.glob("real_*.py") if path.stem not in ("real_report",)}
+    files = {
+        path for path in here.glob("real_*.py") if path.stem not in ("real_report", "real_specs")
+    }
     made = build_curriculum(spec, [_SOME_PROMPT], seed=0)
     files |= _imported(here.parent.parent, type(made).__module__)
     digest = hashlib.sha256()

@@ -165,8 +165,8 @@ def _on_simulated_learners(
 def _on_real_learners(
     ledger: Path, seeds: range, pools: list[str] | None, arms: list[str] | None
 ) -> tuple[Result, list[dict[str, Any]]]:
-    from posttrain.bench.real_pools import REAL_POOLS
     from posttrain.bench.real_report import real_result
+    from posttrain.bench.real_specs import REAL_POOLS
     from posttrain.bench.real_suite import real_arms, run_real_suite
     from posttrain.pipeline.steps.preparing import cache_dir
 
