@@ -169,7 +169,9 @@ def describe_pool(pool: str) -> dict[str, float]:
     }
 
 
-def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
+def write_plots(
+    rows: Sequence[Row], folder: Path, stem: str = "curriculum-simulated"
+) -> list[Path]:
     """One SVG per pool: held-out pass@1 over generated tokens, means over seeds."""
     import altair as alt
 
@@ -196,7 +198,7 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
         name = "".join(c if c.isalnum() else "-" for c in pool)
         while "--" in name:
             name = name.replace("--", "-")
-        path = folder / f"curriculum-simulated-{name.strip('-')}.svg"
+        path = folder / f"{stem}-{name.strip('-')}.svg"
         chart.save(str(path))
         written.append(path)
     return written

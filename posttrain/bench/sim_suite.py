@@ -44,7 +44,7 @@ def run_suite(
 
     A row counts as finished where pool, curriculum and the code of both are the same.
     """
-    known = {row["key"]: row for row in _read(ledger)}
+    known = {row["key"]: row for row in read_ledger(ledger)}
     rows: list[Row] = []
     for part in (("uniform",), [arm for arm in arms() if arm != "uniform"]):
         jobs = [(pool, arm, seed) for seed in seeds for pool in pools for arm in part]
@@ -149,7 +149,7 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(ledger: Path) -> list[Row]:
+def read_ledger(ledger: Path) -> list[Row]:
     """Rows of a ledger; a last line that was cut off is not counted."""
     if not ledger.exists():
         return []

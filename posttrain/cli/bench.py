@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -124,38 +125,86 @@ def bench_results(
 def bench_curriculum(
     out: OutFolder = None,
     bed: Annotated[
-        Literal["simulated"], typer.Option("--bed", help="What learns: simulated learners.")
+        Literal["simulated", "real"],
+        typer.Option(
+            "--bed",
+            help="What learns: simulated learners, or nano Llama 4 models, for real.",
+        ),
     ] = "simulated",
-    num_seeds: Annotated[int, typer.Option("--seeds", min=2, help="Paired over arms.")] = 8,
+    num_seeds: Annotated[int, typer.Option("--seeds", min=1, help="Paired over arms.")] = 8,
     first_seed: Annotated[int, typer.Option("--first-seed", min=0)] = 0,
-    num_processes: Annotated[int, typer.Option("--processes", min=1)] = 2,
-    only: Annotated[
+    num_processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Of the simulated bed.")
+    ] = 2,
+    pools: Annotated[
         list[str] | None, typer.Option("--pool", help="Only this pool; may be repeated.")
+    ] = None,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option("--arm", help="Real bed: only uniform and this arm; may be repeated."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train learners under every curriculum; tell what each saves against uniform.
 
-    Goes on where it stopped: finished runs are kept in <out>/curriculum-simulated.jsonl.
+    Goes on where it stopped: finished runs are kept in <out>/curriculum-<bed>.jsonl.
     """
+    seeds = range(first_seed, first_seed + num_seeds)
+    with tempfile.TemporaryDirectory() as scratch:
+        ledger = (out or Path(scratch)) / f"curriculum-{bed}.jsonl"
+        if bed == "real":
+            result, rows = _on_real_learners(ledger, seeds, pools, arms)
+        else:
+            if arms:
+                raise RecipeError(
+                    "--arm belongs to the real bed", hint="add --bed real, or leave --arm out"
+                )
+            result, rows = _on_simulated_learners(ledger, seeds, pools, num_processes)
+    _tell(result, out, as_json)
+    if out is not None:
+        from posttrain.bench.sim_report import write_plots
+
+        write_plots(rows, out, f"curriculum-{bed}")
+
+
+def _on_simulated_learners(
+    ledger: Path, seeds: range, pools: list[str] | None, num_processes: int
+) -> tuple[Result, list[dict[str, Any]]]:
     from posttrain.bench.sim_pools import POOLS
-    from posttrain.bench.sim_report import simulated_result, write_plots
+    from posttrain.bench.sim_report import simulated_result
     from posttrain.bench.sim_suite import run_suite
 
-    if unknown := [name for name in only or [] if name not in POOLS]:
+    _check_names("pool", pools, POOLS)
+    rows = run_suite(ledger, seeds=seeds, pools=pools or list(POOLS), num_processes=num_processes)
+    return simulated_result(rows), rows
+
+
+def _on_real_learners(
+    ledger: Path, seeds: range, pools: list[str] | None, arms: list[str] | None
+) -> tuple[Result, list[dict[str, Any]]]:
+    from posttrain.bench.real_report import real_result
+    from posttrain.bench.real_specs import REAL_POOLS
+    from posttrain.bench.real_suite import real_arms, run_real_suite
+    from posttrain.pipeline.steps.preparing import cache_dir
+
+    _check_names("pool", pools, REAL_POOLS)
+    _check_names("arm", arms, real_arms())
+    rows = run_real_suite(
+        ledger,
+        seeds=seeds,
+        pools=pools or list(REAL_POOLS),
+        arms=arms or list(real_arms()),
+        cache=cache_dir() / "bench-curriculum",
+    )
+    return real_result(rows), rows
+
+
+def _check_names(what: str, given: list[str] | None, known: Iterable[str]) -> None:
+    names = list(known)
+    if unknown := [name for name in given or [] if name not in names]:
         raise RecipeError(
-            f"no pool {unknown[0]!r}", hint="one of: " + "; ".join(f"'{name}'" for name in POOLS)
+            f"no {what} {unknown[0]!r}", hint="one of: " + "; ".join(f"'{name}'" for name in names)
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = run_suite(
-            (out or Path(scratch)) / "curriculum-simulated.jsonl",
-            seeds=range(first_seed, first_seed + num_seeds),
-            pools=only or list(POOLS),
-            num_processes=num_processes,
-        )
-    _tell(simulated_result(rows), out, as_json)
-    if out is not None:
-        write_plots(rows, out)
 
 
 def _tell(result: Result, out: Path | None, as_json: bool) -> None:

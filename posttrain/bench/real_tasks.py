@@ -1,0 +1,88 @@
+"""Procedural tasks that a million parameters can learn: strings of letters, harder as they grow.
+
+Every answer has one accepted form, so the probability that a policy writes it and stops is its pass
+rate at temperature 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from posttrain.records import Message, Prompt, Sample
+
+LETTERS = "abcdefghij"
+LEVELS = range(2, 13)
+"""Letters in a string."""
+MAX_ANSWER_TOKENS = 14
+"""Twelve letters, the end of turn, and one too many."""
+
+
+def reverse(text: str) -> str:
+    """The last letter first.
+
+    >>> reverse("abd")
+    'dba'
+    """
+    return text[::-1]
+
+
+def sort(text: str) -> str:
+    """In the alphabet's order.
+
+    >>> sort("bdab")
+    'abbd'
+    """
+    return "".join(sorted(text))
+
+
+def shift(text: str) -> str:
+    """Every letter's successor, the last one's being the first.
+
+    >>> shift("abj")
+    'bca'
+    """
+    return "".join(LETTERS[(LETTERS.index(letter) + 1) % len(LETTERS)] for letter in text)
+
+
+_TASKS: Mapping[str, tuple[str, Callable[[str], str]]] = {
+    "reverse": ("R", reverse),
+    "sort": ("S", sort),
+    "shift": ("C", shift),
+}
+"""Capability -> the mark that asks for it, and what it is."""
+CAPABILITIES = tuple(_TASKS)
+MARKS = tuple(mark for mark, _ in _TASKS.values())
+
+
+def draw_question(capability: str, level: int, rng: np.random.Generator) -> tuple[str, str]:
+    """A question of a level and its answer."""
+    mark, solve = _TASKS[capability]
+    text = "".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=level))
+    return mark + text, solve(text)
+
+
+def draw_prompt(capability: str, level: int, rng: np.random.Generator) -> Prompt:
+    """For RL: the level stays out of what a curriculum sees, and is kept in `meta` for tables."""
+    question, answer = draw_question(capability, level, rng)
+    return Prompt.make(
+        messages=[Message(role="user", content=question)],
+        reference=answer,
+        verifier="exact",
+        capability=capability,
+        meta={"level": level},
+    )
+
+
+def draw_sample(capability: str, level: int, rng: np.random.Generator) -> Sample:
+    """For SFT."""
+    question, answer = draw_question(capability, level, rng)
+    return Sample.make(
+        messages=[
+            Message(role="user", content=question),
+            Message(role="assistant", content=answer),
+        ],
+        capability=capability,
+        meta={"level": level},
+    )
