@@ -133,7 +133,9 @@ def test_a_pair_answered_one_system_instruction_and_holds_it():
     answered = dataclasses.replace(group(one, rollout("40", False), step=2), system="Be terse.")
     (pair,) = mine([terse, plain, answered], [one])
     assert pair.rejected == "40"
-    assert pair.prompt == [{"role": "system", "content": "Be terse."}, *one.messages]
+    # In place of the prompt's own system turn.
+    assert [turn["role"] for turn in one.messages] == ["system", "user"]
+    assert pair.prompt == [{"role": "system", "content": "Be terse."}, one.messages[1]]
 
 
 def test_lengths_are_bounded_in_tokens():

@@ -104,7 +104,8 @@ CASES = [
     Case("seed: 7", "rank: 8", "rank: 8", "rank", "belongs in model.lora"),
     Case("packing: false", "num_generations: 4", "num_generations: 4",
          "sft.trainer.num_generations", "rl.trainer"),
-    Case("pilot:", "low: 0.2\n  pilot:", "low: 0.2", "sft.low", "curriculum's file"),
+    Case("pilot:", "refill_below: 0.2\n  pilot:", "refill_below", "sft.refill_below",
+         "curriculum's file"),
     Case("pairs:\n", "judge: x.yaml\n  pairs:\n", "judge: x", "dpo.judge", "belongs in sft"),
     Case("    max_pairs: 100", "    1: 100", "1: 100", "dpo.pairs.1", "unknown key"),
     # Wrong types.

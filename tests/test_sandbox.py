@@ -496,7 +496,10 @@ def test_a_run_that_verifies_code_is_refused_early_and_others_are_not(
     with pytest.raises(EnvironmentFault, match="no sandbox holds here"):
         preflight.check_sandbox(dataclasses.replace(plain, recipe=code))
     no_code = plain.recipe.model_copy(
-        update={"rl": Rl(data=[DataSource(path="x", capability="math", verifier="math")])}
+        update={
+            "sft": None,
+            "rl": Rl(data=[DataSource(path="x", capability="math", verifier="math")]),
+        }
     )
     preflight.check_sandbox(dataclasses.replace(plain, recipe=no_code))
     for given in (code, no_code):
