@@ -109,7 +109,9 @@ def test_crossing_waits_for_two_in_a_row_and_interpolates():
     points = [
         {"held_out": v, **dict.fromkeys(sim_suite.COSTS, 10.0 * i)} for i, v in enumerate(values)
     ]
-    assert crossing(points, 0.5)["tokens"] == pytest.approx(35.0)
+    reached = crossing(points, 0.5)
+    assert reached is not None
+    assert reached["tokens"] == pytest.approx(35.0)
     assert crossing(points, 0.8) is None
 
 
@@ -153,6 +155,7 @@ def test_the_suite_goes_on_where_it_stopped(tmp_path, monkeypatch):
     figures = result.figures["pools"]["wide, 1 epoch"]["arms"]
     assert figures[ORACLE]["tokens 0.9"]["ratio"] > 1.5
     # A changed curriculum is another run.
+    assert chosen["mopps"] is not None
     chosen["mopps"] = chosen["mopps"].model_copy(update={"discount": 0.9})
     run_suite(ledger, seeds=[0, 1], pools=["wide, 1 epoch"], num_processes=1)
     assert ran["mopps", 0] == 2

@@ -629,6 +629,7 @@ def test_pilots_where_they_save_and_their_continuation():
     proposals = curriculum.propose(16, num_generations=8)
     pilot = next(p for p in proposals if p.num_pilot is not None and p.decision["alpha"] < 1)
     num = pilot.num_pilot
+    assert num is not None
     assert 2 <= num < 8
     assert not curriculum.continues(pilot.prompt_id, num_passed=0, num_decided=num)
     assert not curriculum.continues(pilot.prompt_id, num_passed=num, num_decided=num)

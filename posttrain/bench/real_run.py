@@ -226,6 +226,8 @@ def train_arm(
             spec=spec,
             pilot_prompts=0,
             systems=(),
+            variants=None,
+            held=frozenset(),
             shaping=None,
             levels=LevelledPrompts((), pool.prompts, held=frozenset(), seed=seed),
             prompts={p.prompt_id: p for p in pool.prompts},
