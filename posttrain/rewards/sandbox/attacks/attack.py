@@ -48,7 +48,11 @@ NUMBERS = {{
 
 # A sandbox that starts programs in somebody's folder must not have it filled with files.
 _OWN_FOLDER = """
-if os.listdir("."):
+try:
+    is_crowded = bool(os.listdir("."))
+except OSError:
+    is_crowded = False  # WebAssembly has no current folder
+if is_crowded:
     import tempfile
     os.chdir(tempfile.mkdtemp(prefix="posttrain-attack-"))
 """
