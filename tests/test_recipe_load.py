@@ -179,6 +179,16 @@ def test_quotas_must_name_capabilities_of_rl_data(recipe: Path) -> None:
     assert (problem.line, problem.key, problem.suggestion) == (4, "quotas.chain_sums", "chain_sum")
 
 
+def test_shaping_beside_a_baseline_that_takes_no_rewards_is_refused(recipe: Path) -> None:
+    (recipe.parent / "c.yaml").write_text("kind: adaptive\nbaseline: posterior\n")
+    shaped = ("rl.curriculum=c.yaml", "rl.shaping={format: {pattern: x}}")
+    (problem,) = failing(recipe, *shaped).problems
+    assert problem.key == "rl.shaping"
+    assert "baseline posterior" in problem.message
+    (recipe.parent / "c.yaml").write_text("kind: adaptive\n")
+    assert load_recipe(recipe, shaped).recipe.rl is not None
+
+
 def test_sections_without_effect_are_noted(recipe: Path) -> None:
     loaded = load_recipe(
         recipe, ["sft={data: [{path: rows.jsonl, capability: a}], prune: {drop_easiest: 0.2}}"]

@@ -50,6 +50,17 @@ def quota_faults(recipe: Recipe, curriculum: CurriculumSpec) -> Iterator[Fault]:
         )
 
 
+def baseline_faults(recipe: Recipe, curriculum: CurriculumSpec) -> Iterator[Fault]:
+    """Shaping beside advantages that take no rewards."""
+    baseline = getattr(curriculum, "baseline", "group")
+    if recipe.rl is not None and recipe.rl.shaping is not None and baseline != "group":
+        message = (
+            f"has no effect with the curriculum's baseline {baseline}, which takes no rewards: "
+            "leave one of the two out"
+        )
+        yield Fault(path=("rl", "shaping"), message=message)
+
+
 def capabilities(source: DataSource) -> list[str]:
     """The tags that a source's rows will carry."""
     if source.capability is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.recipe import files
-from posttrain.recipe.cross import notes, quota_faults
+from posttrain.recipe.cross import baseline_faults, notes, quota_faults
 from posttrain.recipe.document import read_file
 from posttrain.recipe.named import NamedFiles
 from posttrain.recipe.overrides import apply_overrides
@@ -64,6 +64,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     curriculum = named.curriculum(CurriculumSpec)
     if recipe is not None and curriculum is not None:
         named.say_of(("rl", "curriculum"), quota_faults(recipe, curriculum))
+        problems += [document.locate(fault) for fault in baseline_faults(recipe, curriculum)]
     problems += named.problems
     if problems or recipe is None:
         raise RecipeProblems(sorted(problems, key=_order(str(path))))
