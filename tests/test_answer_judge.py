@@ -247,7 +247,11 @@ def test_a_judge_decides_evaluation_and_rl(tmp_path: Path, tiny_llama4: Path) ->
     from posttrain.pipeline import run
     from posttrain.recipe import load_recipe
 
-    rows = [{"question": f"Say {i} words."} for i in range(12)]
+    # No answer is needed, and one that would not fit the engine does no harm.
+    rows = [
+        {"question": f"Say {i} words.", **({"answer": "word " * 500} if i % 2 else {})}
+        for i in range(12)
+    ]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "rubric.yaml").write_text(
         "kind: rubric\nsystem: Grade.\ntemplate: '{question} {answer}'\n"

@@ -183,3 +183,18 @@ def test_a_reference_that_hangs_or_says_nothing_is_told_beforehand() -> None:
     hanging = check_fits(prompt("\\int_0^1 e^{e^{x^{7}}} \\sin(x^{11})^{13} dx"))
     assert hanging is None or "cannot be checked" in hanging
     assert time.perf_counter() - started < 60
+
+
+def test_a_comparison_that_fails_of_itself_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    from posttrain.rewards import worker_math
+
+    def only_whole(one: list[object], other: list[object]) -> bool:
+        if "odd" in other:
+            raise TypeError("cannot compare")
+        return one == other
+
+    monkeypatch.setattr(worker_math, "agree", only_whole)
+    assert worker_math.verified(["4"], ["4"]) is True
+    assert worker_math.verified(["4"], ["odd"]) is False
+    with pytest.raises(TypeError, match="cannot compare"):
+        worker_math.verified(["odd"], ["odd"])

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from posttrain.bench.record import Result
 from posttrain.bench.spread import Spread, spread_of, take_turns
@@ -49,7 +49,7 @@ def verify_speed(*, num_answers: int = 400, num_rounds: int = 5) -> Result:
             ]
         )
         figures[verifier] = {
-            "per_second": vars_of(rate),
+            "per_second": asdict(rate),
             "latency_ms": tail,
             "undecided": sum(one.undecided for one in taken),
         }
@@ -103,8 +103,8 @@ def verify_hung(*, num_answers: int = 4000, num_rounds: int = 5) -> Result:
         figures={
             "num_answers": num_answers,
             "num_hung": round(HUNG_SHARE * num_answers),
-            "throughput_ratio": vars_of(of_whole),
-            "decided_ratio": vars_of(of_decided),
+            "throughput_ratio": asdict(of_whole),
+            "decided_ratio": asdict(of_decided),
         },
         notes=[
             f"Throughput with hung answers over clean: {_ratio(of_whole)}, all counted, the wait "
@@ -132,11 +132,6 @@ def _pass(work: Sequence[Work]) -> Taken:
         latencies=[outcome.seconds for outcome in outcomes],
         undecided=sum(outcome.passed is None for outcome in outcomes),
     )
-
-
-def vars_of(spread: Spread) -> dict[str, float]:
-    """A spread as JSON values."""
-    return {"median": spread.median, "low": spread.low, "high": spread.high}
 
 
 def _per_second(rate: Spread) -> str:

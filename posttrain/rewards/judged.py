@@ -55,7 +55,7 @@ def settle() -> None:
 
 
 def fits_judged(prompt: Prompt) -> str | None:
-    """Any question will do; the reference, where there is one, is shown to the judge."""
+    """Any question will do; a reference is not looked at."""
     return None if prompt.messages else "there is no question"
 
 

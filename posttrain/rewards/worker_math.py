@@ -62,23 +62,28 @@ def compared(reference_text: str, answer_text: str) -> dict[str, Any]:
 
 
 def verified(reference: list[Any], answer: list[Any]) -> bool:
-    """math-verify's word; MemoryError passes, other errors of a comparison mean: not equal."""
-    import math_verify
+    """math-verify's word; an answer that it chokes on is not equal.
 
+    Raises where it chokes on the reference itself, too: that is its own failure, not the answer's.
+    """
     try:
-        return bool(
-            math_verify.verify(
-                reference,
-                answer,
-                timeout_seconds=0,
-                allow_set_relation_comp=True,
-                raise_on_error=True,
-            )
-        )
+        return agree(reference, answer)
     except MemoryError:
         raise
     except Exception:
+        agree(reference, reference)
         return False
+
+
+def agree(one: list[Any], other: list[Any]) -> bool:
+    """`math_verify.verify` without a time-out of its own, its errors raised."""
+    import math_verify
+
+    return bool(
+        math_verify.verify(
+            one, other, timeout_seconds=0, allow_set_relation_comp=True, raise_on_error=True
+        )
+    )
 
 
 def clearly_apart(one: Any, other: Any) -> bool:

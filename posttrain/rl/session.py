@@ -254,16 +254,24 @@ class RolloutSession:
     def _probe(self, trainer: GRPOTrainer) -> Probe:
         """What the engine must answer once it has the trainer's weights."""
         groups = self._last_groups
-        if not groups:
-            # The first sync of a resumed run: any prompt will do, split in the middle.
-            ids = [self._prompt_ids(prompt_id, None) for prompt_id in sorted(self._prompts)[:4]]
-            prefixes = [i[: len(i) // 2] for i in ids]
-            continuations = [i[len(i) // 2 :] for i in ids]
-        else:
-            prefixes = [self.prompt_ids(g) for g in groups]
-            continuations = [g.rollouts[0].completion_ids for g in groups]
+        if not groups:  # the first sync of a resumed run
+            return self.probe_of_prompts(trainer)
         model = trainer.accelerator.unwrap_model(trainer.model)
-        return take_probe(model, prefixes, continuations)
+        return take_probe(
+            model,
+            [self.prompt_ids(group) for group in groups],
+            [group.rollouts[0].completion_ids for group in groups],
+        )
+
+    def probe_of_prompts(self, trainer: GRPOTrainer) -> Probe:
+        """What an engine must answer that holds these weights, whatever was generated before.
+
+        Over a few prompts, each split in the middle: they fit the engine, which a reference (the
+        tests of a program, say) need not.
+        """
+        ids = [self._prompt_ids(prompt_id, None) for prompt_id in sorted(self._prompts)[:4]]
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        return take_probe(model, [i[: len(i) // 2] for i in ids], [i[len(i) // 2 :] for i in ids])
 
     def _sync(self, trainer: GRPOTrainer, probe: Probe) -> None:
         """Give the engine the trainer's weights and prove that it took them."""

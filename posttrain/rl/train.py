@@ -15,9 +15,9 @@ from posttrain.curriculum import build_curriculum
 from posttrain.data import LevelledFamily
 from posttrain.engines import PROBE_FILE, SamplingRequest, make_engine
 from posttrain.engines.base import Sleeps
-from posttrain.engines.parity import save_probe, take_probe
+from posttrain.engines.parity import save_probe
 from posttrain.errors import RecipeError
-from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
+from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.recipe.schema import CurriculumSpec, EngineSpec, Model, Shaping, Variants
 from posttrain.records import Prompt
 from posttrain.rl.accounting import FATES, PURPOSES
@@ -119,13 +119,7 @@ def train(
     )
     summary = run_trainer(grpo, stage="rl", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
     # Every process, as the model may be sharded over them.
-    few = prompts[:4]
-    probe = take_probe(
-        grpo.accelerator.unwrap_model(grpo.model),
-        [prompt_ids(tokenizer, p.messages) for p in few],
-        # Any text will do where there is no reference.
-        [tokenizer.encode(p.reference or "Yes.", add_special_tokens=False) for p in few],
-    )
+    probe = session.probe_of_prompts(grpo)
     if not grpo.is_world_process_zero():
         return summary
     session.save(str(out_dir))
