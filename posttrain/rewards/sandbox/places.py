@@ -42,6 +42,15 @@ def kept_dir() -> Path:
     return folder
 
 
+def keep(made: Path, folder: Path) -> None:
+    """Rename what was made beside it to `folder`, unless another process was first."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+
+
 def scratch_dir() -> Path:
     """A new folder for the runs of one process, which others may pass through but not list."""
     folder = Path(tempfile.mkdtemp(prefix="posttrain-sandbox-"))

