@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from posttrain.bench import sim_suite
+from posttrain.bench import bed_rows, sim_suite
+from posttrain.bench.bed_ratios import paired_ratio
+from posttrain.bench.bed_rows import crossing
 from posttrain.bench.learner import Group, Learner, Rates
 from posttrain.bench.sim_pools import POOLS, PoolSpec, draw_pool
-from posttrain.bench.sim_report import describe_pool, paired_ratio, simulated_result
+from posttrain.bench.sim_report import describe_pool, simulated_result
 from posttrain.bench.sim_run import BATCH, GROUP_SIZE, simulate
-from posttrain.bench.sim_suite import ORACLE, arms, crossing, run_suite
+from posttrain.bench.sim_suite import ORACLE, arms, run_suite
 
 SMALL = PoolSpec(alive=0.3, num_prompts=512, num_steps=10)
 
@@ -107,7 +109,7 @@ def test_every_arm_runs_and_all_it_generates_is_charged(arm):
 def test_crossing_waits_for_two_in_a_row_and_interpolates():
     values = [0.0, 0.5, 0.2, 0.4, 0.6, 0.7]
     points = [
-        {"held_out": v, **dict.fromkeys(sim_suite.COSTS, 10.0 * i)} for i, v in enumerate(values)
+        {"held_out": v, **dict.fromkeys(bed_rows.COSTS, 10.0 * i)} for i, v in enumerate(values)
     ]
     reached = crossing(points, 0.5)
     assert reached is not None
@@ -134,7 +136,7 @@ def test_the_suite_goes_on_where_it_stopped(tmp_path, monkeypatch):
             yield sim_suite.run_arm(pool, arm, seed, uniform.get((pool, seed)))
 
     monkeypatch.setattr(sim_suite, "_run", run_here)
-    some = ["uniform", "adaptive", "adaptive_no_tags", "mopps", ORACLE, sim_suite.SHUFFLED]
+    some = ["uniform", "adaptive", "adaptive_no_tags", "mopps", ORACLE, bed_rows.SHUFFLED]
     chosen = {arm: spec for arm, spec in arms().items() if arm in some}
     monkeypatch.setattr(sim_suite, "arms", lambda: chosen)
     ledger = tmp_path / "rows.jsonl"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from posttrain.bench.bed_rows import SHUFFLED, Row
 from posttrain.bench.real_model import write_nano_llama4
 from posttrain.bench.real_pools import (
     RealPool,
@@ -22,7 +23,7 @@ from posttrain.bench.real_report import real_result
 from posttrain.bench.real_run import Metered, held_out_pass_rate, train_arm
 from posttrain.bench.real_specs import REAL_POOLS, RealPoolSpec
 from posttrain.bench.real_start import exam, model_spec, pass_rates, starting_policy
-from posttrain.bench.real_suite import SHUFFLED, real_arms, row_key
+from posttrain.bench.real_suite import real_arms, row_key
 from posttrain.bench.real_tasks import (
     CAPABILITIES,
     LEVELS,
@@ -30,11 +31,10 @@ from posttrain.bench.real_tasks import (
     draw_prompt,
     draw_sample,
 )
-from posttrain.bench.sim_suite import Row
 from posttrain.engines import SamplingRequest, make_engine
 from posttrain.errors import HealthStop
 from posttrain.models import PolicyPath, count_parameters, load_policy, load_tokenizer, prompt_ids
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 from posttrain.records import Prompt
 from posttrain.rewards import verify
 from posttrain.rl.likelihood import answer_ids

@@ -28,11 +28,10 @@ from transformers import (
 )
 from trl import GRPOConfig
 
+from posttrain.bench.bed_rows import COSTS, Trace
 from posttrain.bench.real_pools import GROUP_SIZE, RealPool
 from posttrain.bench.real_start import Exam, exam, model_spec, pass_rates
 from posttrain.bench.real_tasks import MAX_ANSWER_TOKENS
-from posttrain.bench.sim_run import Trace
-from posttrain.bench.sim_suite import COSTS
 from posttrain.curriculum import Adaptive, build_curriculum
 from posttrain.engines import Completion, Engine, SamplingRequest, make_engine
 from posttrain.engines.base import OnDone
@@ -40,7 +39,7 @@ from posttrain.errors import HealthStop
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.progress import Bar, progress
 from posttrain.recipe.curricula import CurriculumSpec
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 from posttrain.records import Prompt
 from posttrain.rl.accounting import FATES, PURPOSES
 from posttrain.rl.levels import LevelledPrompts

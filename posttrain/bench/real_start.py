@@ -15,7 +15,7 @@ from posttrain.bench.learner import Floats
 from posttrain.bench.real_model import write_nano_llama4
 from posttrain.bench.real_tasks import CAPABILITIES, LEVELS, draw_sample
 from posttrain.models import PolicyPath, prompt_ids, sequence_logprobs
-from posttrain.recipe.schema import Model
+from posttrain.recipe.models import Model
 from posttrain.records import Prompt, content_hash
 from posttrain.rl.likelihood import answer_ids
 from posttrain.tables import write_json

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,12 +13,20 @@ from statistics import fmean
 import datasets
 import torch
 
+from posttrain.bench.bed_rows import (
+    MAX_SPENT,
+    SHUFFLED,
+    TARGETS,
+    Row,
+    append_row,
+    read_ledger,
+    row_of,
+)
 from posttrain.bench.learner import Floats
 from posttrain.bench.real_pools import GROUP_SIZE, RealPool, draw_real_pool
 from posttrain.bench.real_run import BATCH, train_arm
 from posttrain.bench.real_specs import REAL_POOLS, RealPoolSpec
 from posttrain.bench.real_start import NUM_STEPS, exam, model_spec, pass_rates, starting_policy
-from posttrain.bench.sim_suite import COSTS, SHUFFLED, TARGETS, Row, crossing, read_ledger
 from posttrain.curriculum import build_curriculum
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.progress import note, progress
@@ -28,9 +35,8 @@ from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.files import shipped_files
 from posttrain.records import Message, Prompt, content_hash
 
-# An arm may spend so much of uniform's tokens, and take so many of its steps, before it is given up
-# as a bound.
-MAX_SPENT, MAX_STEPS = 1.5, 3
+# An arm may take so many of uniform's steps before it is given up as a bound.
+MAX_STEPS = 3
 NUM_EVALS, TOKENS_PER_ROLLOUT = 40, 9
 """About so often uniform is measured, every rollout taken to be so long; the other arms are
 measured after as many tokens as it."""
@@ -76,9 +82,7 @@ def run_real_suite(
                     sft_steps=sft_steps,
                 )
                 known[key] = row
-                ledger.parent.mkdir(parents=True, exist_ok=True)
-                with ledger.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_row(ledger, row)
                 note(
                     f"{pool}, {arm}, seed {seed}: pass@1 {row['start']:.3f} -> {row['final']:.3f}, "
                     f"{row['spent']['tokens']:,.0f} tokens, {row['wall_seconds']:.0f} s"
@@ -132,25 +136,8 @@ def run_real_arm(
             stop_at=start + TARGETS[-1] * (final - start),
             label=label,
         )
-    return {
-        "key": key,
-        "pool": pool,
-        "arm": arm,
-        "seed": seed,
-        "alive": drawn.alive,
-        "start": start,
-        "uniform_final": final,
-        "final": trace.points[-1]["held_out"],
-        "reached": {
-            str(share): crossing(trace.points, start + share * (final - start)) for share in TARGETS
-        },
-        "spent": {c: trace.points[-1][c] for c in COSTS},
-        "purposes": trace.purposes,
-        "metrics": trace.metrics,
-        "reliability": trace.reliability,
-        "curve": [[p["tokens"], round(p["held_out"], 5)] for p in trace.points],
-        "wall_seconds": trace.wall_seconds,
-    }
+    row = row_of(trace, key=key, pool=pool, arm=arm, seed=seed, start=start, uniform_final=final)
+    return row | {"alive": drawn.alive}
 
 
 @functools.lru_cache(maxsize=2)

@@ -9,7 +9,7 @@ import numpy as np
 from posttrain.bench.learner import Floats
 from posttrain.curriculum import Uniform
 from posttrain.curriculum.pool import Choice, Mask
-from posttrain.recipe.schema import UniformCurriculum
+from posttrain.recipe.curricula import UniformCurriculum
 from posttrain.records import Prompt
 
 

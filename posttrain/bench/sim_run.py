@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from posttrain.bench.bed_rows import Trace
 from posttrain.bench.learner import Floats, Group, Learner
 from posttrain.bench.sim_oracle import Oracle
 from posttrain.bench.sim_pools import NUM_SKILLS, PoolSpec, SimPool, draw_pool
 from posttrain.curriculum import Adaptive, Curriculum, Proposal, build_curriculum
-from posttrain.recipe.curricula import CurriculumSpec
-from posttrain.recipe.schema import AdaptiveCurriculum, UniformCurriculum
+from posttrain.recipe.curricula import AdaptiveCurriculum, CurriculumSpec, UniformCurriculum
 from posttrain.records import Outcome, Rollout, RolloutGroup
 
 BATCH, GROUP_SIZE = 32, 8
@@ -34,19 +34,6 @@ class Spent:
     seconds: float = 0.0
     """By the model in `charge`, not by a clock."""
     scored_tokens: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trace:
-    """A finished run."""
-
-    points: list[dict[str, float]]
-    """Held-out pass@1 and what was spent, per evaluation."""
-    purposes: dict[str, int]
-    """Generated tokens by what became of them."""
-    reliability: list[tuple[float, float, int]]
-    metrics: dict[str, float]
-    wall_seconds: float
 
 
 class Simulation:
@@ -252,6 +239,3 @@ def _scored(prompt_id: str, group: Group, step: int) -> RolloutGroup:
         policy_version=step,
         rollouts=tuple(_PASSED if r else _FAILED for r in group.rewards.tolist()),
     )
-
-
-__all__ = ["Simulation", "Trace", "simulate"]

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+from posttrain.bench.bed_rows import (
+    MAX_SPENT,
+    SHUFFLED,
+    TARGETS,
+    Row,
+    append_row,
+    read_ledger,
+    row_of,
+)
 from posttrain.bench.sim_pools import POOLS, PoolSpec
-from posttrain.bench.sim_run import Trace, simulate
+from posttrain.bench.sim_run import simulate
 from posttrain.progress import progress
 from posttrain.recipe import load_curriculum
 from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.files import shipped_files
 from posttrain.records import content_hash
 
-TARGETS = (0.5, 0.75, 0.9)
-"""Shares of uniform's final gain."""
-COSTS = ("tokens", "rollouts", "steps", "seconds", "scored_tokens")
-ORACLE, SHUFFLED = "oracle (knows all pass rates)", "adaptive, shuffled tags"
-# An arm may spend so much of uniform's tokens before it is given up as a bound.
-_MAX_SPENT = 1.5
+ORACLE = "oracle (knows all pass rates)"
 _NUM_CURVE_POINTS = 60
-
-Row = dict[str, Any]
 
 
 def arms() -> dict[str, CurriculumSpec | None]:
@@ -52,24 +52,9 @@ def run_suite(
         missing = [job for job in jobs if _key(*job) not in known]
         for row in _run(missing, uniform, num_processes):
             known[row["key"]] = row
-            ledger.parent.mkdir(parents=True, exist_ok=True)
-            with ledger.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(ledger, row)
         rows += [known[_key(*job)] for job in jobs]
     return rows
-
-
-def crossing(points: Sequence[Mapping[str, float]], target: float) -> dict[str, float] | None:
-    """What was spent when `target` was reached for two evaluations in a row; None where never.
-
-    Linear in between.
-    """
-    for before, now, after in zip(points, points[1:], [*points[2:], points[-1]], strict=False):
-        if now["held_out"] >= target and after["held_out"] >= target:
-            rise = now["held_out"] - before["held_out"]
-            share = min(max((target - before["held_out"]) / rise, 0.0), 1.0) if rise > 0 else 1.0
-            return {c: before[c] + share * (now[c] - before[c]) for c in COSTS}
-    return None
 
 
 def _run(
@@ -102,32 +87,23 @@ def run_arm(pool: str, arm: str, seed: int, uniform: Row | None) -> Row:
     else:
         start, final = uniform["start"], uniform["uniform_final"]
         goal = None if spec.random_reward else start + TARGETS[-1] * (final - start)
-        most = uniform["spent"]["tokens"] * (1.0 if spec.random_reward else _MAX_SPENT)
+        most = uniform["spent"]["tokens"] * (1.0 if spec.random_reward else MAX_SPENT)
         trace = simulate(curriculum, spec, seed=seed, max_tokens=int(most), stop_at=goal)
-    return {
-        "key": _key(pool, arm, seed),
-        "pool": pool,
-        "arm": arm,
-        "seed": seed,
-        "start": start,
-        "uniform_final": final,
-        "final": trace.points[-1]["held_out"],
-        "reached": {
-            str(share): crossing(trace.points, start + share * (final - start)) for share in TARGETS
-        },
-        "spent": {c: trace.points[-1][c] for c in COSTS},
-        "purposes": trace.purposes,
-        "metrics": trace.metrics,
-        "reliability": trace.reliability,
-        "curve": _thinned(trace),
-        "wall_seconds": trace.wall_seconds,
-    }
+    row = row_of(
+        trace,
+        key=_key(pool, arm, seed),
+        pool=pool,
+        arm=arm,
+        seed=seed,
+        start=start,
+        uniform_final=final,
+    )
+    return row | {"curve": _thinned(row["curve"])}
 
 
-def _thinned(trace: Trace) -> list[list[float]]:
-    every = max(1, len(trace.points) // _NUM_CURVE_POINTS)
-    points = [*trace.points[:-1:every], trace.points[-1]]
-    return [[p["tokens"], round(p["held_out"], 5)] for p in points]
+def _thinned(curve: list[list[float]]) -> list[list[float]]:
+    every = max(1, len(curve) // _NUM_CURVE_POINTS)
+    return [*curve[:-1:every], curve[-1]]
 
 
 def _key(pool: str, arm: str, seed: int) -> str:
@@ -141,22 +117,9 @@ def _key(pool: str, arm: str, seed: int) -> str:
 def code_hash() -> str:
     """Of all modules that a run's outcome depends on."""
     here = Path(__file__).parent
-    files = [*(here.parent / "curriculum").glob("*.py"), here / "learner.py"]
+    files = [*(here.parent / "curriculum").glob("*.py"), here / "learner.py", here / "bed_rows.py"]
     files += [path for path in here.glob("sim_*.py") if path.name not in ("sim_report.py",)]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def read_ledger(ledger: Path) -> list[Row]:
-    """Rows of a ledger; a last line that was cut off is not counted."""
-    if not ledger.exists():
-        return []
-    rows: list[Row] = []
-    for line in ledger.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows

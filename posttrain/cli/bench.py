@@ -162,7 +162,7 @@ def bench_curriculum(
             result, rows = _on_simulated_learners(ledger, seeds, pools, num_processes)
     _tell(result, out, as_json)
     if out is not None:
-        from posttrain.bench.sim_report import write_plots
+        from posttrain.bench.bed_plots import write_plots
 
         write_plots(rows, out, f"curriculum-{bed}")
 
