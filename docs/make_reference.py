@@ -15,7 +15,7 @@ Node = Mapping[str, Any]
 
 HEAD = """# The recipe
 
-<!-- Written by docs/make_reference.py (`make docs`) from posttrain/recipe/schema.py. -->
+<!-- Written by docs/make_reference.py (`make docs`) from the models in posttrain/recipe. -->
 
 One YAML file says everything a run does. Unknown keys are errors; all errors are told at once with
 file, line and the nearest valid key:

@@ -14,7 +14,7 @@ from posttrain.engines import PROBE_FILE
 from posttrain.engines.parity import save_probe, take_probe
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
 from posttrain.models.sharded import is_sharded_run, reads_weights
-from posttrain.recipe.schema import Model
+from posttrain.recipe.models import Model
 from posttrain.records import PreferencePair
 from posttrain.training import run_trainer, trainer_arguments
 

@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from posttrain.engines import PROBE_FILE
 from posttrain.engines.parity import save_probe, take_probe
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
-from posttrain.recipe.schema import Model
+from posttrain.recipe.models import Model
 from posttrain.records import Sample
 from posttrain.training import run_trainer, trainer_arguments
 

@@ -12,7 +12,7 @@ from posttrain.engines import SamplingRequest, make_engine
 from posttrain.models import PolicyPath, live_tensors
 from posttrain.models.loading import load_base
 from posttrain.models.scoring import sequence_logprobs
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 from posttrain.tables import write_json
 
 PROMPTS = [[1, 20, 30, 40], [1, 50, 60], [1, 70, 80, 90, 100, 110]]

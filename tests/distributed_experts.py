@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from posttrain.models import PolicyPath, load_policy
-from posttrain.recipe.schema import Lora, LoraTarget, Model
+from posttrain.recipe.models import Lora, LoraTarget, Model
 
 TARGETS: list[LoraTarget] = ["attention", "shared_expert", "experts"]
 

@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from posttrain.models import PolicyPath, live_tensors, load_policy, load_tokenizer
 from posttrain.models.loading import load_base
 from posttrain.models.sharded import whole
-from posttrain.recipe.schema import Frozen, Lora, Model
+from posttrain.recipe.models import Frozen, Lora, Model
 from posttrain.tables import write_json
 from posttrain.training import run_trainer, trainer_arguments
 

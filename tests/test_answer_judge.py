@@ -16,7 +16,7 @@ from posttrain.errors import HealthStop, RecipeError
 from posttrain.judge import AnswerJudge, read_labelled
 from posttrain.judge.calibration import Labelled, calibrate
 from posttrain.judge.quoting import quoted
-from posttrain.recipe.schema import RubricJudge
+from posttrain.recipe.judges import RubricJudge
 from posttrain.records import Message, Outcome, Prompt
 from posttrain.rewards import check_fits, settle, submit, use_judge, verify
 from posttrain.tables import read_groups

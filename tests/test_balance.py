@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from posttrain.models import PolicyPath, load_policy
 from posttrain.models.experts import moe_layers
 from posttrain.models.policy import load_tokenizer
-from posttrain.recipe.schema import Lora, LoraTarget, Model
+from posttrain.recipe.models import Lora, LoraTarget, Model
 
 COEFFICIENT = 0.3
 IDS = torch.tensor([[11, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])

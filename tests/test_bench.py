@@ -21,7 +21,7 @@ from posttrain.bench.throughput import KINDS, bench_engine, summarise, work_of
 from posttrain.engines.base import SamplingRequest
 from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.recipe import load_recipe
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 from posttrain.tables import read_json, write_json
 from tests.report_run import build_run
 

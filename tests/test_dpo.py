@@ -11,7 +11,7 @@ from trl import DPOConfig, DPOTrainer
 
 from posttrain import dpo
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, sequence_logprobs
-from posttrain.recipe.schema import Lora, Model
+from posttrain.recipe.models import Lora, Model
 from posttrain.records import PreferencePair
 
 IDS = [[1, 20, 30, 40], [1, 50, 60]]

@@ -24,7 +24,7 @@ from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
 from posttrain.models import PolicyPath, load_policy
 from posttrain.models.saving import save_model
 from posttrain.models.tiny import write_tiny_llama4
-from posttrain.recipe.schema import EngineSpec, Lora, Model
+from posttrain.recipe.models import EngineSpec, Lora, Model
 from posttrain.rl.places import engine_place
 from posttrain.tables import read_json
 

@@ -12,7 +12,7 @@ from posttrain.engines.rollouts import roll_out
 from posttrain.errors import EnvironmentFault, HealthStop
 from posttrain.models import PolicyPath, live_tensors, load_tokenizer
 from posttrain.models.loading import load_base
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 from tests.conftest import make_prompt
 
 PROMPTS = [[1, 20, 30, 40], [1, 50, 60], [1, 70, 80, 90, 100, 110]]

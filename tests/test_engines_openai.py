@@ -15,7 +15,7 @@ from posttrain.engines.base import SamplingRequest
 from posttrain.engines.openai import OpenAIEngine, retry_after_seconds
 from posttrain.errors import EnvironmentFault
 from posttrain.models import load_tokenizer
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 
 
 def logprob(position: int, token: int) -> float:

@@ -19,7 +19,7 @@ from posttrain.models.expert_lora import PROJECTIONS, LoraExperts
 from posttrain.models.experts import use_grouped_experts
 from posttrain.models.loading import load_base
 from posttrain.models.lora import load_adapter, lora_config, what_lora_hit
-from posttrain.recipe.schema import Lora, LoraTarget, Model
+from posttrain.recipe.models import Lora, LoraTarget, Model
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
 EVERYTHING: list[LoraTarget] = ["attention", "mlp", "shared_expert", "experts", "router"]

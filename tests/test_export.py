@@ -19,7 +19,7 @@ from posttrain.models import PolicyPath, load_policy, sequence_logprobs
 from posttrain.models.expert_lora import LoraExperts
 from posttrain.models.export import export_adapter, to_half_split
 from posttrain.models.tiny import write_tiny_llama4
-from posttrain.recipe.schema import Lora, LoraTarget, Model
+from posttrain.recipe.models import Lora, LoraTarget, Model
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
 PROMPTS, CONTINUATIONS = [[1, 20, 30, 40], [1, 50, 60]], [[5, 6, 7, 8], [9, 10, 11, 12]]

@@ -10,7 +10,7 @@ from posttrain.models import PolicyPath, load_policy
 from posttrain.models.experts import moe_layers
 from posttrain.models.health import MoeHealth, gradient_norms
 from posttrain.models.loading import load_base
-from posttrain.recipe.schema import Lora, Model
+from posttrain.recipe.models import Lora, Model
 
 IDS = torch.randint(5, 300, (2, 40), generator=torch.Generator().manual_seed(0))
 

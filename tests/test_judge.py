@@ -18,7 +18,8 @@ from posttrain.judge import judge_identity, judge_samples, judge_summary, run_pi
 from posttrain.judge.pilot import pilot_samples
 from posttrain.judge.rubric import conversation, fill
 from posttrain.prune import prune
-from posttrain.recipe.schema import LikelihoodJudge, Pilot, Prune, RubricJudge
+from posttrain.recipe.judges import LikelihoodJudge, RubricJudge
+from posttrain.recipe.schema import Pilot, Prune
 from posttrain.records import Outcome, Rollout, RolloutGroup, Sample
 
 EOS = 3

@@ -32,7 +32,7 @@ from posttrain.models.packed import FORMATS, Format
 from posttrain.models.policy import PolicyPath, load_policy
 from posttrain.models.shapes import kind_of
 from posttrain.pipeline import environment
-from posttrain.recipe.schema import Frozen, Lora, Model
+from posttrain.recipe.models import Frozen, Lora, Model
 
 SCOUT = "meta-llama/Llama-4-Scout-17B-16E-Instruct"
 MAVERICK = "meta-llama/Llama-4-Maverick-17B-128E-Instruct"

@@ -26,7 +26,7 @@ from posttrain.models.experts import GroupedExperts, use_grouped_experts
 from posttrain.models.lora import lora_config
 from posttrain.models.packed import Format, PackedLinear, pack_experts
 from posttrain.models.trl_shim import apply_trl_shim
-from posttrain.recipe.schema import Frozen, Lora, LoraTarget
+from posttrain.recipe.models import Frozen, Lora, LoraTarget
 
 WITHIN = 0.10
 ALL: tuple[LoraTarget, ...] = ("attention", "mlp", "shared_expert", "experts")

@@ -24,7 +24,7 @@ from posttrain.models.experts import use_grouped_experts
 from posttrain.models.loading import load_base
 from posttrain.models.lora import load_adapter, lora_config
 from posttrain.models.policy import load_tokenizer
-from posttrain.recipe.schema import Lora, Model
+from posttrain.recipe.models import Lora, Model
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
 

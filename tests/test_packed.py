@@ -33,7 +33,7 @@ from posttrain.models.packed import (
     PackedLinear,
     format_of,
 )
-from posttrain.recipe.schema import Frozen, Lora, Model
+from posttrain.recipe.models import Frozen, Lora, Model
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
 LARGEST_ERROR: dict[Format, float] = {"fp8": 2**-4, "nf4": 0.16}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from posttrain.curriculum import Curriculum, build_curriculum
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_tokenizer
-from posttrain.recipe.schema import EngineSpec, Lora, Model, UniformCurriculum
+from posttrain.recipe.curricula import UniformCurriculum
+from posttrain.recipe.models import EngineSpec, Lora, Model
 from posttrain.records import Prompt
 from posttrain.rl import train, turns
 from posttrain.rl.collect import Batch, collect_batch

@@ -9,7 +9,8 @@ import pytest
 
 from posttrain.data import LEVELLED, levelled_families, load_data, question_hashes
 from posttrain.errors import RecipeError
-from posttrain.recipe.schema import DataSource, Recipe
+from posttrain.recipe.rows import DataSource
+from posttrain.recipe.schema import Recipe
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
 from posttrain.rewards import verify
 from posttrain.rewards.reasoning_gym import family_keys, level_config, make_entries

@@ -12,15 +12,11 @@ import pytest
 from posttrain.data import levelled_families
 from posttrain.errors import EnvironmentFault, HealthStop
 from posttrain.models import PolicyPath
+from posttrain.recipe.curricula import AdaptiveCurriculum
 from posttrain.recipe.load import load_curriculum
-from posttrain.recipe.schema import (
-    AdaptiveCurriculum,
-    DataSource,
-    EngineSpec,
-    Lora,
-    Model,
-    Variants,
-)
+from posttrain.recipe.models import EngineSpec, Lora, Model
+from posttrain.recipe.rows import DataSource
+from posttrain.recipe.schema import Variants
 from posttrain.records import Outcome, Prompt, content_hash
 from posttrain.rl import train
 from posttrain.rl.session import STATE_FILE, RolloutSession

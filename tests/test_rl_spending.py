@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from posttrain.curriculum import Proposal, Uniform
 from posttrain.models import load_tokenizer
-from posttrain.recipe.schema import UniformCurriculum
+from posttrain.recipe.curricula import UniformCurriculum
 from posttrain.records import Prompt, RolloutGroup
 from posttrain.rl.accounting import FATES, PURPOSES, group_columns, tokens_spent
 from posttrain.rl.collect import Batch, collect_batch
@@ -338,7 +338,7 @@ def test_the_scored_likelihood_is_the_chance_to_write_the_answer(tiny_llama4: Pa
 
     from posttrain.engines.transformers import TransformersEngine
     from posttrain.models.policy import load_base, prompt_ids
-    from posttrain.recipe.schema import EngineSpec
+    from posttrain.recipe.models import EngineSpec
 
     tokenizer = load_tokenizer(tiny_llama4)
     spec = EngineSpec(kind="transformers", max_model_len=64)

@@ -20,7 +20,9 @@ import pytest
 from posttrain.errors import EnvironmentFault
 from posttrain.pipeline import parts, preflight
 from posttrain.recipe import load_recipe
-from posttrain.recipe.schema import DataSource, Rl, SandboxSpec
+from posttrain.recipe.deciding import SandboxSpec
+from posttrain.recipe.rows import DataSource
+from posttrain.recipe.schema import Rl
 from posttrain.rewards import sandbox as sandboxes
 from posttrain.rewards.sandbox import landlock_main, self_test
 from posttrain.rewards.sandbox.attacks import ATTACKS, Attack

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from posttrain.errors import EnvironmentFault
-from posttrain.recipe.schema import SandboxSpec
+from posttrain.recipe.deciding import SandboxSpec
 from posttrain.rewards.sandbox import landlock_main
 from posttrain.rewards.sandbox.base import Limits, SandboxFailure
 from posttrain.rewards.sandbox.choose import choose, try_out

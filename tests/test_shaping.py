@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from posttrain.recipe.schema import FormatTerm, LanguageTerm, LengthTerm, Shaping
+from posttrain.recipe.deciding import FormatTerm, LanguageTerm, LengthTerm, Shaping
 from posttrain.rewards.shaping import mean_terms, script_share, shaped_rewards, shaping_terms
 from tests.conftest import make_group
 

@@ -13,7 +13,7 @@ from posttrain.bench.forgeries import FUNCTION, forgeries
 from posttrain.bench.honest import THREADED, honest_answers
 from posttrain.bench.mutants import mutants
 from posttrain.bench.record import Result
-from posttrain.recipe.schema import SandboxSpec
+from posttrain.recipe.deciding import SandboxSpec
 from posttrain.records import Outcome, Prompt
 from posttrain.rewards import sandbox, verify
 from posttrain.rewards.humaneval import reference_from_check

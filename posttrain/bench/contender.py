@@ -14,7 +14,7 @@ from typing import Literal
 
 from posttrain.engines.base import SamplingRequest
 from posttrain.errors import EnvironmentFault
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 from posttrain.records import content_hash
 
 Kind = Literal["posttrain", "raw", "raw-logprobs"]

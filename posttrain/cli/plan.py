@@ -19,7 +19,7 @@ from posttrain.pipeline.fit import in_words, memory_values
 from posttrain.pipeline.preflight import GIB, disk_needed_bytes
 from posttrain.pipeline.steps.preparing import cache_dir
 from posttrain.recipe import LoadedRecipe
-from posttrain.recipe.schema import UpcycledBase
+from posttrain.recipe.models import UpcycledBase
 from posttrain.tables import read_json
 
 LINES = (

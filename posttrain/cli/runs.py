@@ -10,7 +10,7 @@ import typer
 from posttrain.cli.options import AsJson, check_new_folder, print_json
 
 if TYPE_CHECKING:
-    from posttrain.recipe.schema import Frozen
+    from posttrain.recipe.models import Frozen
 
 RunArgument = Annotated[
     Path | None,
@@ -77,7 +77,7 @@ def merge(
     from posttrain.models import merge as merge_weights
     from posttrain.models import policy_in
     from posttrain.models.checkpoint import checkpoint_dtypes
-    from posttrain.recipe.schema import Frozen
+    from posttrain.recipe.models import Frozen
     from posttrain.tables import read_json
 
     base = Path(read_json(next(folder.glob("stages/*-model/model.json")))["path"])

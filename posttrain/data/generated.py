@@ -14,7 +14,7 @@ from posttrain.data.python_functions import make_problem
 from posttrain.data.quarantine import BadRow, Raw
 from posttrain.data.turns import Conversation
 from posttrain.errors import RecipeError
-from posttrain.recipe.schema import DataSource
+from posttrain.recipe.rows import DataSource
 from posttrain.records import Message, content_hash
 from posttrain.rewards.reasoning_gym import family_keys, level_config, make_entries
 

@@ -10,7 +10,7 @@ from posttrain.data.generated import asked, draw, families_of
 from posttrain.data.quarantine import BadRow, Raw
 from posttrain.data.records import make_prompt, question_hashes
 from posttrain.errors import RecipeError
-from posttrain.recipe.schema import DataSource, Levels
+from posttrain.recipe.rows import DataSource, Levels
 from posttrain.records import Prompt, content_hash
 from posttrain.rewards.reasoning_gym import level_config
 

@@ -17,7 +17,8 @@ from posttrain.data.reading import is_local, open_table
 from posttrain.data.records import make_prompt, make_sample, question_hashes
 from posttrain.data.turns import Conversation, find_layout, to_conversation
 from posttrain.errors import HealthStop, RecipeError
-from posttrain.recipe.schema import DataSource, Recipe
+from posttrain.recipe.rows import DataSource
+from posttrain.recipe.schema import Recipe
 from posttrain.records import Message, Prompt, Sample, content_hash
 
 # Reasons for which a sound row leaves: they do not count against max_bad_rows.

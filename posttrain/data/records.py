@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.data.quarantine import BadRow
 from posttrain.data.turns import Conversation, framed
-from posttrain.recipe.schema import DataSource
+from posttrain.recipe.rows import DataSource
 from posttrain.records import Message, Prompt, Sample, question_hash
 from posttrain.rewards import check_fits
 from posttrain.rewards.answers import final_answer

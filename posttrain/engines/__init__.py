@@ -9,7 +9,7 @@ from posttrain.engines.base import Completion, Engine, SamplingRequest
 from posttrain.engines.parity import check_parity, load_probe
 from posttrain.errors import EnvironmentFault
 from posttrain.models import PolicyPath, merged_tensors
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 
 __all__ = ["Completion", "Engine", "SamplingRequest", "make_engine"]
 

@@ -21,7 +21,7 @@ from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.models import PolicyPath, live_tensors
 from posttrain.models.export import export_adapter
 from posttrain.models.saving import save_model
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 
 
 def check_can_serve(spec: EngineSpec, base: Path, *, kind: str = "vllm") -> None:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.engines.base import Completion, OnDone, SamplingRequest
 from posttrain.errors import EnvironmentFault
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 
 _MAX_RETRY_AFTER_SECONDS = 120.0
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from posttrain.engines.base import Completion, OnDone, SamplingRequest
 from posttrain.models.scoring import sequence_logprobs
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 
 
 class TransformersEngine:

@@ -15,7 +15,7 @@ from torch import nn
 
 from posttrain.engines.base import Completion, OnDone, SamplingRequest
 from posttrain.errors import RecipeError
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 
 # Read when vLLM is imported: one process (weights are handed over in memory), no thread pinning
 # (the trainer's threads share the cores), quiet.

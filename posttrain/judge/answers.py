@@ -11,7 +11,7 @@ from posttrain.errors import HealthStop
 from posttrain.judge.calibration import Calibration, Labelled, calibrate
 from posttrain.judge.quoting import quoted
 from posttrain.judge.rubric import ask_rubric
-from posttrain.recipe.schema import RubricJudge
+from posttrain.recipe.judges import RubricJudge
 from posttrain.records import Message, Outcome, Prompt, Sample
 
 MIN_AUC = 0.5

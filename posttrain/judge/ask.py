@@ -15,7 +15,7 @@ from posttrain.judge.likelihood import ask_likelihood
 from posttrain.judge.opinion import Opinion
 from posttrain.judge.rubric import ask_rubric
 from posttrain.progress import progress
-from posttrain.recipe.schema import LikelihoodJudge, RubricJudge
+from posttrain.recipe.judges import LikelihoodJudge, RubricJudge
 from posttrain.records import Sample, Verdict, content_hash
 
 # Samples that fail one after the other before the engine, and not they, is held to be at fault.

@@ -12,7 +12,7 @@ from posttrain.engines import Engine
 from posttrain.errors import EnvironmentFault
 from posttrain.judge.opinion import Opinion, too_long
 from posttrain.models import prompt_ids
-from posttrain.recipe.schema import LikelihoodJudge
+from posttrain.recipe.judges import LikelihoodJudge
 from posttrain.records import Sample
 
 

@@ -12,7 +12,7 @@ from posttrain.engines import Engine
 from posttrain.errors import RecipeError
 from posttrain.judge.opinion import Opinion, too_long
 from posttrain.models import prompt_ids
-from posttrain.recipe.schema import RubricJudge
+from posttrain.recipe.judges import RubricJudge
 from posttrain.records import Message, Sample
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from posttrain.memory.devices import GB, Devices
 from posttrain.memory.shapes import Shapes, kv_bytes_per_token
 from posttrain.memory.weights import VALUE_BYTES, engine_adapter_bytes, engine_weight_bytes
-from posttrain.recipe.schema import EngineSpec, Model
+from posttrain.recipe.models import EngineSpec, Model
 
 WORKING = 3 * GB
 """Allowance for its profiling pass, the sampler and CUDA graphs; not measured."""

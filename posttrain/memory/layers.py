@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from posttrain.memory.shapes import Shapes, matrices
-from posttrain.recipe.schema import Frozen, LoraTarget
+from posttrain.recipe.models import Frozen, LoraTarget
 
 FP32 = 4
 INDEX = 8

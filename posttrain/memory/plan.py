@@ -10,7 +10,8 @@ from posttrain.memory.engine import ASLEEP, EngineBytes, engine_bytes
 from posttrain.memory.shapes import Shapes, matrices
 from posttrain.memory.training import TrainingBytes, TrainingStage, training_bytes
 from posttrain.memory.weights import LINEARS, VALUE_BYTES
-from posttrain.recipe.schema import EngineSpec, Recipe
+from posttrain.recipe.models import EngineSpec
+from posttrain.recipe.schema import Recipe
 
 CONTEXT = int(1.5 * GB)
 """Allowance for CUDA's context, cuBLAS and NCCL of a process; not measured."""

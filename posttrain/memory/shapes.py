@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.recipe.schema import Lora, LoraTarget
+from posttrain.recipe.models import Lora, LoraTarget
 
 LLAMA4_TYPES = ("llama4", "llama4_text")
 

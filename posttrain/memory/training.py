@@ -16,7 +16,8 @@ from posttrain.memory.weights import (
     trained_parameters,
     training_weight_bytes,
 )
-from posttrain.recipe.schema import Model, Recipe
+from posttrain.recipe.models import Model
+from posttrain.recipe.schema import Recipe
 from posttrain.recipe.trainer import trainer_fields
 
 TrainingStage = Literal["sft", "rl", "dpo"]

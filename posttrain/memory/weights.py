@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from posttrain.memory.shapes import Shapes, adapter_parameters, matrices, parameters_by_kind
-from posttrain.recipe.schema import EngineSpec, Frozen, Lora, Model
+from posttrain.recipe.models import EngineSpec, Frozen, Lora, Model
 
 VALUE_BYTES = {"bfloat16": 2, "float32": 4}
 BLOCK = 64

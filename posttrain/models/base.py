@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from posttrain.errors import EnvironmentFault
 from posttrain.models.checkpoint import checkpoint_shapes
 from posttrain.models.upcycle import upcycle
-from posttrain.recipe.schema import Model, UpcycledBase
+from posttrain.recipe.models import Model, UpcycledBase
 from posttrain.records import content_hash
 
 WEIGHTS_AND_TOKENIZER = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]

@@ -17,7 +17,7 @@ from posttrain.models.experts import GroupedExperts, use_grouped_experts
 from posttrain.models.packed import FORMATS, PackedLinear, format_of
 from posttrain.models.sharded import reads_weights
 from posttrain.models.trl_shim import apply_trl_shim
-from posttrain.recipe.schema import Frozen
+from posttrain.recipe.models import Frozen
 
 LLAMA4_TYPES = ("llama4", "llama4_text")
 

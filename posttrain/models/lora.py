@@ -14,7 +14,7 @@ from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextE
 from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.models.expert_lora import LoraExperts
 from posttrain.models.router_lora import LoraRouter
-from posttrain.recipe.schema import Lora, LoraTarget
+from posttrain.recipe.models import Lora, LoraTarget
 
 TARGET_PATTERNS: dict[LoraTarget, str] = {
     "attention": r".*\.self_attn\.(q|k|v|o)_proj",

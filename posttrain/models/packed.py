@@ -18,7 +18,7 @@ from posttrain.models.checkpoint import is_text, text_name
 from posttrain.models.experts import GroupedExperts
 from posttrain.models.lora import target_of
 from posttrain.models.sharded import whole
-from posttrain.recipe.schema import Frozen
+from posttrain.recipe.models import Frozen
 
 Format = Literal["fp8", "nf4"]
 FP8_MAX = 448.0

@@ -19,7 +19,7 @@ from posttrain.models.loading import load_base
 from posttrain.models.lora import load_adapter, lora_config, what_lora_hit
 from posttrain.models.sharded import is_sharded_run, put_trained_on_host
 from posttrain.progress import note
-from posttrain.recipe.schema import Frozen, LoraTarget, Model
+from posttrain.recipe.models import Frozen, LoraTarget, Model
 from posttrain.records import Message
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.recipe import CurriculumSpec, JudgeSpec
-from posttrain.recipe.schema import Recipe, RubricJudge
+from posttrain.recipe.judges import RubricJudge
+from posttrain.recipe.schema import Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

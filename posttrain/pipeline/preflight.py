@@ -9,7 +9,7 @@ from posttrain.errors import EnvironmentFault
 from posttrain.pipeline.environment import has_cuda, has_package
 from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
-from posttrain.recipe.schema import EngineSpec
+from posttrain.recipe.models import EngineSpec
 from posttrain.recipe.sources import needs
 from posttrain.rewards.sandbox.choose import choose
 

@@ -25,7 +25,8 @@ from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
 from posttrain.pipeline.launch import CALL, ERROR, PARENT_VARIABLE, RESULT
 from posttrain.recipe import CurriculumSpec, JudgeSpec
-from posttrain.recipe.schema import Recipe, RubricJudge
+from posttrain.recipe.judges import RubricJudge
+from posttrain.recipe.schema import Recipe
 from posttrain.rewards import sandbox
 from posttrain.tables import read_json, write_json
 

@@ -1,10 +1,12 @@
 """The recipe: its schema, and loading one with every error at once."""
 
+from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.export import recipe_json_schema
 from posttrain.recipe.files import find, shipped_dir, shipped_files
+from posttrain.recipe.judges import JudgeSpec
 from posttrain.recipe.load import LoadedRecipe, load_curriculum, load_judge, load_recipe
 from posttrain.recipe.problems import Problem, RecipeProblems
-from posttrain.recipe.schema import CurriculumSpec, JudgeSpec, Recipe
+from posttrain.recipe.schema import Recipe
 
 __all__ = [
     "CurriculumSpec",

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.problems import Fault, nearest
-from posttrain.recipe.schema import CurriculumSpec, DataSource, Recipe
+from posttrain.recipe.rows import DataSource
+from posttrain.recipe.schema import Recipe
 from posttrain.recipe.sources import needs, verifiers_of
 from posttrain.recipe.trainer import trainer_fields
 

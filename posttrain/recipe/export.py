@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from posttrain.recipe.schema import CurriculumSpec, JudgeSpec, Recipe
+from posttrain.recipe.curricula import CurriculumSpec
+from posttrain.recipe.judges import JudgeSpec
+from posttrain.recipe.schema import Recipe
 
 SchemaKind = Literal["recipe", "judge", "curriculum"]
 

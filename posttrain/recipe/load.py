@@ -10,12 +10,14 @@ from typing import Any
 
 from posttrain.recipe import files
 from posttrain.recipe.cross import baseline_faults, notes, quota_faults
+from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.document import read_file
+from posttrain.recipe.judges import JudgeSpec, RubricJudge
 from posttrain.recipe.named import NamedFiles
 from posttrain.recipe.overrides import apply_overrides
 from posttrain.recipe.problems import Path as Place
 from posttrain.recipe.problems import Problem, RecipeProblems, dotted
-from posttrain.recipe.schema import CurriculumSpec, JudgeSpec, Recipe, RubricJudge
+from posttrain.recipe.schema import Recipe
 from posttrain.recipe.sections import check_kind, check_recipe
 
 

@@ -10,9 +10,11 @@ from pydantic import BaseModel
 
 from posttrain.recipe.check import expected_instead, key_places, validate
 from posttrain.recipe.cross import cross_faults
+from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.document import Document, as_list, as_map
+from posttrain.recipe.judges import JudgeSpec
 from posttrain.recipe.problems import Fault, Path, nearest, show
-from posttrain.recipe.schema import CurriculumSpec, JudgeSpec, Recipe
+from posttrain.recipe.schema import Recipe
 from posttrain.recipe.tasks import family_faults
 from posttrain.recipe.trainer import CONFIG_CLASSES, check_trainer, managed, trainer_fields
 

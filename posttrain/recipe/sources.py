@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from posttrain.recipe.schema import DataSource, Recipe
+from posttrain.recipe.rows import DataSource
+from posttrain.recipe.schema import Recipe
 
 
 def every_source(recipe: Recipe) -> Iterator[DataSource]:

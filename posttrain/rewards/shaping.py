@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-from posttrain.recipe.schema import Shaping
+from posttrain.recipe.deciding import Shaping
 from posttrain.records import Rollout, RolloutGroup
 
 

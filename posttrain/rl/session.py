@@ -23,7 +23,9 @@ from posttrain.errors import EnvironmentFault
 from posttrain.faults import fault_point
 from posttrain.models import prompt_ids
 from posttrain.recipe.curricula import AdaptiveCurriculum, CurriculumSpec
-from posttrain.recipe.schema import EngineSpec, Shaping, Variants
+from posttrain.recipe.deciding import Shaping
+from posttrain.recipe.models import EngineSpec
+from posttrain.recipe.schema import Variants
 from posttrain.records import Message, Prompt, RolloutGroup, with_system
 from posttrain.rewards.shaping import mean_terms, shaped_rewards
 from posttrain.rl.accounting import tokens_spent

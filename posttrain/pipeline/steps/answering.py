@@ -51,7 +51,7 @@ def _judge(context: StageContext) -> Generator[AnswerJudge]:
     from posttrain.engines.openai import OpenAIEngine
     from posttrain.judge import AnswerJudge, read_labelled
     from posttrain.models import PolicyPath, load_tokenizer, resolve_base
-    from posttrain.recipe.schema import Model
+    from posttrain.recipe.models import Model
 
     spec, rubric = context.recipe.answer_judge, context.rubric
     assert spec is not None

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from posttrain.errors import EnvironmentFault
-from posttrain.recipe.schema import SandboxSpec
+from posttrain.recipe.deciding import SandboxSpec
 from posttrain.rewards.sandbox.base import Limits, Sandbox
 from posttrain.rewards.sandbox.docker import Docker
 from posttrain.rewards.sandbox.http import Http
