@@ -564,6 +564,26 @@ def test_the_likelihood_probe_earns_its_weight_or_turns_itself_off():
     assert adaptive(prompts, probe=0).to_probe(8) == []
 
 
+def test_what_has_no_answer_to_score_is_not_asked_about_again():
+    some, none = pool(a=100), pool(b=100)
+    curriculum = adaptive(some + none)
+    others = {p.prompt_id for p in none}
+    asked: list[str] = []
+    for step in range(12):
+        ids = curriculum.to_probe(8)
+        asked += [i for i in ids if i in others]
+        curriculum.observe_likelihood({i: None if i in others else -1.0 for i in ids}, step=step)
+    assert len(asked) == len(set(asked))
+    # Six rounds of four places told that the capability has none: all places are the other's.
+    assert len(asked) == 24
+    again = adaptive(some + none)
+    again.load_state_dict(curriculum.state_dict())
+    ids = curriculum.to_probe(8)
+    assert again.to_probe(8) == ids
+    assert len(ids) == 8
+    assert not others & set(ids)
+
+
 def test_a_likelihood_that_is_none_is_refused():
     curriculum = adaptive(pool(a=2))
     for value in (math.nan, 0.5):

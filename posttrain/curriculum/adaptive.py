@@ -110,7 +110,7 @@ class Adaptive:
         if not self._spec.probe:
             return []
         self._settle()
-        taken_P = self._pool.capability_P < 0
+        taken_P = (self._pool.capability_P < 0) | self._beliefs.evidence.mute_P
         useful = [
             c for c in range(len(self._pool.capabilities)) if self._beliefs.likelihoods.is_useful(c)
         ]
@@ -122,7 +122,7 @@ class Adaptive:
             chosen += [*stale.tolist(), *(i for i, _ in fresh)]
         return [self._pool.prompt_ids[i] for i in chosen]
 
-    def observe_likelihood(self, logprobs: Mapping[str, float], *, step: int) -> None:
+    def observe_likelihood(self, logprobs: Mapping[str, float | None], *, step: int) -> None:
         """See Curriculum.observe_likelihood."""
         self._beliefs.observe_likelihood(logprobs, step=step)
 

@@ -198,13 +198,26 @@ class Beliefs:
         alpha, beta = self.of(i)
         evidence.solved_P[i] = chance_above(_SOLVED_RATE, alpha, beta) > _SOLVED_CHANCE
 
-    def observe_likelihood(self, logprobs: Mapping[str, float], *, step: int) -> None:
+    def observe_likelihood(self, logprobs: Mapping[str, float | None], *, step: int) -> None:
         """See Curriculum.observe_likelihood."""
-        ids = sorted(logprobs)
-        values = [checked_logprob(prompt_id, logprobs[prompt_id]) for prompt_id in ids]
-        indices = np.array([self._pool.index(prompt_id) for prompt_id in ids], dtype=np.int64)
-        self.evidence.logprob_P[indices] = values
+        told = {
+            self._pool.index(prompt_id): checked_logprob(prompt_id, value)
+            for prompt_id, value in sorted(logprobs.items())
+            if value is not None
+        }
+        mute = np.array(
+            [self._pool.index(prompt_id) for prompt_id in logprobs if logprobs[prompt_id] is None],
+            dtype=np.int64,
+        )
+        self.evidence.mute_P[mute] = True
+        indices = np.array(list(told), dtype=np.int64)
+        self.evidence.logprob_P[indices] = list(told.values())
         self.evidence.probed_P[indices] = step
+        told_C, mute_C = (
+            np.bincount(self._pool.capability_P[i], minlength=len(self._pool.capabilities))
+            for i in (indices, mute)
+        )
+        self.likelihoods.asked(told_C, mute_C)
         self._meet(indices)
 
     def grow(self, prompts: Sequence[Prompt]) -> None:

@@ -22,6 +22,7 @@ _FIELDS = {
     "solved": np.bool_,
     "logprob": np.float32,
     "probed": np.int32,
+    "mute": np.bool_,
 }
 
 
@@ -41,6 +42,8 @@ class Evidence:
         self.logprob_P = np.full(num_prompts, np.nan, dtype=np.float32)
         self.probed_P = np.zeros(num_prompts, dtype=np.int32)
         """Step of the likelihood."""
+        self.mute_P = np.zeros(num_prompts, dtype=np.bool_)
+        """Whether there is no likelihood to be had."""
         self.known = np.zeros(0, dtype=np.int32)
         """Indices of the prompts with counts or a likelihood, in the order they became known."""
         self._clock = 0

@@ -25,8 +25,8 @@ class LikelihoodMap:
     quantile bins, made monotone, interpolated between. The strength kappa comes by the method of
     moments, as a stratum's does: what variance is left within prompts after the map has spoken.
     Its weight is its share of the predictive evidence: w = 1 / (1 + exp(-d)), d the discounted sum
-    of nats by which its predictions beat those made without it. Once it is tested and has lost, no
-    more likelihoods are asked for.
+    of nats by which its predictions beat those made without it. Once it is tested and has lost, or
+    where no prompt asked about had an answer to score, no more likelihoods are asked for.
     """
 
     def __init__(self, num_capabilities: int, *, memory: int, evidence_kept: float) -> None:
@@ -37,6 +37,8 @@ class LikelihoodMap:
         self._num_decided = [np.zeros(0, dtype=np.int64) for _ in range(num_capabilities)]
         self._gain_C = np.zeros(num_capabilities)
         self._num_tested_C = np.zeros(num_capabilities, dtype=np.int64)
+        self._num_told_C = np.zeros(num_capabilities, dtype=np.int64)
+        self._num_mute_C = np.zeros(num_capabilities, dtype=np.int64)
         self._maps: list[tuple[Floats, Floats, float] | None] = [None] * num_capabilities
 
     @property
@@ -48,6 +50,8 @@ class LikelihoodMap:
 
     def is_useful(self, capability: int) -> bool:
         """Whether more likelihoods are worth their price: still unknown, or better than without."""
+        if self._num_mute_C[capability] >= _MIN_PAIRS and not self._num_told_C[capability]:
+            return False
         lost = -_SURE_NATS if self._num_tested_C[capability] < 8 * _MIN_PAIRS else 0.0
         return not self.is_tested(capability) or self._gain_C[capability] > lost
 
@@ -62,6 +66,11 @@ class LikelihoodMap:
             return np.full(len(logprobs), np.nan), np.full(len(logprobs), np.nan)
         at, rates, strength = fitted
         return np.interp(logprobs, at, rates), np.full(len(logprobs), strength)
+
+    def asked(self, num_told_C: Ints, num_mute_C: Ints) -> None:
+        """Of so many prompts there was a likelihood, of so many there is none to be had."""
+        self._num_told_C += num_told_C
+        self._num_mute_C += num_mute_C
 
     def observe(
         self,
@@ -105,6 +114,8 @@ class LikelihoodMap:
             "num_decided": list(self._num_decided),
             "gain": self._gain_C.copy(),
             "num_tested": self._num_tested_C.copy(),
+            "num_told": self._num_told_C.copy(),
+            "num_mute": self._num_mute_C.copy(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -114,6 +125,8 @@ class LikelihoodMap:
         self._num_decided = [np.array(values) for values in state["num_decided"]]
         self._gain_C = np.array(state["gain"])
         self._num_tested_C = np.array(state["num_tested"])
+        self._num_told_C = np.array(state["num_told"])
+        self._num_mute_C = np.array(state["num_mute"])
         pairs: Sequence[tuple[Floats, Ints, Ints]] = list(
             zip(self._logprob, self._num_passed, self._num_decided, strict=True)
         )

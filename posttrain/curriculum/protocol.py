@@ -65,8 +65,11 @@ class Curriculum(Protocol):
         """Up to `num_prompts` prompts whose likelihood is wanted now; none where it is no use."""
         ...
 
-    def observe_likelihood(self, logprobs: Mapping[str, float], *, step: int) -> None:
-        """Learn from prompt_id -> log-probability, in nats, of reference answer and end token."""
+    def observe_likelihood(self, logprobs: Mapping[str, float | None], *, step: int) -> None:
+        """Learn from prompt_id -> log-probability, in nats, of reference answer and end token.
+
+        None where there is no such text: that prompt is not asked about again.
+        """
         ...
 
     def add(self, prompts: Sequence[Prompt]) -> None:

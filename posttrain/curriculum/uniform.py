@@ -76,7 +76,7 @@ class Uniform:
         """No likelihood is used."""
         return []
 
-    def observe_likelihood(self, logprobs: Mapping[str, float], *, step: int) -> None:
+    def observe_likelihood(self, logprobs: Mapping[str, float | None], *, step: int) -> None:
         """No likelihood is used."""
 
     def add(self, prompts: Sequence[Prompt]) -> None:

@@ -215,10 +215,9 @@ class RolloutSession:
         asked = self._curriculum.to_probe(round(probe * self._num_groups))
         found = score_references(asked, sampling, max_model_len=self._engine_spec.max_model_len)
         logprobs = {
-            one.prompt_id: one.logprob for one in found.scored if not math.isnan(one.logprob)
+            one.prompt_id: None if math.isnan(one.logprob) else one.logprob for one in found.scored
         }
-        if logprobs:
-            self._curriculum.observe_likelihood(logprobs, step=sampling.step)
+        self._curriculum.observe_likelihood(logprobs, step=sampling.step)
         return found
 
     def _note_metrics(
