@@ -49,8 +49,7 @@ class Adaptive:
         self._spec = spec
         self._pool = Pool(prompts, quotas=spec.quotas, seed=seed)
         self._inbox = Inbox()
-        used = tags if tags is not None and spec.tags else {}
-        self._beliefs = Beliefs(spec, self._pool, prompts, tags=used)
+        self._beliefs = Beliefs(spec, self._pool, prompts, tags=tags if spec.tags else None)
         num = len(self._pool.capabilities)
         self._owed: dict[Reason, list[float]] = {
             "explored": [0.0] * num,

@@ -36,11 +36,11 @@ class Beliefs:
         pool: Pool,
         prompts: Sequence[Prompt],
         *,
-        tags: Mapping[str, float],
+        tags: Mapping[str, float] | None,
     ) -> None:
         self._spec = spec
         self._pool = pool
-        self._tags = tags
+        self._tags: Mapping[str, float] = tags or {}
         self.step = 0
         self.num_generations = 8
         """Rollouts of a group."""
