@@ -19,6 +19,7 @@ from posttrain.recipe.models import EngineSpec, Lora, Model
 from posttrain.records import Prompt
 from posttrain.rl import train, turns
 from posttrain.rl.collect import Batch, collect_batch
+from posttrain.rl.compact import compact
 from posttrain.rl.places import engine_place
 from posttrain.rl.trainer import _is_masked
 from posttrain.tables import read_groups, read_json, read_table
@@ -123,6 +124,32 @@ def test_groups_without_signal_do_not_thin_out_the_gradient() -> None:
     assert not _is_masked(signal, [signal, dead])
     assert _is_masked(dead, [signal, dead])
     assert not _is_masked(dead, [dead, dead])
+
+
+def test_what_is_padding_in_all_rows_that_count_is_cut_off() -> None:
+    inputs = {
+        "prompt_ids": torch.tensor([[1, 2, 3, 4], [0, 0, 5, 6], [0, 7, 8, 9]]),
+        "prompt_mask": torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]]),
+        "completion_ids": torch.tensor([[1, 2, 3, 4, 5], [6, 7, 0, 0, 0], [8, 0, 0, 0, 0]]),
+        "completion_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]),
+        "tool_mask": torch.tensor([[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]),
+        "old_per_token_logps": torch.arange(15.0).view(3, 5),
+        "advantages": torch.tensor([0.0, 1.0, -1.0]),
+        "num_items_in_batch": torch.tensor(3),
+    }
+    told = compact(inputs, drop_rows=True)
+    assert told["prompt_ids"].tolist() == [[0, 5, 6], [7, 8, 9]]
+    assert told["prompt_mask"].tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert told["completion_ids"].tolist() == [[6, 7], [8, 0]]
+    assert told["tool_mask"].tolist() == [[1, 1], [1, 1]]
+    assert told["old_per_token_logps"].tolist() == [[5.0, 6.0], [10.0, 11.0]]
+    assert told["advantages"].tolist() == [1.0, -1.0]
+    assert told["num_items_in_batch"] == 3
+    whole = compact(inputs, drop_rows=False)
+    assert all(torch.equal(whole[key], inputs[key]) for key in inputs)
+    # One row stays where none counts: a model wants a batch, and every process must take part.
+    none = compact(inputs | {"tool_mask": torch.zeros(3, 5, dtype=torch.long)}, drop_rows=True)
+    assert none["completion_ids"].tolist() == [[1, 2, 3, 4, 5]]
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from trl import GRPOTrainer
 
 from posttrain.data import levelled_families
 from posttrain.errors import EnvironmentFault, HealthStop
@@ -19,6 +21,7 @@ from posttrain.recipe.rows import DataSource
 from posttrain.recipe.schema import Variants
 from posttrain.records import Outcome, Prompt, content_hash
 from posttrain.rl import train
+from posttrain.rl.compact import compact
 from posttrain.rl.session import STATE_FILE, RolloutSession
 from posttrain.rl.trainer import CurriculumGRPOTrainer
 from posttrain.tables import read_metrics, read_table, write_json
@@ -250,6 +253,34 @@ def test_the_posterior_can_stand_in_for_the_groups_own_mean(
             compared = mean if baseline == "posterior" else others
             expected.append((own - compared) / deviation)
     assert sorted(reached[0]) == pytest.approx(sorted(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo", "grpo"])
+def test_what_cannot_move_the_loss_is_left_out_and_moves_nothing(
+    tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss_type: str
+) -> None:
+    """Loss and gradients are TRL's own on the whole micro-batch, of fewer rows."""
+    sizes: list[tuple[int, int]] = []
+    ours = CurriculumGRPOTrainer.compute_loss
+
+    def gradients(self: Any, loss: Any) -> list[Any]:
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        return list(torch.autograd.grad(loss, trained, allow_unused=True))
+
+    def compared(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        whole = GRPOTrainer.compute_loss(self, model, inputs, *args, **kwargs)
+        short = ours(self, model, inputs, *args, **kwargs)
+        torch.testing.assert_close(short, whole, rtol=1e-5, atol=1e-6)
+        for mine, theirs in zip(gradients(self, short), gradients(self, whole), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+        told = compact(inputs, drop_rows=loss_type != "grpo")
+        sizes.append((len(inputs["prompt_ids"]), len(told["prompt_ids"])))
+        return ours(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(CurriculumGRPOTrainer, "compute_loss", compared)
+    spec = adaptive(pilot=False, max_refills=0, probe=0)
+    run(tiny_llama4, tmp_path, spec, pool(), trainer={"max_steps": 4, "loss_type": loss_type})
+    assert any(short < whole for whole, short in sizes) == (loss_type != "grpo")
 
 
 def test_a_first_step_can_measure_more_prompts_than_it_trains_on(

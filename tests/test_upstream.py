@@ -52,7 +52,10 @@ def test_trl_still_has_the_rollout_seam() -> None:
     scored = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert 'output["sampling_per_token_logps"]' in scored
     assert 'output["old_per_token_logps"]' in scored
-    assert 'inputs.get("old_per_token_logps")' in inspect.getsource(GRPOTrainer._compute_loss)
+    loss = inspect.getsource(GRPOTrainer._compute_loss)
+    assert 'inputs.get("old_per_token_logps")' in loss
+    assert 'self.loss_type in ["cispo", "dapo", "vespo"]' in loss
+    assert "self.aux_loss_enabled" in loss
 
 
 def test_trl_copies_an_adapter_as_the_reference() -> None:

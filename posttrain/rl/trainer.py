@@ -14,6 +14,7 @@ import torch
 from trl import GRPOTrainer
 
 from posttrain.records import Message, RolloutGroup
+from posttrain.rl.compact import SUMMED_LOSSES, compact
 
 Row = dict[str, Any]
 
@@ -96,6 +97,14 @@ class CurriculumGRPOTrainer(GRPOTrainer):
             }
             for rollout, reward, advantage in zip(group.rollouts, rewards, advantages, strict=True)
         ]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """TRL's loss, of what can move it."""
+        # A load-balancing loss is of all tokens, whether the policy's loss counts them or not.
+        drop_rows = self.loss_type in SUMMED_LOSSES and not self.aux_loss_enabled
+        return super().compute_loss(model, compact(inputs, drop_rows=drop_rows), *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what the source measured beside TRL's own."""
