@@ -124,6 +124,11 @@ def test_paired_ratios():
     assert ratio.mean == pytest.approx(1.0)
     assert ratio.low < 1.0 < ratio.high
     assert ratio.text() == "<= 1.00"
+    ratio = paired_ratio([8.0], [4.0])
+    assert ratio.text() == "2.00"
+    assert ratio.interval() == "one seed"
+    assert not ratio.low > 1.0, "one seed is no significance"
+    assert ratio.values()["low"] is None
 
 
 def test_the_suite_goes_on_where_it_stopped(tmp_path, monkeypatch):

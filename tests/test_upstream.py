@@ -56,6 +56,7 @@ def test_trl_still_has_the_rollout_seam() -> None:
     assert 'inputs.get("old_per_token_logps")' in loss
     assert 'self.loss_type in ["cispo", "dapo", "vespo"]' in loss
     assert "self.aux_loss_enabled" in loss
+    assert "gather(masked_seq_mean(" in loss, "rows may be left out with several processes now?"
 
 
 def test_trl_copies_an_adapter_as_the_reference() -> None:

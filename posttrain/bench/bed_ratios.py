@@ -34,6 +34,7 @@ class Ratio:
     mean: float
     low: float
     high: float
+    """NaN, as `low`, of a single seed: nothing is known of its spread."""
     num_bounds: int
     """Seeds in which the arm never got there: its ratio is at most what it was counted with."""
     num_seeds: int
@@ -44,14 +45,14 @@ class Ratio:
 
     def interval(self) -> str:
         """As people read it."""
-        return f"{self.low:.2f} to {self.high:.2f}"
+        return "one seed" if math.isnan(self.low) else f"{self.low:.2f} to {self.high:.2f}"
 
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float | None]:
         """As a program reads it."""
         return {
             "ratio": self.mean,
-            "low": self.low,
-            "high": self.high,
+            "low": None if math.isnan(self.low) else self.low,
+            "high": None if math.isnan(self.high) else self.high,
             "bounds": self.num_bounds,
             "seeds": self.num_seeds,
         }
@@ -62,7 +63,7 @@ def paired_ratio(theirs: Sequence[float], ours: Sequence[float], bounds: int = 0
     logs = np.log(np.array(theirs) / np.array(ours))
     rng = np.random.default_rng(0)
     means = logs[rng.integers(len(logs), size=(_NUM_RESAMPLES, len(logs)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means, [0.025, 0.975]) if len(logs) > 1 else (np.nan, np.nan)
     return Ratio(
         mean=math.exp(logs.mean()),
         low=math.exp(low),

@@ -110,7 +110,8 @@ def verify_hung(*, num_answers: int = 4000, num_rounds: int = 5) -> Result:
             f"Throughput with hung answers over clean: {_ratio(of_whole)}, all counted, the wait "
             "for the last hung ones included.",
             f"Of the answers that can be decided, per second: {_ratio(of_decided)}.",
-            "A hung answer keeps a processor busy until it is killed after 3 s.",
+            "A hung answer would keep a processor busy for ever. It is given up after 3 s, or "
+            "after up to 12 s where it had less than a second of a processor.",
         ],
     )
 

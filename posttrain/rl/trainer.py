@@ -102,12 +102,14 @@ class CurriculumGRPOTrainer(GRPOTrainer):
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """TRL's loss, of what can move it."""
-        # Processes exchange what they measured, row by row: all must have as many.
-        if self.accelerator.num_processes == 1:
-            # A load-balancing loss is of all tokens, whether the policy's loss counts them or not.
-            drop_rows = self.loss_type in SUMMED_LOSSES and not self.aux_loss_enabled
-            inputs = compact(inputs, drop_rows=drop_rows)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        # TRL gathers clip ratios by row, so that processes must have as many; a load-balancing loss
+        # is of all tokens, whether the policy's loss counts them or not.
+        drop_rows = (
+            self.loss_type in SUMMED_LOSSES
+            and not self.aux_loss_enabled
+            and self.accelerator.num_processes == 1
+        )
+        return super().compute_loss(model, compact(inputs, drop_rows=drop_rows), *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what the source measured beside TRL's own."""
