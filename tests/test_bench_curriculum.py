@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from posttrain.bench import bed_rows, sim_suite
+from posttrain.bench import bed_rows, curriculum_size, sim_suite
 from posttrain.bench.bed_ratios import paired_ratio
 from posttrain.bench.bed_rows import crossing
 from posttrain.bench.learner import Group, Learner, Rates
@@ -166,3 +166,14 @@ def test_the_suite_goes_on_where_it_stopped(tmp_path, monkeypatch):
     chosen["mopps"] = chosen["mopps"].model_copy(update={"discount": 0.9})
     run_suite(ledger, seeds=[0, 1], pools=["wide, 1 epoch"], num_processes=1)
     assert ran["mopps", 0] == 2
+
+
+def test_what_a_large_pool_costs_is_measured_in_use(monkeypatch):
+    monkeypatch.setattr(curriculum_size, "NUM_STEPS_BEFORE", 2)
+    result = curriculum_size.bench_curriculum_size(num_prompts=3000, num_rounds=2)
+    assert [row[0] for row in result.rows] == ["`uniform`", "`mopps`", "`adaptive`"]
+    for figures in result.figures["arms"].values():
+        assert all(len(seconds) == 2 for seconds in figures["seconds"].values())
+        assert all(min(seconds) > 0.0 for seconds in figures["seconds"].values())
+        # Every prompt's id is in both.
+        assert min(figures["file_bytes"], figures["memory_bytes"]) > 3000 * 16

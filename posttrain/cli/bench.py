@@ -33,6 +33,7 @@ def add_to(app: typer.Typer) -> None:
     bench.command("stages")(bench_stages)
     bench.command("results")(bench_results)
     bench.command("curriculum")(bench_curriculum)
+    bench.command("curriculum-size")(bench_curriculum_size)
     app.add_typer(bench, name="bench")
 
 
@@ -165,6 +166,20 @@ def bench_curriculum(
         from posttrain.bench.bed_plots import write_plots
 
         write_plots(rows, out, f"curriculum-{bed}")
+
+
+def bench_curriculum_size(
+    out: OutFolder = None,
+    num_prompts: Annotated[
+        int, typer.Option("--prompts", min=2048, help="In the pool.")
+    ] = 1_000_000,
+    num_rounds: Annotated[int, typer.Option("--rounds", min=1, help="That count.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Time a curriculum's calls where the pool is large, and weigh its state."""
+    from posttrain.bench.curriculum_size import bench_curriculum_size as measure
+
+    _tell(measure(num_prompts=num_prompts, num_rounds=num_rounds), out, as_json)
 
 
 def _on_simulated_learners(
