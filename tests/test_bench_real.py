@@ -86,7 +86,9 @@ def rate_by_level(prompts: list[Prompt]) -> np.ndarray[Any, np.dtype[np.float64]
 
 
 def test_a_pool_has_the_share_of_alive_prompts_that_it_declares() -> None:
-    spec = RealPoolSpec(alive=0.25, num_prompts=300, num_steps=1, learning_rate=1e-4)
+    spec = RealPoolSpec(
+        alive=0.25, num_prompts=300, num_steps=1, learning_rate=1e-4, higher_rate=2e-4
+    )
     pool = draw_real_pool(spec, lambda new: rate_by_level(list(new)), seed=3)
     kinds = [kind_of(rate) for rate in pool.rates_P]
     assert len(pool.prompts) == 300
@@ -99,7 +101,9 @@ def test_a_pool_has_the_share_of_alive_prompts_that_it_declares() -> None:
 
 
 def test_tags_correlate_with_the_chance_of_failing_as_declared_and_not_when_shuffled() -> None:
-    spec = RealPoolSpec(alive=0.5, num_prompts=1500, num_steps=1, learning_rate=1e-4)
+    spec = RealPoolSpec(
+        alive=0.5, num_prompts=1500, num_steps=1, learning_rate=1e-4, higher_rate=2e-4
+    )
     for shuffled in (False, True):
         pool = draw_real_pool(
             replace(spec, shuffled_tags=shuffled), lambda new: rate_by_level(list(new)), seed=0
@@ -111,7 +115,9 @@ def test_tags_correlate_with_the_chance_of_failing_as_declared_and_not_when_shuf
 
 
 def test_a_policy_that_leaves_too_few_prompts_of_a_kind_is_told_so() -> None:
-    spec = RealPoolSpec(alive=0.5, num_prompts=30, num_steps=1, learning_rate=1e-4)
+    spec = RealPoolSpec(
+        alive=0.5, num_prompts=30, num_steps=1, learning_rate=1e-4, higher_rate=2e-4
+    )
     with pytest.raises(HealthStop, match="alive prompts of reverse"):
         draw_real_pool(spec, lambda new: np.zeros(len(new)), seed=0)
 

@@ -16,8 +16,11 @@ class RealPoolSpec:
     num_steps: int
     """Of the uniform arm; what others may spend follows from its tokens."""
     learning_rate: float
-    """For all arms: one at which uniform does not first lose what the decay of SFT's learning rate
-    had settled. The fewer groups have signal, the lower: Adam makes all steps equally large."""
+    """One at which uniform does not first lose what the decay of SFT's learning rate had settled.
+    The fewer groups have signal, the lower: Adam makes all steps equally large."""
+    higher_rate: float
+    """Of the arms that are named so. It gains uniform nothing: its few groups with signal are too
+    noisy for longer steps."""
     dead_hard: float = 0.9
     """Share of the dead ones that the starting policy never solves; the rest it always does."""
     tag_correlation: float = 0.7
@@ -26,8 +29,19 @@ class RealPoolSpec:
 
 
 REAL_POOLS: Mapping[str, RealPoolSpec] = {
-    "curated": RealPoolSpec(alive=1.0, num_prompts=2048, num_steps=60, learning_rate=5e-5),
-    "wide": RealPoolSpec(alive=0.45, num_prompts=4096, num_steps=100, learning_rate=5e-5),
+    "curated": RealPoolSpec(
+        alive=1.0, num_prompts=2048, num_steps=60, learning_rate=5e-5, higher_rate=1e-4
+    ),
+    "wide": RealPoolSpec(
+        alive=0.45, num_prompts=4096, num_steps=100, learning_rate=5e-5, higher_rate=1e-4
+    ),
     # One or two groups of a batch have signal: uniform needs many steps to gain anything.
-    "dead 95 %": RealPoolSpec(alive=0.05, num_prompts=8192, num_steps=600, learning_rate=2e-5),
+    "dead 95 %": RealPoolSpec(
+        alive=0.05,
+        num_prompts=8192,
+        num_steps=400,
+        learning_rate=2e-5,
+        higher_rate=5e-5,
+        dead_hard=0.95,
+    ),
 }

@@ -42,10 +42,16 @@ NUM_EVALS, TOKENS_PER_ROLLOUT = 40, 9
 measured after as many tokens as it."""
 
 
+# What more groups with signal are worth shows in the learning rate that they allow.
+HIGHER_RATE = ", higher rate"
+_AT_HIGHER_RATE = ("uniform", "dapo", "adaptive", "adaptive_no_probe")
+
+
 def real_arms() -> dict[str, CurriculumSpec]:
-    """Every shipped curriculum, and adaptive with shuffled tags. Uniform is the first."""
+    """Shipped curricula, uniform first; adaptive with shuffled tags; some at a higher rate."""
     shipped = {path.stem: load_curriculum(path) for path in shipped_files("curricula")}
-    return {"uniform": shipped["uniform"], **shipped, SHUFFLED: shipped["adaptive"]}
+    faster = {name + HIGHER_RATE: shipped[name] for name in _AT_HIGHER_RATE}
+    return {"uniform": shipped["uniform"], **shipped, SHUFFLED: shipped["adaptive"], **faster}
 
 
 def run_real_suite(
@@ -107,6 +113,7 @@ def run_real_arm(
     spec = replace(pools[pool], shuffled_tags=arm == SHUFFLED)
     policy, drawn = _starting_point(spec, seed, cache, sft_steps)
     curriculum = real_arms()[arm]
+    learning_rate = spec.higher_rate if arm.endswith(HIGHER_RATE) else spec.learning_rate
     label = f"{pool}, {arm}, seed {seed}"
     eval_every = spec.num_steps * BATCH * GROUP_SIZE * TOKENS_PER_ROLLOUT // NUM_EVALS
     if uniform is None:
@@ -116,7 +123,7 @@ def run_real_arm(
             policy,
             seed=seed,
             max_steps=spec.num_steps,
-            learning_rate=spec.learning_rate,
+            learning_rate=learning_rate,
             eval_every=eval_every,
             label=label,
         )
@@ -130,7 +137,7 @@ def run_real_arm(
             policy,
             seed=seed,
             max_steps=MAX_STEPS * spec.num_steps,
-            learning_rate=spec.learning_rate,
+            learning_rate=learning_rate,
             eval_every=eval_every,
             max_tokens=int(MAX_SPENT * uniform["spent"]["tokens"]),
             stop_at=start + TARGETS[-1] * (final - start),
@@ -151,9 +158,7 @@ def _starting_point(
     def rate(prompts: Sequence[Prompt]) -> Floats:
         return pass_rates(model, exam(tokenizer, prompts))
 
-    return policy, draw_real_pool(
-        spec, lambda new: pass_rates(model, exam(tokenizer, new)), seed=seed
-    )
+    return policy, draw_real_pool(spec, rate, seed=seed)
 
 
 def row_key(
