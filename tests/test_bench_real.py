@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posttrain.bench.bed_rows import SHUFFLED, Row
+from posttrain.bench.bed_rows import SHUFFLED, Row, append_row
 from posttrain.bench.real_model import write_nano_llama4
 from posttrain.bench.real_pools import (
     RealPool,
@@ -19,11 +19,11 @@ from posttrain.bench.real_pools import (
     kind_of,
     signal_chance,
 )
-from posttrain.bench.real_report import real_result
+from posttrain.bench.real_report import finished_rows, real_result
 from posttrain.bench.real_run import Metered, held_out_pass_rate, train_arm
 from posttrain.bench.real_specs import REAL_POOLS, RealPoolSpec
 from posttrain.bench.real_start import exam, model_spec, pass_rates, starting_policy
-from posttrain.bench.real_suite import real_arms, row_key
+from posttrain.bench.real_suite import HIGHER_RATE, real_arms, row_key
 from posttrain.bench.real_tasks import (
     CAPABILITIES,
     LEVELS,
@@ -32,7 +32,7 @@ from posttrain.bench.real_tasks import (
     draw_sample,
 )
 from posttrain.engines import SamplingRequest, make_engine
-from posttrain.errors import HealthStop
+from posttrain.errors import HealthStop, RecipeError
 from posttrain.models import PolicyPath, count_parameters, load_policy, load_tokenizer, prompt_ids
 from posttrain.recipe.models import EngineSpec
 from posttrain.records import Prompt
@@ -162,11 +162,32 @@ def test_the_table_pairs_seeds_and_marks_bounds() -> None:
     rows += [made_row("mopps", seed, None) for seed in (0, 1, 2)]
     result = real_result(rows)
     cells = {row[1]: row for row in result.rows}
-    assert cells["adaptive"][2] == "2.00"
-    assert cells["mopps"][2] == "<= 0.67"
+    assert cells["adaptive"][2:4] == ["2", "2.00"]
+    assert cells["mopps"][2:4] == ["3", "<= 0.67"]
     figures = result.figures["pools"]["wide"]["arms"]
     assert figures["adaptive"]["tokens 0.9"]["seeds"] == 2
     assert figures["mopps"]["adaptive over it"]["ratio"] == pytest.approx(3.0)
+
+
+def test_finished_runs_are_told_without_running_others(tmp_path: Path) -> None:
+    ledger = tmp_path / "rows.jsonl"
+    kept = [("uniform", 0), ("adaptive", 0), ("adaptive", 1)]
+    for arm, seed in kept:
+        append_row(ledger, made_row(arm, seed, 50.0) | {"key": row_key("wide", arm, seed)})
+    append_row(ledger, made_row("mopps", 0, 50.0) | {"key": "of other code"})
+    arms = list(real_arms())
+    rows = finished_rows(ledger, seeds=range(3), pools=list(REAL_POOLS), arms=arms)
+    assert [(row["arm"], row["seed"]) for row in rows] == kept[:2], "seed 1 has no uniform run"
+    with pytest.raises(RecipeError, match="no finished run"):
+        finished_rows(ledger, seeds=[7], pools=["wide"], arms=arms)
+
+
+def test_the_higher_rate_is_higher_and_keeps_uniforms_target() -> None:
+    for spec in REAL_POOLS.values():
+        assert spec.higher_rate > spec.learning_rate
+    faster = [arm for arm in real_arms() if arm.endswith(HIGHER_RATE)]
+    assert {"uniform" + HIGHER_RATE, "adaptive" + HIGHER_RATE} <= set(faster)
+    assert all(real_arms()[arm] == real_arms()[arm.removesuffix(HIGHER_RATE)] for arm in faster)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,19 @@ from posttrain.bench.bed_ratios import (
     ratio_cells,
     told_how,
 )
-from posttrain.bench.bed_rows import TARGETS, Row
+from posttrain.bench.bed_rows import TARGETS, Row, read_ledger
 from posttrain.bench.real_pools import GROUP_SIZE
 from posttrain.bench.real_run import BATCH
 from posttrain.bench.real_specs import REAL_POOLS
+from posttrain.bench.real_suite import row_key
 from posttrain.bench.record import Result
+from posttrain.errors import RecipeError
 
 NAME = "curriculum-real"
 _COLUMNS = [
     "pool",
     "arm",
+    "seeds",
     *RATIO_COLUMNS,
     "discarded",
     "pass@1",
@@ -56,7 +60,8 @@ def real_result(rows: Sequence[Row]) -> Result:
             discarded = _share_discarded(arm_rows)
             if arm == "uniform":
                 ones = ["1"] * 6
-                table.append([label, arm, "1", "", *ones, f"{discarded:.2f}", told, ""])
+                num = str(len(arm_rows))
+                table.append([label, arm, num, "1", "", *ones, f"{discarded:.2f}", told, ""])
                 continue
             ratios = all_ratios(uniform, arm_rows)
             against = (
@@ -68,6 +73,7 @@ def real_result(rows: Sequence[Row]) -> Result:
                 [
                     label,
                     arm,
+                    str(len(arm_rows)),
                     *ratio_cells(ratios),
                     f"{discarded:.2f}",
                     told,
@@ -90,12 +96,38 @@ def real_result(rows: Sequence[Row]) -> Result:
     )
 
 
+def finished_rows(
+    ledger: Path, *, seeds: Sequence[int], pools: Sequence[str], arms: Sequence[str]
+) -> list[Row]:
+    """What the ledger has of these, uniform first, where it has uniform's run with that seed."""
+    known = {row["key"]: row for row in read_ledger(ledger)}
+    wanted = list(dict.fromkeys(["uniform", *arms]))
+    rows = [
+        known[key]
+        for pool in pools
+        for seed in seeds
+        if row_key(pool, "uniform", seed) in known
+        for arm in wanted
+        if (key := row_key(pool, arm, seed)) in known
+    ]
+    if not rows:
+        raise RecipeError(
+            f"{ledger} has no finished run of these",
+            hint="leave --finished out to run them; runs of other code or pools do not count",
+        )
+    return rows
+
+
 def _notes(of: dict[str, dict[str, list[Row]]], seeds: Sequence[int]) -> list[str]:
     spec = next(iter(REAL_POOLS.values()))
     uniform = {pool: by_arm["uniform"] for pool, by_arm in of.items()}
     gains = ", ".join(
         f"{pool}: {_mean(mine, 'start'):.3f} to {_mean(mine, 'final'):.3f}"
         for pool, mine in uniform.items()
+    )
+    rates = "; ".join(
+        f"{pool} {REAL_POOLS[pool].learning_rate:g}, {REAL_POOLS[pool].higher_rate:g}"
+        for pool in of
     )
     return [
         f"{told_how(seeds, BATCH, GROUP_SIZE)} Seconds are the process's processor time on one "
@@ -108,6 +140,8 @@ def _notes(of: dict[str, dict[str, list[Row]]], seeds: Sequence[int]) -> list[st
         "1/alive: prompts per prompt whose group would have signal at the start, by the starting "
         "policy's pass rates. Curricula are told no levels. Tags are those pass rates' logits with "
         f"noise: correlation {spec.tag_correlation:g}.",
+        f"Learning rates, the usual and the higher one: {rates}. The target is always that of "
+        "uniform at the usual rate.",
     ]
 
 

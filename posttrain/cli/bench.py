@@ -144,6 +144,9 @@ def bench_curriculum(
         list[str] | None,
         typer.Option("--arm", help="Real bed: only uniform and this arm; may be repeated."),
     ] = None,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Real bed: run nothing, tell of finished runs.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train learners under every curriculum; tell what each saves against uniform.
@@ -154,12 +157,14 @@ def bench_curriculum(
     with tempfile.TemporaryDirectory() as scratch:
         ledger = (out or Path(scratch)) / f"curriculum-{bed}.jsonl"
         if bed == "real":
-            result, rows = _on_real_learners(ledger, seeds, pools, arms)
+            result, rows = _on_real_learners(ledger, seeds, pools, arms, finished=finished)
         else:
-            if arms:
-                raise RecipeError(
-                    "--arm belongs to the real bed", hint="add --bed real, or leave --arm out"
-                )
+            for option, given in (("--arm", arms), ("--finished", finished)):
+                if given:
+                    raise RecipeError(
+                        f"{option} belongs to the real bed",
+                        hint=f"add --bed real, or leave {option} out",
+                    )
             result, rows = _on_simulated_learners(ledger, seeds, pools, num_processes)
     _tell(result, out, as_json)
     if out is not None:
@@ -195,22 +200,26 @@ def _on_simulated_learners(
 
 
 def _on_real_learners(
-    ledger: Path, seeds: range, pools: list[str] | None, arms: list[str] | None
+    ledger: Path,
+    seeds: range,
+    pools: list[str] | None,
+    arms: list[str] | None,
+    *,
+    finished: bool,
 ) -> tuple[Result, list[dict[str, Any]]]:
-    from posttrain.bench.real_report import real_result
+    from posttrain.bench.real_report import finished_rows, real_result
     from posttrain.bench.real_specs import REAL_POOLS
     from posttrain.bench.real_suite import real_arms, run_real_suite
     from posttrain.pipeline.steps.preparing import cache_dir
 
     _check_names("pool", pools, REAL_POOLS)
     _check_names("arm", arms, real_arms())
-    rows = run_real_suite(
-        ledger,
-        seeds=seeds,
-        pools=pools or list(REAL_POOLS),
-        arms=arms or list(real_arms()),
-        cache=cache_dir() / "bench-curriculum",
-    )
+    pools, arms = pools or list(REAL_POOLS), arms or list(real_arms())
+    if finished:
+        rows = finished_rows(ledger, seeds=seeds, pools=pools, arms=arms)
+    else:
+        cache = cache_dir() / "bench-curriculum"
+        rows = run_real_suite(ledger, seeds=seeds, pools=pools, arms=arms, cache=cache)
     return real_result(rows), rows
 
 
