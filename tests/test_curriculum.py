@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.curriculum import Adaptive, build_curriculum
+from posttrain.curriculum.pool import from_the_richest
 from posttrain.curriculum.quotas import Quotas, shares_of
 from posttrain.errors import RecipeError
 from posttrain.recipe import load_curriculum
@@ -319,10 +320,46 @@ def test_a_pool_without_signal_still_fills_its_batches(spec, num_passed):
 def test_undecided_groups_teach_nothing():
     prompts = pool(a=3)
     for spec in SHIPPED.values():
-        curriculum = build_curriculum(spec, prompts, seed=0)
-        before = repr(curriculum.state_dict())
-        curriculum.observe(group(prompts[0].prompt_id, [None, None]))
-        assert repr(curriculum.state_dict()) == before
+        told, other = (build_curriculum(spec, prompts, seed=0) for _ in range(2))
+        told.observe(group(prompts[0].prompt_id, [None, None]))
+        if isinstance(told, Adaptive) and isinstance(other, Adaptive):
+            assert ids(told, 0) == ids(other, 0) == []
+            for one in prompts:
+                assert told.posterior(one.prompt_id) == other.posterior(one.prompt_id)
+        else:
+            assert repr(told.state_dict()) == repr(other.state_dict())
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=5), st.integers(0, 150))
+def test_places_of_a_dry_capability_come_from_the_richest(left, num):
+    given_C = from_the_richest(np.array(left), num)
+    assert given_C.sum() == min(num, sum(left))
+    assert (given_C >= 0).all()
+    kept = np.array(left) - given_C
+    assert (kept >= 0).all()
+    # Nobody gives while another who has more than one above him keeps it.
+    assert all(kept.max() - k <= 1 for k, g in zip(kept, given_C, strict=True) if g)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "adaptive_no_probe", "uniform", "mopps"])
+def test_prompts_that_nobody_can_verify_do_not_pile_up(name):
+    """One in a hundred is never decided: not many more of a batch, whatever is scored."""
+    prompts = pool(a=1500, b=1500)
+    rng = np.random.default_rng(0)
+    rate_of = dict(zip((p.prompt_id for p in prompts), rng.random(3000).tolist(), strict=True))
+    lost = {p.prompt_id for i, p in enumerate(prompts) if i % 100 == 0}
+    curriculum = build_curriculum(SHIPPED[name], prompts, seed=0)
+    num_lost = []
+    for step in range(40):
+        asked = curriculum.to_probe(64)
+        curriculum.observe_likelihood(dict.fromkeys(asked), step=step)
+        batch = ids(curriculum, 64)
+        num_lost.append(len(lost.intersection(batch)))
+        for prompt_id in batch:
+            passes = rng.random(8) < rate_of[prompt_id]
+            known = [None] * 8 if prompt_id in lost else passes.tolist()
+            curriculum.observe(group(prompt_id, known, step=step))
+    assert np.mean(num_lost[20:]) < 0.03 * 64
 
 
 @pytest.mark.parametrize("name", ["uniform", "dapo", "scalerl"])

@@ -257,6 +257,40 @@ def test_pilots_where_they_save_and_their_continuation():
     assert {"alpha", "beta", "centre", "share"} <= set(pilot.decision)
 
 
+def test_a_failed_pilot_is_stopped_though_no_group_ever_had_signal():
+    prompts = pool(a=600)
+    curriculum = adaptive(prompts, probe=0)
+    for step in range(4):
+        for p in curriculum.propose(16, num_generations=16):
+            curriculum.observe(counted(p.prompt_id, 0, num=16, step=step))
+    proposals = curriculum.propose(16, num_generations=16)
+    pilots = [(p.prompt_id, p.num_pilot) for p in proposals if p.num_pilot]
+    assert curriculum.metrics()["curriculum/signal_per_rollout"] == 0.0
+    assert pilots
+    for prompt_id, num in pilots:
+        assert not curriculum.continues(prompt_id, num_passed=0, num_decided=num)
+        assert curriculum.continues(prompt_id, num_passed=1, num_decided=num)
+
+
+def test_a_stratum_without_likelihoods_does_not_keep_others_from_being_asked():
+    prompts = [prompt(i, "a", "mute") for i in range(100)]
+    prompts += [prompt(i, "a", "told") for i in range(2000)]
+    level = {p.prompt_id: p.level for p in prompts}
+    rng = np.random.default_rng(0)
+    rates = np.where(rng.random(len(prompts)) < 0.1, 0.5, 1e-4)
+    rate_of = {p.prompt_id: rate for p, rate in zip(prompts, rates.tolist(), strict=True)}
+    rate_of |= {i: 0.5 for i in rate_of if level[i] == "mute"}
+    curriculum = adaptive(prompts)
+    for step in range(20):
+        asked = curriculum.to_probe(64)
+        assert len(asked) >= 48, "a quarter may be refreshed where there is something stale"
+        told = {i: None if level[i] == "mute" else math.log(rate_of[i]) for i in asked}
+        curriculum.observe_likelihood(told, step=step)
+        for p in curriculum.propose(16, num_generations=8):
+            num_passed = int(rng.binomial(8, rate_of[p.prompt_id]))
+            curriculum.observe(counted(p.prompt_id, num_passed, step=step))
+
+
 def test_predictions_are_calibrated_on_a_policy_that_does_not_move():
     rng = np.random.default_rng(3)
     prompts = pool(a=400)

@@ -43,6 +43,7 @@ def visits(index, passed, decided, step=0):
         index_N=np.array(index),
         num_passed_N=np.array(passed),
         num_decided_N=np.array(decided),
+        undecided_U=np.zeros(0, dtype=np.int64),
     )
 
 

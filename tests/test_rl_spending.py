@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.curriculum import Proposal, Uniform
+from posttrain.errors import HealthStop
 from posttrain.models import load_tokenizer
 from posttrain.recipe.curricula import UniformCurriculum
 from posttrain.records import Prompt, RolloutGroup
 from posttrain.rl.accounting import FATES, PURPOSES, group_columns, tokens_spent
 from posttrain.rl.collect import Batch, collect_batch
 from posttrain.rl.flow import curriculum_flow, flow_totals
+from posttrain.rl.health import check_health
 from posttrain.rl.likelihood import MAX_ANSWER_TOKENS, answer_ids, score_references
 from posttrain.rl.places import engine_place
 from posttrain.tables import read_table, write_groups
@@ -74,9 +76,12 @@ def tokenizer(tiny_llama4: Path) -> Any:
 
 
 def spend(
-    tokenizer: Any, curriculum: Piloting, right: Callable[[Prompt], int], **how: Any
+    tokenizer: Any,
+    curriculum: Piloting,
+    right: Callable[[Prompt], int],
+    prompts: Sequence[Prompt] = tuple(pool(20)),
+    **how: Any,
 ) -> tuple[Batch, ScriptedEngine]:
-    prompts = pool(20)
     engine = ScriptedEngine(tokenizer, prompts, right)
     by_id = {p.prompt_id: p for p in prompts}
     given = {"num_groups": 4, "max_refills": 1, **how}
@@ -104,6 +109,26 @@ def test_a_pilot_without_promise_is_stopped_observed_and_replaced(tokenizer: Any
     assert curriculum.observed == batch.groups
     # Pilots of four, rest of the two with signal, pilots of the two replacements, no rest of them.
     assert [len(asked) for asked in engine.asked] == [4, 2, 2]
+
+
+def test_a_pilot_of_which_nothing_was_decided_is_stopped(tokenizer: Any) -> None:
+    """References that `choice` cannot read."""
+    prompts = [dataclasses.replace(p, verifier="choice") for p in pool(20)]
+    curriculum = Piloting(prompts, goes_on=lambda p, d: True)
+    batch, engine = spend(tokenizer, curriculum, lambda p: 1, prompts, max_refills=0)
+    assert [len(asked) for asked in engine.asked] == [4]
+    assert all(g.num_decided == 0 for g in batch.groups)
+    with pytest.raises(HealthStop, match="could not decide 8 of 8"):
+        check_health(batch, 0, num_groups=4, steps_without_signal=1, most=9)
+
+
+def test_a_run_ends_where_nothing_is_left_to_learn_or_to_ask(tokenizer: Any) -> None:
+    batch, _ = spend(tokenizer, Piloting(pool(20)), lambda p: 0, max_refills=0)
+    check_health(batch, 0, num_groups=4, steps_without_signal=8, most=9)
+    with pytest.raises(HealthStop, match="no group had signal for 9 steps"):
+        check_health(batch, 8, num_groups=4, steps_without_signal=9, most=9)
+    with pytest.raises(HealthStop, match="4 prompts left for a batch of 5"):
+        check_health(batch, 0, num_groups=5, steps_without_signal=1, most=9)
 
 
 def test_a_pilot_that_fills_a_place_is_repeated_for_the_trainer_alone(tokenizer: Any) -> None:
@@ -143,7 +168,7 @@ def test_no_refill_begins_where_there_is_enough_or_too_much_was_spent(tokenizer:
     batch, engine = spend(tokenizer, Piloting(pool(20), **whole), is_b, refill_below=0.5)
     assert len(engine.asked) == 1
     assert Counter(batch.uses) == {"trained": 2, "filler": 2}
-    assert batch.is_capped
+    assert not batch.is_capped, "half was asked for, half came"
     batch, engine = spend(tokenizer, Piloting(pool(20), **whole), is_b, refill_below=0.6)
     assert len(engine.asked) == 2
     batch, _ = spend(

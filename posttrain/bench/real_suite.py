@@ -176,7 +176,7 @@ def row_key(
 
 
 def code_hash(spec: CurriculumSpec) -> str:
-    """Of the bed's own modules and those of this kind of curriculum: another kind's may change.
+    """Of the bed's modules, the RL stage's, this kind of curriculum's; another kind's may change.
 
     The pools' values are in the key themselves, so that another pool's may change, too.
     """
@@ -184,6 +184,7 @@ def code_hash(spec: CurriculumSpec) -> str:
     files = {
         path for path in here.glob("real_*.py") if path.stem not in ("real_report", "real_specs")
     }
+    files |= {here / "bed_rows.py", *(here.parent / "rl").glob("*.py")}
     made = build_curriculum(spec, [_SOME_PROMPT], seed=0)
     files |= _imported(here.parent.parent, type(made).__module__)
     digest = hashlib.sha256()

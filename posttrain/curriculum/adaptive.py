@@ -79,12 +79,25 @@ class Adaptive:
         return self._with_beliefs(proposals, chosen)
 
     def continues(self, prompt_id: str, *, num_passed: int, num_decided: int) -> bool:
-        """Whether the rest promises enough of the usual signal per rollout."""
+        """Whether the rest promises enough of the usual signal per rollout.
+
+        While no group has had any, of what its stratum promises.
+        """
         more = self._beliefs.num_generations - num_decided
         usual = self._beliefs.signal_per_rollout
         if more <= 0 or not num_decided or math.isnan(usual):
             return True
         i = np.array([self._pool.index(prompt_id)])
+        if not usual:
+            s = int(self._beliefs.untried.stratum_P[i[0]])
+            alpha_S, beta_S = self._beliefs.of_strata()
+            usual = gain_of_rest(
+                float(alpha_S[s]),
+                float(beta_S[s]),
+                num_passed=0,
+                num_decided=0,
+                num_more=self._beliefs.num_generations,
+            )
         alpha, beta = self._beliefs.of(i)
         gain = gain_of_rest(
             float(alpha[0]),
@@ -113,11 +126,16 @@ class Adaptive:
         useful = [
             c for c in range(len(self._pool.capabilities)) if self._beliefs.likelihoods.is_useful(c)
         ]
+        # A stratum that is mute throughout must not keep others out.
+        untried_P = self._beliefs.untried.is_untried_P
+        mute = self._beliefs.untried.stratum_P[self._beliefs.evidence.mute_P & untried_P]
+        num_S = self._beliefs.untried.num_S
+        free_S = num_S - np.bincount(mute, minlength=len(num_S))
         chosen: list[int] = []
         for n, c in enumerate(useful):
             places = num_prompts // len(useful) + (n < num_prompts % len(useful))
             stale = self._stalest(c, places // 4)
-            fresh = self._untried_by_score(c, places - len(stale), taken_P)
+            fresh = self._untried_by_score(c, places - len(stale), taken_P, num_S=free_S)
             chosen += [*stale.tolist(), *(i for i, _ in fresh)]
         return [self._pool.prompt_ids[i] for i in chosen]
 
@@ -235,9 +253,9 @@ class Adaptive:
 
         strata = self._beliefs.strata_of(capability)
         untried_scores = self._stratum_scores()[strata]
-        untried_keys = np.log(untried_scores)[:, None] / self._spec.temperature + largest_gumbels(
-            self._beliefs.untried.num_S[strata], num, rng
-        )
+        with np.errstate(divide="ignore"):
+            untried_keys = np.log(untried_scores)[:, None] / self._spec.temperature
+        untried_keys = untried_keys + largest_gumbels(self._beliefs.untried.num_S[strata], num, rng)
         everyone = np.concatenate([keys, untried_keys.ravel()])
         first = top(everyone, num, np.zeros(len(everyone)))
         first = first[everyone[first] > -np.inf]
@@ -261,6 +279,7 @@ class Adaptive:
             return []
         evidence, index = self._beliefs.evidence, self._candidates.index_N
         new = evidence.passed_P[index] + evidence.failed_P[index] == 0
+        new &= ~np.isnan(evidence.logprob_P[index]) & (evidence.failures_P[index] == 0)
         new &= (self._pool.capability_P[index] == capability) & ~taken_P[index]
         at = np.flatnonzero(new)
         recent = evidence.probed_P[index[at]].astype(np.float64)
@@ -270,13 +289,15 @@ class Adaptive:
         return list(zip(index[at].tolist(), scores.tolist(), strict=True))
 
     def _untried_by_score(
-        self, capability: int, num: int, taken_P: Mask
+        self, capability: int, num: int, taken_P: Mask, *, num_S: Indices | None = None
     ) -> list[tuple[int, float]]:
+        """Of `num_S` per stratum, which are all that are untried unless it is given."""
         strata = self._beliefs.strata_of(capability)
         scores = self._stratum_scores()[strata]
-        keys = np.log(scores)[:, None] / self._spec.temperature + largest_gumbels(
-            self._beliefs.untried.num_S[strata], num, self._pool.rng
-        )
+        left = (self._beliefs.untried.num_S if num_S is None else num_S)[strata]
+        with np.errstate(divide="ignore"):
+            keys = np.log(scores)[:, None] / self._spec.temperature
+        keys = keys + largest_gumbels(left, num, self._pool.rng)
         first = top(keys.ravel(), num, np.zeros(keys.size))
         first = first[keys.ravel()[first] > -np.inf]
         found: list[tuple[int, float]] = []

@@ -41,6 +41,8 @@ class Beliefs:
         self._spec = spec
         self._pool = pool
         self._tags: Mapping[str, float] = tags or {}
+        if np.isinf(np.fromiter(self._tags.values(), np.float64, len(self._tags))).any():
+            raise ValueError("a difficulty tag is infinite; give a number, or leave it out")
         self.step = 0
         self.num_generations = 8
         """Rollouts of a group."""
@@ -175,6 +177,12 @@ class Beliefs:
             faded = _RATE_KEPT ** (visits.step - self.step)
             self._signal, self._num_rollouts = self._signal * faded, self._num_rollouts * faded
             self.step = visits.step
+        self.evidence.defer(visits.undecided_U, step=visits.step, backoff=self._spec.backoff)
+        self._meet(visits.undecided_U)
+        if len(visits.index_N):
+            self._learn_counts(visits)
+
+    def _learn_counts(self, visits: Visits) -> None:
         evidence, i = self.evidence, visits.index_N
         c, n = visits.num_passed_N, visits.num_decided_N
         self._signal += float(np.sum(c * (n - c) / n))
@@ -256,10 +264,7 @@ class Beliefs:
 
     def _tags_of(self, prompts: Sequence[Prompt]) -> Floats:
         """(P,) NaN where there is no tag."""
-        tags = np.array([self._tags.get(p.prompt_id, math.nan) for p in prompts], dtype=np.float64)
-        if np.isinf(tags).any():
-            raise ValueError("a difficulty tag is infinite; give a number, or leave it out")
-        return tags
+        return np.array([self._tags.get(p.prompt_id, math.nan) for p in prompts], dtype=np.float64)
 
     def state_dict(self) -> dict[str, Any]:
         """All that was learned."""

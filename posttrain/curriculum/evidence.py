@@ -9,6 +9,7 @@ import numpy as np
 
 from posttrain.curriculum.inbox import Visits
 from posttrain.curriculum.pool import Indices
+from posttrain.curriculum.posterior import Ints
 
 _MAX_WAIT = 512
 """Steps that an unsolved prompt waits at most."""
@@ -37,7 +38,7 @@ class Evidence:
         self.due_P = np.zeros(num_prompts, dtype=np.int32)
         """Step from which an unsolved prompt may come again."""
         self.failures_P = np.zeros(num_prompts, dtype=np.uint8)
-        """Visits in a row without a pass."""
+        """Visits in a row without a pass, or without anything that could be decided."""
         self.solved_P = np.zeros(num_prompts, dtype=np.bool_)
         self.logprob_P = np.full(num_prompts, np.nan, dtype=np.float32)
         self.probed_P = np.zeros(num_prompts, dtype=np.int32)
@@ -70,9 +71,17 @@ class Evidence:
         self.passed_P[i] = discount * self.passed_P[i] + c
         self.failed_P[i] = discount * self.failed_P[i] + (visits.num_decided_N - c)
         failures = np.where(c == 0, np.minimum(self.failures_P[i], 30) + 1, 0)
-        self.failures_P[i] = failures
-        wait = np.minimum(backoff * 2.0 ** np.maximum(failures - 1, 0), _MAX_WAIT)
-        self.due_P[i] = np.where(failures > 0, visits.step + wait, 0)
+        self._wait(i, failures, step=visits.step, backoff=backoff)
+
+    def defer(self, indices: Indices, *, step: int, backoff: int) -> None:
+        """Nothing could be decided of these: they wait as who never passed does."""
+        failures = np.minimum(self.failures_P[indices], 30) + 1
+        self._wait(indices, failures, step=step, backoff=backoff)
+
+    def _wait(self, indices: Indices, failures: Ints, *, step: int, backoff: int) -> None:
+        self.failures_P[indices] = failures
+        wait = np.minimum(backoff * 2.0 ** np.maximum(failures - 1.0, 0.0), _MAX_WAIT)
+        self.due_P[indices] = np.where(failures > 0, step + wait, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """All arrays."""

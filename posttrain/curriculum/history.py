@@ -38,7 +38,9 @@ class History:
         return self._clock
 
     def put(self, group: RolloutGroup) -> None:
-        """Keep a group's counts until `settle`."""
+        """Keep a group's counts until `settle`; where nothing was decided there are none."""
+        if not group.num_decided:
+            return
         self._inbox.put(
             step=group.step,
             index=self._pool.index(group.prompt_id),

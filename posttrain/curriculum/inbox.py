@@ -18,6 +18,9 @@ class Visits:
     index_N: Ints
     num_passed_N: Ints
     num_decided_N: Ints
+    """Above 0."""
+    undecided_U: Ints
+    """Indices of the other prompts that came: nothing of them was decided."""
 
 
 class Inbox:
@@ -27,9 +30,8 @@ class Inbox:
         self._rows: list[tuple[int, int, int, int]] = []
 
     def put(self, *, step: int, index: int, num_passed: int, num_decided: int) -> None:
-        """Keep one group's counts; a group of which nothing was decided says nothing."""
-        if num_decided:
-            self._rows.append((step, index, num_passed, num_decided))
+        """Keep one group's counts."""
+        self._rows.append((step, index, num_passed, num_decided))
 
     def take(self) -> Iterator[Visits]:
         """Empty it, the oldest step first; groups of one prompt and step are counted as one."""
@@ -41,7 +43,14 @@ class Inbox:
             passed_N, decided_N = np.zeros_like(index_N), np.zeros_like(index_N)
             np.add.at(passed_N, inverse, part[:, 2])
             np.add.at(decided_N, inverse, part[:, 3])
-            yield Visits(step=step, index_N=index_N, num_passed_N=passed_N, num_decided_N=decided_N)
+            told = decided_N > 0
+            yield Visits(
+                step=step,
+                index_N=index_N[told],
+                num_passed_N=passed_N[told],
+                num_decided_N=decided_N[told],
+                undecided_U=index_N[~told],
+            )
 
     def state_dict(self) -> list[list[int]]:
         """The rows, sorted."""

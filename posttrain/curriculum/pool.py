@@ -102,15 +102,11 @@ class Pool:
         for c, name in enumerate(self.capabilities):
             if wanted.get(name):
                 chosen += choose(c, wanted[name], taken_P)
-        while capability is None and len(chosen) < num_prompts:
-            left = np.bincount(self.capability_P[~taken_P], minlength=len(self.capabilities))
-            richest = int(np.argmax(left))
-            if not left[richest]:
-                break
-            missing = num_prompts - len(chosen)
-            # Down to the next richest, so that those with most prompts left share the places.
-            step = max(1, int(left[richest]) - int(np.sort(left)[-2:][0]))
-            chosen += choose(richest, min(missing, step), taken_P)
+        if capability is None and len(chosen) < num_prompts:
+            left_C = np.bincount(self.capability_P[~taken_P], minlength=len(self.capabilities))
+            for c, num in enumerate(from_the_richest(left_C, num_prompts - len(chosen)).tolist()):
+                if num:
+                    chosen += choose(c, num, taken_P)
         order: list[int] = self.rng.permutation(len(chosen)).tolist()
         return [self._proposal(chosen[i]) for i in order]
 
@@ -169,6 +165,25 @@ class Pool:
             )
         self._quotas.load_state_dict(state["quotas"])
         self.rng.bit_generator.state = state["rng"]
+
+
+def from_the_richest(left_C: Indices, num: int) -> Indices:
+    """(C,) how many of `num` each gives, so that those with most left end level.
+
+    >>> from_the_richest(np.array([9, 4, 0]), 7).tolist()
+    [6, 1, 0]
+    """
+    num = min(num, int(left_C.sum()))
+    given_C = np.zeros_like(left_C)
+    order = np.argsort(-left_C, kind="stable")
+    for k in range(1, len(order) + 1):
+        richest = order[:k]
+        level, more = divmod(int(left_C[richest].sum()) - num, k)
+        if k == len(order) or level >= left_C[order[k]]:
+            given_C[richest] = left_C[richest] - level
+            given_C[richest[:more]] -= 1
+            break
+    return given_C
 
 
 def check_kind(state: Mapping[str, Any], kind: str) -> None:

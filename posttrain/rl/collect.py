@@ -36,6 +36,8 @@ class Batch:
     """Per group."""
     refill_rounds: list[int]
     """Per group: 0 for the first proposal, n for the n-th refill."""
+    is_capped: bool
+    """Whether too few groups had signal when the refills ended: by a cap, or as nobody was left."""
 
     @property
     def training_groups(self) -> list[RolloutGroup]:
@@ -48,11 +50,6 @@ class Batch:
         chosen = [(order[u], g) for g, u in zip(self.groups, self.uses, strict=True) if u in order]
         chosen.sort(key=lambda pair: pair[0])
         return [_repeated(group, self.num_generations) for _, group in chosen]
-
-    @property
-    def is_capped(self) -> bool:
-        """Whether the refills ran out before there were enough groups with signal."""
-        return "filler" in self.uses
 
 
 def without_signal(group: RolloutGroup) -> Use:
@@ -78,8 +75,8 @@ def collect_batch(
     have signal or a step has `max_rollouts` batches of rollouts; then the best groups at hand fill
     up. At first `oversample` prompts are
     drawn per place. The curriculum observes every group, stopped pilots too. A group without signal
-    is replaced by one of the same capability; in the last round, where a capability has none left
-    to offer, by any. Every process returns the same batch.
+    is replaced by one of the same capability; where none came, the place goes to any capability's
+    best group at hand. Every process returns the same batch.
     """
     groups: list[RolloutGroup] = []
     proposals: list[Proposal] = []
@@ -87,6 +84,7 @@ def collect_batch(
     whole = sampling.request.num_generations
     wanted = curriculum.propose(math.ceil(oversample * num_groups), num_generations=whole)
     shares = _shares(wanted, num_groups)
+    has_enough = False
     for refill in range(max_refills + 1):
         groups += _round(wanted, curriculum, sampling, refill)
         proposals += wanted
@@ -105,6 +103,7 @@ def collect_batch(
         proposals=proposals,
         uses=_uses(groups, proposals, num_groups, shares, whole),
         refill_rounds=rounds,
+        is_capped=max_refills > 0 and not has_enough,
     )
 
 
@@ -130,6 +129,7 @@ def _round(
         n
         for n, group in enumerate(groups)
         if len(group.rollouts) < whole
+        and group.num_decided
         and curriculum.continues(
             group.prompt_id, num_passed=group.num_passed, num_decided=group.num_decided
         )

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import GRPOConfig
 
-from posttrain.curriculum import build_curriculum
+from posttrain.curriculum import Adaptive, build_curriculum
 from posttrain.data import LevelledFamily
 from posttrain.engines import PROBE_FILE, SamplingRequest, make_engine
 from posttrain.engines.base import Sleeps
@@ -82,8 +82,9 @@ def train(
     running = make_engine(engine, policy, dtype=model.dtype, seed=seed, lora_rank=rank)
     if isinstance(running, Sleeps):
         running.sleep()
+    chooser = build_curriculum(curriculum, prompts, seed=seed, tags=tags)
     session = RolloutSession(
-        curriculum=build_curriculum(curriculum, prompts, seed=seed, tags=tags),
+        curriculum=chooser,
         spec=curriculum,
         pilot_prompts=pilot_prompts,
         systems=system_prompts,
@@ -150,4 +151,6 @@ def train(
         },
         "tokens_by_purpose": {name: totals[f"tokens_{name}"] for name in PURPOSES},
         "tokens_by_fate": {name: totals[f"tokens_{name}"] for name in FATES},
+        # Predicted pass rate, observed one, groups; by tenths of the predicted.
+        "reliability": chooser.reliability() if isinstance(chooser, Adaptive) else [],
     }
