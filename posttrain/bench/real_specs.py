@@ -19,8 +19,8 @@ class RealPoolSpec:
     """One at which uniform does not first lose what the decay of SFT's learning rate had settled.
     The fewer groups have signal, the lower: Adam makes all steps equally large."""
     higher_rate: float
-    """Of the arms that are named so. It gains uniform nothing: its few groups with signal are too
-    noisy for longer steps."""
+    """Of the arms that are named so: one that gains uniform little or nothing, as its few groups
+    with signal are too noisy for longer steps."""
     dead_hard: float = 0.9
     """Share of the dead ones that the starting policy never solves; the rest it always does."""
     tag_correlation: float = 0.7
