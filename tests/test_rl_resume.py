@@ -129,6 +129,11 @@ def test_every_shipped_curriculum_drives_two_steps(
     assert sum(row["tokens"] for row in flow) == summary["generated_tokens"]
     assert sum(summary["tokens_by_purpose"].values()) == summary["generated_tokens"]
     assert sum(summary["tokens_by_fate"].values()) == summary["generated_tokens"]
+    first = len(read_table(tmp_path / "out" / "rollouts" / "step-000000.parquet"))
+    predicted = sum(num for _, _, num in summary["reliability"])
+    assert predicted == (first if path.stem.startswith("adaptive") else 0), (
+        "the last is not settled"
+    )
     for step in (0, 1):
         rows = read_table(tmp_path / "out" / "rollouts" / f"step-{step:06d}.parquet")
         assert all(row["reason"] and isinstance(row["decision"], dict) for row in rows)

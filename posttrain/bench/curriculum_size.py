@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from posttrain.bench.record import Result
-from posttrain.bench.spread import Spread, spread_of
+from posttrain.bench.sim_run import FAILED, PASSED
+from posttrain.bench.spread import Spread, spread_of, take_turns
 from posttrain.curriculum import Curriculum, build_curriculum
 from posttrain.progress import Bar, progress
 from posttrain.recipe import load_curriculum
 from posttrain.recipe.files import shipped_files
-from posttrain.records import Message, Outcome, Prompt, Rollout, RolloutGroup
+from posttrain.records import Message, Prompt, RolloutGroup
 from posttrain.tables import read_arrays, write_arrays
 
 ARMS = ("uniform", "mopps", "adaptive")
@@ -44,17 +45,25 @@ def bench_curriculum_size(*, num_prompts: int = 1_000_000, num_rounds: int = 20)
 
     held = {arm: _traced_bytes(build, arm) for arm in ARMS}
     users = {arm: _User(build, arm, rates) for arm in ARMS}
-    taken: dict[str, dict[str, list[float]]] = {arm: {op: [] for op in OPERATIONS} for arm in ARMS}
     total = len(ARMS) * (NUM_STEPS_BEFORE + num_rounds)
     with progress("curricula in use", total=total) as bar, tempfile.TemporaryDirectory() as folder:
         for user in users.values():
             user.run(NUM_STEPS_BEFORE, bar)
-        for number in range(num_rounds):
-            first = number % len(ARMS)
-            for arm in ARMS[first:] + ARMS[:first]:
-                for operation, seconds in users[arm].measure(Path(folder) / "state").items():
-                    taken[arm][operation].append(seconds)
-                bar.advance(1)
+
+        def measured(arm: str) -> dict[str, float]:
+            seconds = users[arm].measure(Path(folder) / "state")
+            bar.advance(1)
+            return seconds
+
+        rounds = take_turns(
+            {arm: lambda _, arm=arm: measured(arm) for arm in ARMS},
+            num_rounds=num_rounds,
+            num_warmups=0,
+        )
+    taken = {
+        arm: {op: [seconds[op] for seconds in of_arm] for op in OPERATIONS}
+        for arm, of_arm in rounds.items()
+    }
     spreads = {
         arm: {op: spread_of(seconds) for op, seconds in of_arm.items()}
         for arm, of_arm in taken.items()
@@ -106,7 +115,7 @@ class _User:
     def __init__(
         self, build: Callable[[str], Curriculum], arm: str, rates: dict[str, float]
     ) -> None:
-        self._build, self._arm, self._rates = build, arm, rates
+        self._rates = rates
         self._curriculum = build(arm)
         self._other = build(arm)
         self._rng = np.random.default_rng(2)
@@ -162,7 +171,7 @@ class _User:
                 step=self._step,
                 policy_version=self._step,
                 rollouts=tuple(
-                    _rollout(passed)
+                    PASSED if passed else FAILED
                     for passed in (self._rng.random(GROUP_SIZE) < self._rates[prompt_id]).tolist()
                 ),
             )
@@ -192,16 +201,6 @@ def _draw(
         prompts,
         dict(zip(ids, rates.tolist(), strict=True)),
         dict(zip(ids, noisy.tolist(), strict=True)),
-    )
-
-
-def _rollout(passed: bool) -> Rollout:
-    return Rollout(
-        completion_ids=[1],
-        logprobs=[-1.0],
-        text="",
-        finish_reason="stop",
-        outcome=Outcome(passed=passed, score=float(passed), why=""),
     )
 
 

@@ -220,7 +220,7 @@ def simulate(
     )
 
 
-_PASSED, _FAILED = (
+PASSED, FAILED = (
     Rollout(
         completion_ids=[],
         logprobs=[],
@@ -237,5 +237,5 @@ def _scored(prompt_id: str, group: Group, step: int) -> RolloutGroup:
         prompt_id=prompt_id,
         step=step,
         policy_version=step,
-        rollouts=tuple(_PASSED if r else _FAILED for r in group.rewards.tolist()),
+        rollouts=tuple(PASSED if r else FAILED for r in group.rewards.tolist()),
     )

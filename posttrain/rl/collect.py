@@ -73,10 +73,10 @@ def collect_batch(
 
     The caps are soft: at most `max_refills` refills, none begun once `refill_below` of the places
     have signal or a step has `max_rollouts` batches of rollouts; then the best groups at hand fill
-    up. At first `oversample` prompts are
-    drawn per place. The curriculum observes every group, stopped pilots too. A group without signal
-    is replaced by one of the same capability; where none came, the place goes to any capability's
-    best group at hand. Every process returns the same batch.
+    up. At first `oversample` prompts are drawn per place. The curriculum observes every group,
+    stopped pilots too. A group without signal is replaced by one of the same capability; where none
+    came, the place goes to any capability's best group at hand. Every process returns the same
+    batch.
     """
     groups: list[RolloutGroup] = []
     proposals: list[Proposal] = []

@@ -151,6 +151,6 @@ def train(
         },
         "tokens_by_purpose": {name: totals[f"tokens_{name}"] for name in PURPOSES},
         "tokens_by_fate": {name: totals[f"tokens_{name}"] for name in FATES},
-        # Predicted pass rate, observed one, groups; by tenths of the predicted.
+        # Mean predicted pass rate, observed one, rollouts; by tenths of the predicted.
         "reliability": chooser.reliability() if isinstance(chooser, Adaptive) else [],
     }
