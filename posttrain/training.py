@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import PartialState
@@ -243,11 +243,12 @@ class RunCallback(TrainerCallback):
             write_json(folder / MARKER, {str(p.relative_to(folder)): file_sha256(p) for p in files})
         fault_point(f"{self._stage}.after_checkpoint")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Close the bar."""
-        self._stack.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Close the bar, which tells whether training came to its end."""
+        self._stack.__exit__(*raised)
 
 
 class AlreadyTrained(Exception):
@@ -268,11 +269,12 @@ def run_trainer(
     metrics = work_dir / "metrics.jsonl"
     # It prints every row that goes to metrics.jsonl.
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RunCallback(stage, MetricsLog(metrics)))
+    callback = RunCallback(stage, MetricsLog(metrics))
+    trainer.add_callback(callback)
     if trainer.is_fsdp_enabled:
         settle_sharding(trainer.accelerator)
     started = time.monotonic()
-    with suppress(AlreadyTrained):
+    with suppress(AlreadyTrained), callback:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model = trainer.accelerator.unwrap_model(trainer.model)
     assert isinstance(model, PreTrainedModel | PeftModel)

@@ -48,9 +48,8 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def main(base: Path, out: Path, kind: str) -> None:
-    """Train one step on this rank's half."""
-    dist.init_process_group("gloo")
+def step(base: Path, kind: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The mean loss of all ranks and the gradients of one step on this rank's half."""
     model = adapted(base)
     if kind == "ddp":
         model = DistributedDataParallel(model)
@@ -64,9 +63,19 @@ def main(base: Path, out: Path, kind: str) -> None:
     loss.backward()
     mean = loss.detach().clone()
     dist.all_reduce(mean)
-    found = gradients(model)
+    return mean / 2, gradients(model)
+
+
+def main(base: Path, out: Path, kind: str) -> None:
+    """One step; rank 0 keeps what came of it.
+
+    The model must be gone before the group is: a DDP model that is a gloo group's last owner frees
+    it with the interpreter's lock held, while the group's own thread waits for that lock.
+    """
+    dist.init_process_group("gloo")
+    loss, found = step(base, kind)
     if dist.get_rank() == 0:
-        torch.save({"loss": mean / 2, "gradients": found}, out)
+        torch.save({"loss": loss, "gradients": found}, out)
     dist.destroy_process_group()
 
 

@@ -214,6 +214,7 @@ def test_a_dead_pool_is_said_trained_on_for_a_while_and_then_stopped(
     assert ("all passed" if passed else "all failed") in error.value.message
     said = capsys.readouterr()
     assert (said.out + said.err).count("no group of") == 1
+    assert "(stopped)" in said.err
     recorded = sorted((tmp_path / "work" / "rollouts").iterdir())
     assert len(recorded) == 3
     uses = {row["use"] for path in recorded for row in read_table(path)}
