@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,27 +12,13 @@ import numpy as np
 from posttrain.curriculum.beliefs import Beliefs
 from posttrain.curriculum.inbox import Inbox
 from posttrain.curriculum.pool import Choice, Indices, Mask, Pool, check_kind
-from posttrain.curriculum.posterior import Floats
+from posttrain.curriculum.probe_targets import prompts_to_probe
 from posttrain.curriculum.protocol import Proposal, Reason
-from posttrain.curriculum.selection import band, expected_signal, largest_gumbels, top
+from posttrain.curriculum.scoring import Candidates, Scoring
+from posttrain.curriculum.selection import largest_gumbels, top
 from posttrain.curriculum.spending import best_pilot, gain_of_rest
 from posttrain.recipe.curricula import AdaptiveCurriculum
 from posttrain.records import Prompt, RolloutGroup
-
-# Of the prompts with evidence of their own, so many are looked at for one proposal, by chance.
-_MAX_SCORED = 16_384
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Candidates:
-    """Some of the known prompts, scored for one proposal."""
-
-    index_N: Indices
-    alpha_N: Floats
-    beta_N: Floats
-    score_N: Floats
-    log_share: float
-    """Log of known prompts per candidate."""
 
 
 class Adaptive:
@@ -56,7 +42,10 @@ class Adaptive:
             "reviewed": [0.0] * num,
             "retried": [0.0] * num,
         }
-        self._candidates: _Candidates | None = None
+        self._scoring = Scoring(
+            self._beliefs, self._pool, width=spec.width, temperature=spec.temperature
+        )
+        self._candidates: Candidates | None = None
 
     def propose(
         self,
@@ -69,7 +58,7 @@ class Adaptive:
         """See Curriculum.propose."""
         self._settle()
         self._beliefs.num_generations = num_generations
-        self._candidates = self._score_known()
+        self._candidates = self._scoring.known()
         proposals = self._pool.draw(
             num_prompts, self._choose, exclude=exclude, capability=capability
         )
@@ -118,25 +107,11 @@ class Adaptive:
         )
 
     def to_probe(self, num_prompts: int) -> list[str]:
-        """Untried prompts by their stratum's score, and a quarter to refresh."""
+        """See prompts_to_probe."""
         if not self._spec.probe:
             return []
         self._settle()
-        taken_P = (self._pool.capability_P < 0) | self._beliefs.evidence.mute_P
-        useful = [
-            c for c in range(len(self._pool.capabilities)) if self._beliefs.likelihoods.is_useful(c)
-        ]
-        # A stratum that is mute throughout must not keep others out.
-        untried_P = self._beliefs.untried.is_untried_P
-        mute = self._beliefs.untried.stratum_P[self._beliefs.evidence.mute_P & untried_P]
-        num_S = self._beliefs.untried.num_S
-        free_S = num_S - np.bincount(mute, minlength=len(num_S))
-        chosen: list[int] = []
-        for n, c in enumerate(useful):
-            places = num_prompts // len(useful) + (n < num_prompts % len(useful))
-            stale = self._stalest(c, places // 4)
-            fresh = self._untried_by_score(c, places - len(stale), taken_P, num_S=free_S)
-            chosen += [*stale.tolist(), *(i for i, _ in fresh)]
+        chosen = prompts_to_probe(num_prompts, self._scoring, probe_memory=self._spec.probe_memory)
         return [self._pool.prompt_ids[i] for i in chosen]
 
     def observe_likelihood(self, logprobs: Mapping[str, float | None], *, step: int) -> None:
@@ -247,15 +222,12 @@ class Adaptive:
         mine &= ~taken_P[known.index_N] & ~evidence.solved_P[known.index_N]
         mine &= evidence.failures_P[known.index_N] == 0
         index, score = known.index_N[mine], known.score_N[mine]
-        with np.errstate(divide="ignore"):
-            keys = np.log(score) / self._spec.temperature + known.log_share
-        keys = keys + rng.gumbel(size=len(keys))
+        keys = self._scoring.keys(score) + known.log_share + rng.gumbel(size=len(score))
 
         strata = self._beliefs.strata_of(capability)
-        untried_scores = self._stratum_scores()[strata]
-        with np.errstate(divide="ignore"):
-            untried_keys = np.log(untried_scores)[:, None] / self._spec.temperature
-        untried_keys = untried_keys + largest_gumbels(self._beliefs.untried.num_S[strata], num, rng)
+        untried_scores = self._scoring.of_strata()[strata]
+        noise = largest_gumbels(self._beliefs.untried.num_S[strata], num, rng)
+        untried_keys = self._scoring.keys(untried_scores)[:, None] + noise
         everyone = np.concatenate([keys, untried_keys.ravel()])
         first = top(everyone, num, np.zeros(len(everyone)))
         first = first[everyone[first] > -np.inf]
@@ -269,7 +241,7 @@ class Adaptive:
             found += [(i, float(untried_scores[row])) for i in new.tolist()]
         if len(first) == num and len(found) < wanted:
             # Some of the untried are taken: go on with what is left.
-            found += self._untried_by_score(capability, wanted - len(found), taken_P)
+            found += self._scoring.untried(capability, wanted - len(found), taken_P)
         return found
 
     def _to_calibrate(self, capability: int, num: int, taken_P: Mask) -> list[tuple[int, float]]:
@@ -287,26 +259,6 @@ class Adaptive:
         taken_P[index[at]] = True
         scores = self._candidates.score_N[at]
         return list(zip(index[at].tolist(), scores.tolist(), strict=True))
-
-    def _untried_by_score(
-        self, capability: int, num: int, taken_P: Mask, *, num_S: Indices | None = None
-    ) -> list[tuple[int, float]]:
-        """Of `num_S` per stratum, which are all that are untried unless it is given."""
-        strata = self._beliefs.strata_of(capability)
-        scores = self._stratum_scores()[strata]
-        left = (self._beliefs.untried.num_S if num_S is None else num_S)[strata]
-        with np.errstate(divide="ignore"):
-            keys = np.log(scores)[:, None] / self._spec.temperature
-        keys = keys + largest_gumbels(left, num, self._pool.rng)
-        first = top(keys.ravel(), num, np.zeros(keys.size))
-        first = first[keys.ravel()[first] > -np.inf]
-        found: list[tuple[int, float]] = []
-        for row in np.unique(first // max(num, 1)).tolist():
-            wanted = int(np.sum(first // num == row))
-            new = self._beliefs.untried.first(int(strata[row]), wanted, taken_P)
-            taken_P[new] = True
-            found += [(i, float(scores[row])) for i in new.tolist()]
-        return found
 
     def _random_untried(self, capability: int, num: int, taken_P: Mask) -> Indices:
         """Untried prompts of a capability, each as likely as any other."""
@@ -367,45 +319,6 @@ class Adaptive:
             else Choice(index=i, reason=reason, decision=shared)
             for i, score in found
         ]
-
-    def _stalest(self, capability: int, num: int) -> Indices:
-        """Prompts whose likelihood is oldest, of those that are neither solved nor waiting."""
-        evidence = self._beliefs.evidence
-        index = evidence.known[self._pool.capability_P[evidence.known] == capability]
-        index = index[~evidence.solved_P[index] & (evidence.due_P[index] <= self._beliefs.step)]
-        old = evidence.probed_P[index] < self._beliefs.step - self._spec.probe_memory / 2
-        index = index[old & ~np.isnan(evidence.logprob_P[index])]
-        ages = -evidence.probed_P[index].astype(np.float64)
-        return index[top(ages, num, self._pool.rng.random(len(index)))].astype(np.int64)
-
-    # Scoring
-
-    def _score_known(self) -> _Candidates:
-        known = self._beliefs.evidence.known.astype(np.int64)
-        log_share = 0.0
-        if len(known) > _MAX_SCORED:
-            drawn = np.unique(self._pool.rng.integers(len(known), size=_MAX_SCORED))
-            log_share = math.log(len(known) / len(drawn))
-            known = known[drawn]
-        alpha, beta = self._beliefs.of(known)
-        centre = self._beliefs.centre_C()[np.maximum(self._pool.capability_P[known], 0)]
-        return _Candidates(
-            index_N=known,
-            alpha_N=alpha,
-            beta_N=beta,
-            score_N=self._scores(alpha, beta, centre),
-            log_share=log_share,
-        )
-
-    def _scores(self, alpha: Floats, beta: Floats, centre: Floats) -> Floats:
-        return expected_signal(alpha, beta, self._beliefs.num_generations) * band(
-            alpha, beta, centre=centre, width=self._spec.width
-        )
-
-    def _stratum_scores(self) -> Floats:
-        capability_S = self._beliefs.capability_S()
-        centre_S = self._beliefs.centre_C()[np.maximum(capability_S, 0)]
-        return self._scores(*self._beliefs.of_strata(), centre_S)
 
     def _settle(self) -> None:
         """Learn from what was put since the last proposal."""
