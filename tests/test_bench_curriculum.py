@@ -120,10 +120,12 @@ def test_crossing_waits_for_two_in_a_row_and_interpolates():
 def test_paired_ratios():
     ratio = paired_ratio([8.0, 2.0, 4.0], [4.0, 1.0, 2.0])
     assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((2.0, 2.0, 2.0))
-    ratio = paired_ratio([1.0, 1.0, 1.0, 1.0], [0.5, 2.0, 1.0, 1.0], 1)
+    ratio = paired_ratio([1.0, 1.0, 1.0, 1.0], [0.5, 2.0, 1.0, 1.0], num_bounds=1)
     assert ratio.mean == pytest.approx(1.0)
     assert ratio.low < 1.0 < ratio.high
     assert ratio.text() == "<= 1.00"
+    assert paired_ratio([6.0], [4.0], num_open=1).text() == ">= 1.50"
+    assert paired_ratio([6.0], [4.0], num_bounds=1, num_open=1).text() == "?1.50"
     ratio = paired_ratio([8.0], [4.0])
     assert ratio.text() == "2.00"
     assert ratio.interval() == "one seed"

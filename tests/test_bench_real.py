@@ -160,10 +160,13 @@ def test_the_table_pairs_seeds_and_marks_bounds() -> None:
     rows = [made_row("uniform", seed, 100.0) for seed in (0, 1, 2)]
     rows += [made_row("adaptive", 0, 50.0), made_row("adaptive", 1, 50.0)]
     rows += [made_row("mopps", seed, None) for seed in (0, 1, 2)]
+    rows += [made_row("adaptive, higher rate", 0, 25.0), made_row("dapo, higher rate", 0, 75.0)]
     result = real_result(rows)
     cells = {row[1]: row for row in result.rows}
     assert cells["adaptive"][2:4] == ["2", "2.00"]
     assert cells["mopps"][2:4] == ["3", "<= 0.67"]
+    assert cells["mopps"][-1].startswith(">= 3.00")
+    assert cells["dapo, higher rate"][-1].startswith("3.00"), "against adaptive at that rate"
     figures = result.figures["pools"]["wide"]["arms"]
     assert figures["adaptive"]["tokens 0.9"]["seeds"] == 2
     assert figures["mopps"]["adaptive over it"]["ratio"] == pytest.approx(3.0)

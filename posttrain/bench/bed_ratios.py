@@ -37,11 +37,14 @@ class Ratio:
     """NaN, as `low`, of a single seed: nothing is known of its spread."""
     num_bounds: int
     """Seeds in which the arm never got there: its ratio is at most what it was counted with."""
+    num_open: int
+    """Seeds in which the other never got there: the ratio is at least that."""
     num_seeds: int
 
     def text(self) -> str:
         """As people read it."""
-        return f"{'<= ' if self.num_bounds else ''}{self.mean:.2f}"
+        sign = "<= " if self.num_bounds else ">= " if self.num_open else ""
+        return f"{'?' if self.num_bounds and self.num_open else sign}{self.mean:.2f}"
 
     def interval(self) -> str:
         """As people read it."""
@@ -54,11 +57,14 @@ class Ratio:
             "low": None if math.isnan(self.low) else self.low,
             "high": None if math.isnan(self.high) else self.high,
             "bounds": self.num_bounds,
+            "open": self.num_open,
             "seeds": self.num_seeds,
         }
 
 
-def paired_ratio(theirs: Sequence[float], ours: Sequence[float], bounds: int = 0) -> Ratio:
+def paired_ratio(
+    theirs: Sequence[float], ours: Sequence[float], *, num_bounds: int = 0, num_open: int = 0
+) -> Ratio:
     """Of costs with equal seeds, theirs over ours."""
     logs = np.log(np.array(theirs) / np.array(ours))
     rng = np.random.default_rng(0)
@@ -68,7 +74,8 @@ def paired_ratio(theirs: Sequence[float], ours: Sequence[float], bounds: int = 0
         mean=math.exp(logs.mean()),
         low=math.exp(low),
         high=math.exp(high),
-        num_bounds=bounds,
+        num_bounds=num_bounds,
+        num_open=num_open,
         num_seeds=len(logs),
     )
 
@@ -88,9 +95,9 @@ def costs(rows: Sequence[Row], share: float, cost: str) -> tuple[list[float], in
 def cost_ratio(base: Sequence[Row], arm: Sequence[Row], share: float, cost: str) -> Ratio:
     """Of the cost to a target over the seeds that both have."""
     both = {row["seed"] for row in base} & {row["seed"] for row in arm}
-    theirs, _ = costs([row for row in base if row["seed"] in both], share, cost)
-    ours, bounds = costs([row for row in arm if row["seed"] in both], share, cost)
-    return paired_ratio(theirs, ours, bounds)
+    theirs, num_open = costs([row for row in base if row["seed"] in both], share, cost)
+    ours, num_bounds = costs([row for row in arm if row["seed"] in both], share, cost)
+    return paired_ratio(theirs, ours, num_bounds=num_bounds, num_open=num_open)
 
 
 def all_ratios(base: Sequence[Row], arm: Sequence[Row]) -> dict[str, Ratio]:
@@ -128,6 +135,6 @@ def told_how(seeds: Sequence[int], num_groups: int, group_size: int) -> str:
         f"held-out pass@1: above 1 the arm is cheaper. {len(seeds)} paired seeds ({seeds[0]} to "
         f"{seeds[-1]}), geometric means, bootstrap intervals; batches of {num_groups} groups of "
         f"{group_size}. '<=': in some seeds the arm never got there within one and a half times "
-        "uniform's tokens or three times its steps. Every pilot, discarded group and review is "
-        "paid for."
+        "uniform's tokens or three times its steps; '>=': the one it is compared with never did; "
+        "'?': neither, in some seeds. Every pilot, discarded group and review is paid for."
     )

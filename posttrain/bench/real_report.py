@@ -21,7 +21,7 @@ from posttrain.bench.bed_rows import TARGETS, Row, read_ledger
 from posttrain.bench.real_pools import GROUP_SIZE
 from posttrain.bench.real_run import BATCH
 from posttrain.bench.real_specs import REAL_POOLS
-from posttrain.bench.real_suite import row_key
+from posttrain.bench.real_suite import HIGHER_RATE, row_key
 from posttrain.bench.record import Result
 from posttrain.errors import RecipeError
 
@@ -64,9 +64,10 @@ def real_result(rows: Sequence[Row]) -> Result:
                 table.append([label, arm, num, "1", "", *ones, f"{discarded:.2f}", told, ""])
                 continue
             ratios = all_ratios(uniform, arm_rows)
+            ours = OURS + HIGHER_RATE if arm.endswith(HIGHER_RATE) else OURS
             against = (
-                cost_ratio(arm_rows, by_arm[OURS], TARGETS[-1], "tokens")
-                if OURS in by_arm and arm != OURS
+                cost_ratio(arm_rows, by_arm[ours], TARGETS[-1], "tokens")
+                if ours in by_arm and arm != ours
                 else None
             )
             table.append(
@@ -77,7 +78,7 @@ def real_result(rows: Sequence[Row]) -> Result:
                     *ratio_cells(ratios),
                     f"{discarded:.2f}",
                     told,
-                    f"{against.mean:.2f} ({against.interval()})" if against else "",
+                    f"{against.text()} ({against.interval()})" if against else "",
                 ]
             )
             figures[pool]["arms"][arm] = {
@@ -141,7 +142,7 @@ def _notes(of: dict[str, dict[str, list[Row]]], seeds: Sequence[int]) -> list[st
         "policy's pass rates. Curricula are told no levels. Tags are those pass rates' logits with "
         f"noise: correlation {spec.tag_correlation:g}.",
         f"Learning rates, the usual and the higher one: {rates}. The target is always that of "
-        "uniform at the usual rate.",
+        "uniform at the usual rate; adaptive / it compares at equal rates.",
     ]
 
 

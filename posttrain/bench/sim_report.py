@@ -62,7 +62,7 @@ def simulated_result(rows: Sequence[Row]) -> Result:
                     label,
                     arm,
                     *ratio_cells(ratios),
-                    "" if arm == OURS else f"{against.mean:.2f} ({against.interval()})",
+                    "" if arm == OURS else f"{against.text()} ({against.interval()})",
                 ]
             )
             figures[pool]["arms"][arm] = {

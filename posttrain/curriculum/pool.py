@@ -188,8 +188,9 @@ def from_the_richest(left_C: Indices, num: int) -> Indices:
 
 def check_kind(state: Mapping[str, Any], kind: str) -> None:
     """ValueError where `state` was saved by a curriculum of another kind."""
-    if state["kind"] != kind:
-        raise ValueError(f"the saved curriculum is of kind {state['kind']}, this one is {kind}")
+    saved = state.get("kind")
+    if saved != kind:
+        raise ValueError(f"the saved curriculum is of kind {saved}, this one is {kind}")
 
 
 def _keys(prompt_ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
