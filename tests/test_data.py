@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -13,70 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from data_cases import BAD_ROWS, QA, chat, gym, jsonl, load, recipe, source
 
 from posttrain import data
 from posttrain.data import reading
 from posttrain.errors import EnvironmentFault, RecipeError
-from posttrain.recipe.schema import Recipe
-from posttrain.records import Prompt, Sample, question_hash
 from posttrain.rewards import verify
 from posttrain.tables import read_table
-
-many = settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-QA = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(40)]
-
-
-def recipe(
-    sft: list[dict[str, Any]] | None = None,
-    rl: list[dict[str, Any]] | None = None,
-    heldout: int | None = None,
-    suites: list[dict[str, Any]] | None = None,
-    max_bad_rows: float = 0.01,
-) -> Recipe:
-    built_in = ["heldout"] if heldout else []
-    return Recipe.model_validate(
-        {
-            "model": {"base": "m"},
-            **({"sft": {"data": sft}} if sft else {}),
-            **({"rl": {"data": rl}} if rl else {}),
-            "eval": {"suites": [*built_in, *(suites or [])], "heldout_size": heldout or 1},
-            "max_bad_rows": max_bad_rows,
-        }
-    )
-
-
-def source(path: str = "d.jsonl", **rest: Any) -> dict[str, Any]:
-    return {"path": path, "capability": "math", **rest}
-
-
-def jsonl(folder: Path, rows: list[Any], name: str = "d.jsonl") -> None:
-    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    (folder / name).write_bytes(b"".join(line + b"\n" for line in lines))
-
-
-def load(what: Recipe, folder: Path, *, seed: int = 0, **rest: Any) -> data.DataBundle:
-    def find(name: str) -> Path:
-        if not (folder / name).exists():
-            raise FileNotFoundError(0, f"no such file in {folder}", name)
-        return folder / name
-
-    bundle = data.load_data(what, find=find, seed=seed, **rest)
-    data.assert_disjoint(bundle)
-    return bundle
-
-
-def chat(*contents: str, system: str | None = None) -> list[dict[str, str]]:
-    turns = [{"role": "system", "content": system}] if system else []
-    return turns + [
-        {"role": "assistant" if i % 2 else "user", "content": c} for i, c in enumerate(contents)
-    ]
-
 
 # ---- the shapes of rows
 
@@ -139,38 +81,6 @@ def test_a_number_is_an_answer(tmp_path: Path) -> None:
 
 
 # ---- bad rows
-
-BAD_ROWS: list[tuple[str, bytes | dict[str, Any]]] = [
-    ("broken_json", b'{"messages": '),
-    ("broken_json", b"nonsense"),
-    ("not_object", b"[1, 2]"),
-    ("not_object", b'"text"'),
-    ("not_finite", b'{"messages": [], "x": NaN}'),
-    ("not_finite", b'{"messages": [], "x": -Infinity}'),
-    ("not_finite", b'{"messages": [], "x": 1e999}'),
-    ("not_utf8", b'{"messages": "\xff"}'),
-    ("too_deep", b'{"x": ' + b"[" * 80 + b"]" * 80 + b"}"),
-    ("too_deep", b'{"x": ' + b"[" * 99999 + b"]" * 99999 + b"}"),
-    ("missing_column", {"other": 1}),
-    ("missing_turn", {"messages": []}),
-    ("missing_turn", {"messages": chat("a")}),
-    ("missing_turn", {"messages": ["hi", "hello"]}),
-    ("missing_turn", {"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}),
-    ("missing_turn", {"messages": [{"role": "assistant", "content": "b"}]}),
-    ("missing_turn", {"messages": [*chat(system="S"), {"role": "assistant", "content": "b"}]}),
-    ("role_order", {"messages": [*chat("a"), *chat("b", "c")]}),
-    ("role_order", {"messages": [{"role": "human", "content": "a"}, *chat("a", "b")[1:]]}),
-    ("role_order", {"messages": [{"role": 3, "content": "a"}, *chat("a", "b")[1:]]}),
-    ("role_order", {"messages": [*chat("a"), *chat(system="s"), *chat("a", "b")[1:]]}),
-    ("not_text", {"messages": [{"role": "user", "content": 3}, *chat("a", "b")[1:]]}),
-    ("not_text", {"messages": [{"role": "user", "content": [{}]}, *chat("a", "b")[1:]]}),
-    ("not_text", {"messages": {"role": "user"}}),
-    ("empty_turn", {"messages": chat("a", " \n")}),
-    ("empty_turn", {"messages": [{"role": "user", "content": None}, *chat("a", "b")[1:]]}),
-    ("empty_turn", {"messages": None}),
-    ("nul", {"messages": chat("a\0", "b")}),
-    ("lone_surrogate", {"messages": chat("a \ud800", "b")}),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -297,232 +207,6 @@ def test_errors_name_the_source(tmp_path: Path) -> None:
         load(recipe(rl=[source()]), tmp_path)
 
 
-# ---- held out
-
-
-def hashes(records: list[Any]) -> set[str]:
-    return {question_hash(record.messages) for record in records}
-
-
-def test_held_out_questions_leave_every_training_source(tmp_path: Path) -> None:
-    jsonl(tmp_path, QA)
-    jsonl(
-        tmp_path,
-        [{"messages": chat(f" {row['question']}\n", "so", "ok", "fine")} for row in QA[:2]]
-        + [{"messages": chat(f"{row['question']}  ", row["answer"], system="S")} for row in QA],
-        "e.jsonl",
-    )
-    bundle = load(
-        recipe(
-            sft=[source("e.jsonl")],
-            rl=[source(verifier="math"), source("d.jsonl", verifier="exact")],
-            heldout=10,
-        ),
-        tmp_path,
-    )
-    held = bundle.suites["heldout"]
-    assert len(held) == 10
-    assert not hashes(held) & (hashes(bundle.samples) | hashes(bundle.prompts))
-    reasons = Counter((q["source"], q["reason"]) for q in bundle.quarantine)
-    assert reasons["sft.data[0] e.jsonl", "heldout"] == len(hashes(held))
-    assert len(bundle.samples) == 42 - len(hashes(held))
-    assert len(bundle.prompts) == 80 - 10 - sum(
-        n for (where, _), n in reasons.items() if where.startswith("rl")
-    )
-
-
-def test_a_suffix_hides_no_overlap(tmp_path: Path) -> None:
-    jsonl(tmp_path, QA)
-    what = recipe(
-        sft=[source(suffix=" Think.")], rl=[source(verifier="math", suffix=" Answer:")], heldout=8
-    )
-    bundle = load(what, tmp_path)
-    asked = {p.messages[-1]["content"].removesuffix(" Answer:") for p in bundle.suites["heldout"]}
-    taught = {s.messages[0]["content"].removesuffix(" Think.") for s in bundle.samples}
-    assert len(asked) == 8
-    assert not asked & taught
-    assert len(bundle.samples) == 32
-
-
-def test_assert_disjoint_sees_a_leak(tmp_path: Path) -> None:
-    jsonl(tmp_path, QA)
-    bundle = load(recipe(sft=[source()], rl=[source(verifier="math")], heldout=8), tmp_path)
-    leaked = bundle.suites["heldout"][0]
-    turns = [*leaked.messages, {"role": "assistant", "content": "leak"}]
-    bundle.samples.append(Sample.make(messages=turns, capability="other"))  # type: ignore[arg-type]
-    with pytest.raises(AssertionError, match="'heldout' and the training data share"):
-        data.assert_disjoint(bundle)
-
-
-def test_which_prompts_are_held_out_depends_on_seed_not_on_order(tmp_path: Path) -> None:
-    jsonl(tmp_path, QA)
-    jsonl(tmp_path, QA[::-1], "r.jsonl")
-    held: list[set[str]] = []
-    for name, seed in (("d.jsonl", 0), ("r.jsonl", 0), ("d.jsonl", 1)):
-        what = recipe(rl=[source(name, verifier="math")], heldout=8)
-        held.append(hashes(load(what, tmp_path, seed=seed).suites["heldout"]))
-    assert held[0] == held[1]
-    assert held[0] != held[2]
-
-
-def test_too_few_rows_to_hold_out(tmp_path: Path) -> None:
-    jsonl(tmp_path, QA)
-    with pytest.raises(RecipeError, match=r"40 usable rows, and eval\.heldout_size sets aside 40"):
-        load(recipe(rl=[source(verifier="math")], heldout=40), tmp_path)
-
-
-def test_size_takes_that_many_after_the_held_out(tmp_path: Path) -> None:
-    jsonl(tmp_path, QA)
-    bundle = load(
-        recipe(sft=[source(size=5)], rl=[source(verifier="math", size=12)], heldout=8), tmp_path
-    )
-    assert (len(bundle.prompts), len(bundle.suites["heldout"]), len(bundle.samples)) == (12, 8, 5)
-
-
-rows = st.one_of(
-    st.sampled_from(QA[:6]),
-    st.sampled_from([row for _, row in BAD_ROWS[:8]]),
-    st.builds(lambda q, a: {"question": q, "answer": a}, st.text(max_size=3), st.text(max_size=3)),
-)
-
-
-@many
-@given(
-    st.lists(rows, max_size=25),
-    st.lists(rows, max_size=25),
-    st.lists(rows, max_size=9),
-    st.integers(1, 4),
-)
-def test_nothing_is_lost_and_nothing_doubled(
-    tmp_path: Path, first: list[Any], second: list[Any], third: list[Any], heldout: int
-) -> None:
-    """Each non-blank line, known by source and line, is in exactly one of the four places."""
-    files = {"a.jsonl": [*first, QA[20]], "b.jsonl": second + QA[7:12], "c.jsonl": [*third, QA[30]]}
-    for name, lines in files.items():
-        jsonl(tmp_path, lines, name)
-    what = recipe(
-        sft=[source("a.jsonl", suffix="!")],
-        rl=[source("b.jsonl", verifier="exact")],
-        suites=[{"name": "extra", "data": [source("c.jsonl", verifier="exact")]}],
-        heldout=heldout,
-        max_bad_rows=1.0,
-    )
-    bundle = load(what, tmp_path)
-    places: list[tuple[str, int]] = [
-        (record.meta["source"], record.meta["line"])
-        for record in (
-            *bundle.samples,
-            *bundle.prompts,
-            *(p for s in bundle.suites.values() for p in s),
-        )
-    ]
-    places += [(left["source"].rpartition(" ")[2], left["line"]) for left in bundle.quarantine]
-    expected = [(name, line) for name, lines in files.items() for line in range(1, len(lines) + 1)]
-    assert sorted(places) == sorted(expected)
-    assert len({s.sample_id for s in bundle.samples}) == len(bundle.samples)
-    assert len({p.prompt_id for p in bundle.prompts}) == len(bundle.prompts)
-    assert not hashes([p for s in bundle.suites.values() for p in s]) & hashes(bundle.prompts)
-
-
-# ---- reasoning_gym
-
-
-def gym(*families: str, size: int = 20, **rest: Any) -> dict[str, Any]:
-    return {"reasoning_gym": list(families), "size": size, **rest}
-
-
-def test_families_give_sized_disjoint_scorable_sets(tmp_path: Path) -> None:
-    level = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
-    what = recipe(
-        sft=[gym("chain_sum", "gcd", size=30, suffix=" Number only.")],
-        rl=[{"reasoning_gym": {"chain_sum": level, "countdown": {}}, "size": 25}],
-        suites=[{"name": "hard", "data": [gym("gcd", size=15, capability="number theory")]}],
-        heldout=20,
-    )
-    bundle = load(what, tmp_path)
-    assert Counter(s.capability for s in bundle.samples) == {"chain_sum": 30, "gcd": 30}
-    assert Counter(p.capability for p in bundle.prompts) == {"chain_sum": 25, "countdown": 25}
-    held = Counter(p.capability for p in bundle.suites["heldout"])
-    assert held == {"chain_sum": 20, "countdown": 20}
-    assert Counter(p.capability for p in bundle.suites["hard"]) == {"number theory": 15}
-    assert bundle.prompts[0].level == "max_digits=1 max_terms=2 min_digits=1 min_terms=2"
-    for sample in bundle.samples:
-        prompt = data.prompt_of(sample)
-        assert prompt is not None
-        assert prompt.messages[-1]["content"].endswith(" Number only.")
-        assert verify(prompt, sample.messages[-1]["content"]).passed is True
-    for prompt in (*bundle.prompts, *bundle.suites["heldout"]):
-        assert verify(prompt, prompt.reference).passed is True
-        assert verify(prompt, "no").passed is False
-
-
-def test_held_out_size_is_per_capability_over_its_families(tmp_path: Path) -> None:
-    bundle = load(
-        recipe(rl=[gym("chain_sum", "gcd", "lcm", capability="math")], heldout=10), tmp_path
-    )
-    families = Counter(p.meta["family"] for p in bundle.suites["heldout"])
-    assert families == {"chain_sum": 4, "gcd": 3, "lcm": 3}
-    assert len(bundle.prompts) == 60
-
-
-def test_a_small_family_is_drawn_to_its_end_and_that_is_said(tmp_path: Path) -> None:
-    # a + b and a - b with a and b in 0..9: 200 questions.
-    level = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
-    bundle = load(
-        recipe(rl=[{"reasoning_gym": {"chain_sum": level}, "size": 500}], heldout=10), tmp_path
-    )
-    assert len(bundle.prompts) == 190
-    assert len({p.prompt_id for p in (*bundle.prompts, *bundle.suites["heldout"])}) == 200
-    assert bundle.notes == [
-        "rl.data[0] reasoning_gym:chain_sum: 190 usable questions for rl, 500 were asked for: "
-        "the family has no more at this level"
-    ]
-
-
-def test_two_sources_of_one_family_do_not_repeat_each_other(tmp_path: Path) -> None:
-    bundle = load(recipe(rl=[gym("countdown"), gym("countdown")]), tmp_path)
-    assert len(bundle.prompts) == 40
-    assert not bundle.quarantine
-
-
-def test_a_source_gives_the_same_whatever_stands_beside_it(tmp_path: Path) -> None:
-    one = load(recipe(rl=[gym("gcd")]), tmp_path)
-    two = load(recipe(sft=[gym("gcd")], rl=[gym("lcm"), gym("gcd")]), tmp_path)
-    gcd = [p for p in two.prompts if p.capability == "gcd"]
-    assert gcd == one.prompts
-    assert not hashes(two.samples) & hashes(two.prompts)
-    assert load(recipe(rl=[gym("gcd")]), tmp_path, seed=1).prompts != one.prompts
-
-
-def test_families_without_an_answer_still_make_prompts(tmp_path: Path) -> None:
-    bundle = load(recipe(rl=[gym("propositional_logic", size=5)]), tmp_path)
-    assert [p.reference for p in bundle.prompts] == [""] * 5
-    own = bundle.prompts[0].meta["entry"]["metadata"]["example_answer"]
-    assert verify(bundle.prompts[0], own).passed is True
-
-
-def test_the_tables_are_the_same_bytes_in_another_process(tmp_path: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path\n"
-        "from posttrain.data import load_data; from posttrain.recipe.schema import Recipe\n"
-        "from posttrain.records import Prompt\n"
-        "from posttrain.tables import file_sha256, write_records\n"
-        "if __name__ == '__main__':\n"
-        "    r = Recipe.model_validate({'model': {'base': 'm'}, 'rl': {'data': [{'reasoning_gym':"
-        " ['word_ladder', 'chain_sum'], 'size': 8}]}, 'eval': {'heldout_size': 4}})\n"
-        "    b = load_data(r, find=Path, seed=3); p = Path(sys.argv[1])\n"
-        "    write_records(p, b.prompts + b.suites['heldout'], Prompt); print(file_sha256(p))\n"
-    )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path / f"{seed}.parquet")],
-            env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True, text=True,
-        ).stdout
-        for seed in ("1", "2")
-    }  # fmt: skip
-    assert len(found) == 1
-
-
 # ---- data sets by name, and counting
 
 
@@ -583,17 +267,3 @@ def test_loading_imports_no_training_library() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
-
-
-def test_prompts_and_samples_survive_their_tables(tmp_path: Path) -> None:
-    from posttrain.tables import read_records, write_records
-
-    bundle = load(
-        recipe(sft=[gym("rearc", size=3)], rl=[gym("rearc", "countdown", size=3)]), tmp_path
-    )
-    write_records(tmp_path / "p.parquet", bundle.prompts, Prompt)
-    write_records(tmp_path / "s.parquet", bundle.samples, Sample)
-    prompts = read_records(tmp_path / "p.parquet", Prompt)
-    assert prompts == bundle.prompts
-    assert read_records(tmp_path / "s.parquet", Sample) == bundle.samples
-    assert all(verify(prompt, prompt.reference).passed for prompt in prompts)
