@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup, Sample
+from posttrain.rewards.sandbox.landlock import Landlock
 
 
 def make_sample(
@@ -73,3 +74,11 @@ def tiny_llama4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from posttrain.models.tiny import write_tiny_llama4
 
     return write_tiny_llama4(tmp_path_factory.mktemp("models") / "tiny-llama4")
+
+
+@pytest.fixture(scope="module")
+def landlock() -> Iterator[Landlock]:
+    """The sandbox with all protections; on Linux only."""
+    made = Landlock(most=4)
+    yield made
+    made.close()

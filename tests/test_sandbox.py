@@ -44,13 +44,6 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="Landlock is pa
 
 
 @pytest.fixture(scope="module")
-def landlock() -> Iterator[Landlock]:
-    made = Landlock(most=4)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def wasm() -> Iterator[Wasm]:
     made = Wasm(most=2)
     yield made

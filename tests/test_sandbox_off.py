@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,13 +19,6 @@ from posttrain.rewards.sandbox.wasm import Wasm, WasmProfile
 BY_NAME = {f"{a.family}.{a.name}": a for a in ATTACKS}
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="Landlock is part of Linux")
-
-
-@pytest.fixture(scope="module")
-def landlock() -> Iterator[Landlock]:
-    made = Landlock(most=4)
-    yield made
-    made.close()
 
 
 def without(*limits: str) -> Profile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,7 @@ class RealPoolSpec:
     shuffled_tags: bool = False
 
 
-REAL_POOLS: Mapping[str, RealPoolSpec] = {
+_FEW_EPOCHS = {
     "curated": RealPoolSpec(
         alive=1.0, num_prompts=2048, num_steps=60, learning_rate=5e-5, higher_rate=1e-4
     ),
@@ -44,4 +44,9 @@ REAL_POOLS: Mapping[str, RealPoolSpec] = {
         higher_rate=5e-5,
         dead_hard=0.95,
     ),
+}
+REAL_POOLS: Mapping[str, RealPoolSpec] = {
+    **_FEW_EPOCHS,
+    "wide, many epochs": replace(_FEW_EPOCHS["wide"], num_prompts=512),
+    "dead 95 %, many epochs": replace(_FEW_EPOCHS["dead 95 %"], num_prompts=2048),
 }
