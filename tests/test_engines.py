@@ -9,10 +9,12 @@ import torch
 from posttrain.engines import PROBE_FILE, Completion, Engine, SamplingRequest, make_engine
 from posttrain.engines.parity import check_parity, load_probe, save_probe, take_probe
 from posttrain.engines.rollouts import roll_out
-from posttrain.errors import EnvironmentFault, HealthStop
-from posttrain.models import PolicyPath, live_tensors, load_tokenizer
+from posttrain.engines.room import check_room
+from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
+from posttrain.models import PolicyPath, live_tensors, load_tokenizer, prompt_ids
 from posttrain.models.loading import load_base
 from posttrain.recipe.models import EngineSpec
+from posttrain.records import with_system
 from tests.conftest import make_prompt
 
 PROMPTS = [[1, 20, 30, 40], [1, 50, 60], [1, 70, 80, 90, 100, 110]]
@@ -77,6 +79,34 @@ def test_transformers_syncs(engine: Engine, tiny_llama4: Path) -> None:
 def test_padding_does_not_change_the_odds(engine: Engine) -> None:
     alone = [engine.score([p], [[5, 6, 7]])[0] for p in PROMPTS]
     assert worst(alone, engine.score(PROMPTS, [[5, 6, 7]] * 3)) < 1e-5
+
+
+def test_a_long_neighbour_does_not_shorten_an_answer(tiny_llama4: Path) -> None:
+    spec = EngineSpec(kind="transformers", max_model_len=32, max_num_seqs=8)
+    engine = make_engine(spec, PolicyPath(base=tiny_llama4), dtype="float32", seed=0)
+    request = SamplingRequest(num_generations=1, max_tokens=20, temperature=0.0, seed=0)
+    long = [1, *range(20, 47)]
+    (alone,) = engine.generate([PROMPTS[0]], request)
+    beside, (crowded,) = engine.generate([PROMPTS[0], long], request)
+    assert beside[0].token_ids == alone[0].token_ids
+    assert len(alone[0].token_ids) > 4, "else this shows nothing"
+    assert len(crowded.token_ids) == 4 == len(crowded.logprobs)
+    assert crowded.finish_reason == "length"
+    engine.close()
+
+
+def test_prompts_without_room_are_told_before_any_work(tiny_llama4: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama4)
+    short = make_prompt("2 + 2")
+    long = make_prompt("many " * 300, meta={"source": "d.jsonl", "line": 7})
+    check_room([short, long], tokenizer, max_model_len=4096)
+    with pytest.raises(RecipeError, match=r"^1 of 2 prompts leave .*d\.jsonl line 7 has"):
+        check_room([short, long], tokenizer, max_model_len=300)
+    num = len(prompt_ids(tokenizer, with_system(short.messages, "word " * 40)))
+    check_room([short], tokenizer, max_model_len=num, systems=[None])
+    check_room([short], tokenizer, max_model_len=num + 1, systems=["word " * 40])
+    with pytest.raises(RecipeError, match=f"has {num:,} tokens"):
+        check_room([short], tokenizer, max_model_len=num, systems=[None, "word " * 40])
 
 
 def test_an_engine_does_not_touch_the_trainers_random_numbers(engine: Engine) -> None:

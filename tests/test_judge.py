@@ -312,15 +312,21 @@ def test_a_killed_run_asks_again_only_what_was_in_flight(tmp_path):
     assert resumed == judge(kill_samples(), likelihood(), tmp_path / "whole")
 
 
-def test_pilot_tries_verifiable_samples_and_keeps_their_ids():
+def test_pilot_tries_verifiable_samples_that_fit_and_keeps_their_ids():
     samples = [sample(str(i), verifier="exact", reference="4") for i in range(3)]
     samples.append(sample("no verifier"))
     engine: Any = KnownEngine()
     tokenizer: Any = Letters()
-    groups = run_pilot(samples, engine, tokenizer, Pilot(num_samples=8, num_generations=3), seed=0)
+    samples.append(sample("long " * 500, verifier="exact", reference="4"))
+
+    def pilot(num_samples: int) -> list[RolloutGroup]:
+        spec = Pilot(num_samples=num_samples, num_generations=3)
+        return run_pilot(samples, engine, tokenizer, spec, max_model_len=1000, seed=0)
+
+    groups = pilot(8)
     assert {g.prompt_id for g in groups} == {s.sample_id for s in samples[:3]}
     assert all((g.num_passed, g.num_decided, g.policy_version) == (2, 3, 5) for g in groups)
-    assert run_pilot(samples, engine, tokenizer, Pilot(num_samples=0), seed=0) == []
+    assert pilot(0) == []
 
 
 def test_pilot_takes_capabilities_in_turn_and_follows_its_seed():

@@ -56,6 +56,8 @@ class TransformersEngine:
         self, prompts_P: Sequence[list[int]], request: SamplingRequest
     ) -> list[list[Completion]]:
         width = max(map(len, prompts_P))
+        # A row's own room: a long prompt beside it must not shorten its answer.
+        most_P = [min(request.max_tokens, self._max_model_len - len(p)) for p in prompts_P]
         pad = self._end_ids[0]
         ids_PT = torch.tensor(
             [[pad] * (width - len(p)) + p for p in prompts_P], device=self._model.device
@@ -75,7 +77,7 @@ class TransformersEngine:
             ids_PT,
             attention_mask=mask_PT,
             num_return_sequences=request.num_generations,
-            max_new_tokens=min(request.max_tokens, self._max_model_len - width),
+            max_new_tokens=max(most_P),
             eos_token_id=self._end_ids,
             pad_token_id=pad,
             output_logits=True,
@@ -93,15 +95,18 @@ class TransformersEngine:
             ],
             dim=1,
         )
-        completions = [
-            self._cut(ids, logps)
-            for ids, logps in zip(tokens_NT.tolist(), logprobs_NT.tolist(), strict=True)
-        ]
         size = request.num_generations
+        most_N = [most for most in most_P for _ in range(size)]
+        completions = [
+            self._cut(ids[:most], logps[:most])
+            for ids, logps, most in zip(
+                tokens_NT.tolist(), logprobs_NT.tolist(), most_N, strict=True
+            )
+        ]
         return [completions[i : i + size] for i in range(0, len(completions), size)]
 
     def _cut(self, ids: list[int], logprobs: list[float]) -> Completion:
-        """Cut a padded row after its end token."""
+        """Cut a padded row after its end token; `ids` are as many as it may have."""
         ended = [t for t, token in enumerate(ids) if token in self._end_ids]
         length = ended[0] + 1 if ended else len(ids)
         return Completion(

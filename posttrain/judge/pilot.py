@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.data import prompt_of
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.rollouts import roll_out
+from posttrain.engines.room import tokens_without_room
 from posttrain.faults import fault_point
 from posttrain.progress import progress
 from posttrain.recipe.schema import Pilot
@@ -25,14 +26,25 @@ def run_pilot(
     tokenizer: PreTrainedTokenizerBase,
     spec: Pilot,
     *,
+    max_model_len: int,
     seed: int,
 ) -> list[RolloutGroup]:
     """Scored attempts of the engine's model at up to `num_samples` samples that have a verifier.
 
+    Samples whose question fills `max_model_len` tokens cannot be attempted and are not chosen.
     Capabilities get equal places as far as their samples reach. In the groups, prompt_id is the
     sample's id and step is 0.
     """
-    chosen = pilot_samples(samples, spec.num_samples, seed=seed)
+    chosen = pilot_samples(
+        [
+            sample
+            for sample in samples
+            if sample.verifier is not None
+            and tokens_without_room(_task(sample).messages, tokenizer, max_model_len) is None
+        ],
+        spec.num_samples,
+        seed=seed,
+    )
     groups: list[RolloutGroup] = []
     with progress("judge pilot", total=len(chosen)) as bar:
         for start in range(0, len(chosen), _PROMPTS_PER_BATCH):

@@ -53,10 +53,12 @@ def judge(context: StageContext) -> Counts:
         [model["config_sha256"], model["revision"], model["path"], recipe.model.dtype],
     )
 
-    def pilot(engine: Engine) -> list[RolloutGroup]:
+    def pilot(engine: Engine, max_model_len: int) -> list[RolloutGroup]:
         tasks = [_as_prompt(sample) for sample in samples if sample.verifier is not None]
         with answers_decided(context, tasks):
-            return run_pilot(samples, engine, tokenizer, spec, seed=context.seed)
+            return run_pilot(
+                samples, engine, tokenizer, spec, max_model_len=max_model_len, seed=context.seed
+            )
 
     started = time.monotonic()
     ledger = context.run_dir / "work" / "ledgers" / "judge.sqlite"
@@ -97,12 +99,12 @@ def judge(context: StageContext) -> Counts:
         )
         prompt_seconds = time.monotonic() - judged
         shared = recipe.sft.judge_engine is None
-        groups = pilot(engine) if shared else None
+        groups = pilot(engine, judge_engine.max_model_len) if shared else None
     if groups is None:
         with closing(
             make_engine(recipe.engine, policy, dtype=recipe.model.dtype, seed=context.seed)
         ) as engine:
-            groups = pilot(engine)
+            groups = pilot(engine, recipe.engine.max_model_len)
     piloted = {group.prompt_id for group in groups}
     by_id = {s.sample_id: _as_prompt(s) for s in samples if s.sample_id in piloted}
     write_groups(context.out_dir / "pilot.parquet", groups, by_id)

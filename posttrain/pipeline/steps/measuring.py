@@ -18,6 +18,7 @@ from posttrain.tables import write_groups, write_json
 def evaluate_policy(context: StageContext) -> Counts:
     """Sample, verify and summarise; the seed is the same for every policy."""
     from posttrain.engines import make_engine
+    from posttrain.engines.room import check_room
     from posttrain.evaluate import evaluate
     from posttrain.models import load_tokenizer
 
@@ -29,6 +30,7 @@ def evaluate_policy(context: StageContext) -> Counts:
     num_prompts = num_tokens = 0
     suites = reading.suites(context)
     everyone = [prompt for prompts in suites.values() for prompt in prompts]
+    check_room(everyone, tokenizer, max_model_len=recipe.engine.max_model_len)
     engine = make_engine(recipe.engine, policy, dtype=recipe.model.dtype, seed=context.seed)
     with closing(engine), answers_decided(context, everyone):
         for name, prompts in suites.items():

@@ -42,15 +42,23 @@ def train_rl(context: StageContext) -> Counts:
     """Online RL from the policy after SFT."""
     from posttrain import rl
     from posttrain.data import levelled_families, question_hashes
+    from posttrain.engines.room import check_room
+    from posttrain.models import load_tokenizer
 
     recipe = context.recipe
     assert recipe.rl is not None
     assert context.curriculum is not None
-    prompts = reading.prompts(context)
+    prompts, policy = reading.prompts(context), reading.policy_before(context)
+    check_room(
+        prompts,
+        load_tokenizer(policy.base),
+        max_model_len=recipe.engine.max_model_len,
+        systems=recipe.rl.system_prompts,
+    )
     with answers_decided(context, prompts):
         summary = rl.train(
             prompts,
-            policy=reading.policy_before(context),
+            policy=policy,
             model=recipe.model,
             engine=recipe.engine,
             curriculum=context.curriculum,
