@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from posttrain.bench import bed_rows, curriculum_size, sim_suite
-from posttrain.bench.bed_ratios import paired_ratio
+from posttrain.bench.bed_ratios import paired_ratio, student_975
 from posttrain.bench.bed_rows import crossing
 from posttrain.bench.learner import Group, Learner, Rates
 from posttrain.bench.sim_pools import POOLS, PoolSpec, draw_pool
@@ -115,6 +116,20 @@ def test_crossing_waits_for_two_in_a_row_and_interpolates():
     assert reached is not None
     assert reached["tokens"] == pytest.approx(35.0)
     assert crossing(points, 0.8) is None
+    assert crossing(points, 0.65) is None, "the last evaluation alone is not two"
+    assert crossing(points, 0.0) is None, "nothing was gained on the way there"
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 6, 7, 8, 15, 31, 200])
+def test_students_quantile(df):
+    assert student_975(df) == pytest.approx(stats.t.ppf(0.975, df), abs=1e-3)
+
+
+def test_an_interval_of_few_seeds_holds_what_it_says():
+    rng = np.random.default_rng(0)
+    trials = [paired_ratio(np.exp(rng.normal(0.3, 0.2, 4)), np.ones(4)) for _ in range(2000)]
+    held = np.mean([ratio.low <= math.exp(0.3) <= ratio.high for ratio in trials])
+    assert held == pytest.approx(0.95, abs=0.02)
 
 
 def test_paired_ratios():

@@ -1,4 +1,4 @@
-"""How much cheaper one arm is than another: paired over seeds, with a bootstrap interval."""
+"""How much cheaper one arm is than another: paired over seeds, with an interval."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ RATIO_COLUMNS = [
     "with scored tokens",
 ]
 """Of `ratio_cells`."""
-_NUM_RESAMPLES = 10_000
 _COSTS = ("tokens", "rollouts", "steps", "seconds", "all_tokens")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
-    """How many times cheaper, over paired seeds: geometric mean and bootstrap 95 % interval."""
+    """How many times cheaper, over paired seeds: geometric mean and 95 % interval."""
 
     mean: float
     low: float
@@ -65,19 +64,37 @@ class Ratio:
 def paired_ratio(
     theirs: Sequence[float], ours: Sequence[float], *, num_bounds: int = 0, num_open: int = 0
 ) -> Ratio:
-    """Of costs with equal seeds, theirs over ours."""
+    """Of costs with equal seeds, theirs over ours; Student's interval of their logs.
+
+    Resampling so few seeds would give intervals too narrow: of three normal logs the bootstrap's
+    hold the mean in 74 % of cases, of eight in 86 %.
+    """
     logs = np.log(np.array(theirs) / np.array(ours))
-    rng = np.random.default_rng(0)
-    means = logs[rng.integers(len(logs), size=(_NUM_RESAMPLES, len(logs)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975]) if len(logs) > 1 else (np.nan, np.nan)
+    num = len(logs)
+    half = student_975(num - 1) * logs.std(ddof=1) / math.sqrt(num) if num > 1 else math.nan
     return Ratio(
         mean=math.exp(logs.mean()),
-        low=math.exp(low),
-        high=math.exp(high),
+        low=math.exp(logs.mean() - half),
+        high=math.exp(logs.mean() + half),
         num_bounds=num_bounds,
         num_open=num_open,
-        num_seeds=len(logs),
+        num_seeds=num,
     )
+
+
+def student_975(df: int) -> float:
+    """The 0.975 quantile of Student's t, to three digits.
+
+    The first ones as tabled; then the expansion of Abramowitz and Stegun, 26.7.5.
+    """
+    tabled = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447)
+    if df <= len(tabled):
+        return tabled[df - 1]
+    z = 1.959964
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / df + second / df**2 + third / df**3
 
 
 def costs(rows: Sequence[Row], share: float, cost: str) -> tuple[list[float], int]:
@@ -133,7 +150,7 @@ def told_how(seeds: Sequence[int], num_groups: int, group_size: int) -> str:
     return (
         "Cost of uniform over the arm's to reach 90 % (75, 50) of uniform's final gain in "
         f"held-out pass@1: above 1 the arm is cheaper. {len(seeds)} paired seeds ({seeds[0]} to "
-        f"{seeds[-1]}), geometric means, bootstrap intervals; batches of {num_groups} groups of "
+        f"{seeds[-1]}), geometric means, Student intervals; batches of {num_groups} groups of "
         f"{group_size}. '<=': in some seeds the arm never got there within one and a half times "
         "uniform's tokens or three times its steps; '>=': the one it is compared with never did; "
         "'?': neither, in some seeds. Every pilot, discarded group and review is paid for."

@@ -57,10 +57,10 @@ def row_of(
 def crossing(points: Sequence[Mapping[str, float]], target: float) -> dict[str, float] | None:
     """What was spent when `target` was reached for two evaluations in a row; None where never.
 
-    Linear in between.
+    Linear in between. Never, too, where `target` is what training began with.
     """
-    for before, now, after in zip(points, points[1:], [*points[2:], points[-1]], strict=False):
-        if now["held_out"] >= target and after["held_out"] >= target:
+    for before, now, after in zip(points, points[1:], points[2:], strict=False):
+        if points[0]["held_out"] < target <= min(now["held_out"], after["held_out"]):
             rise = now["held_out"] - before["held_out"]
             share = min(max((target - before["held_out"]) / rise, 0.0), 1.0) if rise > 0 else 1.0
             return {c: before[c] + share * (now[c] - before[c]) for c in COSTS}

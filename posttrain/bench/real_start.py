@@ -35,7 +35,9 @@ def model_spec(base: Path) -> Model:
 
 def starting_policy(folder: Path, *, seed: int, num_steps: int = NUM_STEPS) -> PolicyPath:
     """The policy that all arms of a seed start from, made once and kept in `folder`."""
-    recipe = content_hash(seed, num_steps, BATCH_SIZE, LEARNING_RATE, LEVEL_DECAY, [*LEVELS])
+    recipe = content_hash(
+        seed, num_steps, BATCH_SIZE, LEARNING_RATE, LEVEL_DECAY, [*LEVELS], _code_hash()
+    )
     home = folder / f"start-{seed}-{recipe}"
     policy = PolicyPath(base=home / "out" / "policy")
     if (home / _DONE).exists():
@@ -70,6 +72,13 @@ def starting_policy(folder: Path, *, seed: int, num_steps: int = NUM_STEPS) -> P
     )
     write_json(home / _DONE, summary)
     return policy
+
+
+def _code_hash() -> str:
+    """Of what makes and teaches the model."""
+    here = Path(__file__).parent
+    files = [here / f"real_{name}.py" for name in ("model", "start", "tasks")]
+    return content_hash(*(path.read_text("utf-8") for path in (*files, here.parent / "sft.py")))
 
 
 Exam = list[tuple[list[int], list[int]]]

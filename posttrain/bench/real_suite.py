@@ -169,22 +169,26 @@ def row_key(
     sft_steps: int = NUM_STEPS,
     pools: Mapping[str, RealPoolSpec] = REAL_POOLS,
 ) -> str:
-    """What a run's outcome depends on, in one hash."""
+    """What a run's outcome depends on, in one hash; of uniform's, too, which sets the target."""
     curriculum = real_arms()[arm]
     told = curriculum.model_dump(mode="json")
-    return content_hash(arm, told, asdict(pools[pool]), seed, sft_steps, code_hash(curriculum))
+    own = (arm, told, asdict(pools[pool]), seed, sft_steps, code_hash(curriculum))
+    if arm == "uniform":
+        return content_hash(*own)
+    return content_hash(*own, row_key(pool, "uniform", seed, sft_steps=sft_steps, pools=pools))
 
 
 def code_hash(spec: CurriculumSpec) -> str:
-    """Of the bed's modules, the RL stage's, this kind of curriculum's; another kind's may change.
+    """Of the bed's modules, SFT's, the RL stage's and its engine's, this kind of curriculum's.
 
-    The pools' values are in the key themselves, so that another pool's may change, too.
+    Another kind's may change, and, as the pools' values are in the key themselves, another pool's.
     """
     here = Path(__file__).parent
     files = {
         path for path in here.glob("real_*.py") if path.stem not in ("real_report", "real_specs")
     }
     files |= {here / "bed_rows.py", *(here.parent / "rl").glob("*.py")}
+    files |= {here.parent / name for name in _ALSO}
     made = build_curriculum(spec, [_SOME_PROMPT], seed=0)
     files |= _imported(here.parent.parent, type(made).__module__)
     digest = hashlib.sha256()
@@ -193,6 +197,7 @@ def code_hash(spec: CurriculumSpec) -> str:
     return digest.hexdigest()[:16]
 
 
+_ALSO = ("sft.py", "training.py", "engines/transformers.py", "curriculum/baseline.py")
 _SOME_PROMPT = Prompt.make(
     messages=[Message(role="user", content="Rab")],
     reference="ba",
