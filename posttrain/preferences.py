@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections import Counter
@@ -13,10 +14,8 @@ from posttrain.recipe.schema import Pairs
 from posttrain.records import PreferencePair, Prompt, Rollout, RolloutGroup, with_system
 from posttrain.rewards.detectors import detect
 
-# What verifiers say of an answer that they could not read.
-_UNREADABLE = re.compile(
-    r"unpars|cannot parse|could not parse|no (\w+ )?answer|no choice|format", re.I
-)
+# What verifiers say first of an answer that they could not read; what they quote comes after.
+_UNREADABLE = re.compile(r"unpars|cannot parse|could not parse|no (\w+ )?answer|no choice", re.I)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +77,7 @@ def pair_summary(pairs: Sequence[PreferencePair]) -> dict[str, int]:
 
 
 def corner_case(rollout: Rollout, prompt: Prompt) -> str:
-    """What a failed completion did wrong: the first that holds of the following.
+    """What a failed completion did wrong, `prompt` as it was asked: the first that holds of these.
 
     What `rewards.detectors.detect` finds, in its order, where truncation counts as repetition when
     the text was cut off while repeating itself, since that is the cause; format also where the
@@ -89,7 +88,7 @@ def corner_case(rollout: Rollout, prompt: Prompt) -> str:
     found = detect(prompt, rollout.text, truncated=truncated)
     if found:
         return found[0]
-    if _UNREADABLE.search(rollout.outcome.why) or _stands_within(prompt.reference, rollout.text):
+    if _UNREADABLE.match(rollout.outcome.why) or _stands_within(prompt.reference, rollout.text):
         return "format"
     return "wrong_answer"
 
@@ -101,6 +100,7 @@ def _pairs_of(
     chosen: list[_Seen] = []
     rejected: list[tuple[str, _Seen]] = []
     for group in groups:
+        asked = dataclasses.replace(prompt, messages=with_system(prompt.messages, group.system))
         for index, rollout in enumerate(group.rollouts):
             seen = _Seen(
                 rollout=rollout,
@@ -113,7 +113,7 @@ def _pairs_of(
                 if rollout.finish_reason == "stop" and rollout.text.strip():
                     chosen.append(seen)
             elif rollout.outcome.passed is False:
-                case = corner_case(rollout, prompt)
+                case = corner_case(rollout, asked)
                 if case in spec.corner_cases:
                     rejected.append((case, seen))
     rng.shuffle(chosen)

@@ -66,10 +66,21 @@ def mine(groups, prompts, *, seed=0, **keys):
         ("So it is \\boxed{41", {}, "format"),
         ("You are a calculator that never explains what it does.", {}, "leak"),
         ("none of them", {"why": "no choice found"}, "format"),
+        ("false", {"why": "expected true, got not enough information"}, "wrong_answer"),
+        ("nothing", {"why": "expected 42, got It has no answer"}, "wrong_answer"),
     ],
 )
 def test_corner_cases_are_named(text, keys, case):
     assert corner_case(rollout(text, False, **keys), prompt()) == case
+
+
+def test_a_drawn_instruction_that_is_told_is_a_leak() -> None:
+    one, drawn = prompt(), "Speak like a patient teacher of small children, please."
+    asked = dataclasses.replace(
+        group(one, rollout("42", True), rollout(drawn, False)), system=drawn
+    )
+    (pair,) = mine([asked], [one], max_length_ratio=99)
+    assert pair.corner_case == "leak"
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,8 @@ CASES = [
          "at least 2"),
     Case("save_steps: 10", "steps_per_generation: 6\n    save_steps: 10", "save_steps: 10",
          "rl.trainer.save_steps", "9 or 12"),
+    Case("save_steps: 10", "num_iterations: 2", "", "rl.trainer.save_steps",
+         "a multiple of 2"),
     Case("save_steps: 10", "generation_batch_size: 12", "batch_size: 12",
          "rl.trainer.generation_batch_size", "8 or 16"),
     Case("save_steps: 10", "generation_batch_size: 16\n    steps_per_generation: 2",

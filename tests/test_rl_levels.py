@@ -70,6 +70,13 @@ def test_the_first_prompts_are_of_the_start_level_and_every_level_is_held_out() 
         assert verify(prompt, prompt.reference).passed
 
 
+def test_two_sources_of_one_family_have_a_level_each() -> None:
+    (one,) = levelled_families(DataSource.model_validate(SOURCE), "rl.data[0]")
+    (other,) = levelled_families(DataSource.model_validate(SOURCE), "rl.data[1]")
+    both = LevelledPrompts([one, other], [], held=frozenset(), seed=0)
+    assert set(both.metrics()) == {f"levels/{one.label}", f"levels/{other.label}"}
+
+
 def test_a_mastered_level_brings_harder_prompts_and_a_dead_one_easier_ones() -> None:
     start = bundle().prompts
     source = source_of(start)

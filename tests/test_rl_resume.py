@@ -144,6 +144,26 @@ def test_every_shipped_curriculum_drives_two_steps(
     assert sum(row["rl/tokens/probe"] for row in metrics) == summary["scored_tokens"]
 
 
+def test_answers_without_signal_are_as_long_as_they_are(
+    tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verdict(prompt: Prompt, text: str) -> Outcome:
+        passed = prompt.capability == "a" or len(text) % 2 == 0
+        return Outcome(passed=passed, score=float(passed), why="by length")
+
+    decide_by(monkeypatch, verdict)
+    spec = load_curriculum(ROOT / "curricula" / "uniform.yaml")
+    run(tiny_llama4, tmp_path, spec, pool(), trainer={"max_steps": 1})
+    drawn = read_table(tmp_path / "out" / "rollouts" / "step-000000.parquet")
+    assert {rollout["use"] for rollout in drawn} == {"trained", "filler"}
+    lengths = [len(rollout["completion_ids"]) for rollout in drawn]
+    (row, *_) = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    assert row["rl/completions/mean_length"] == pytest.approx(sum(lengths) / len(lengths))
+    assert row["rl/completions/min_length"] == min(lengths) > 0
+    ended = [len(r["completion_ids"]) for r in drawn if r["finish_reason"] == "stop"]
+    assert row["rl/completions/max_terminated_length"] == max(ended, default=0)
+
+
 @pytest.mark.parametrize("killed_at", [1, 3, 4])
 def test_a_run_that_was_broken_off_decides_as_one_that_was_not(
     tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int

@@ -49,6 +49,9 @@ def test_trl_still_has_the_rollout_seam() -> None:
     source = inspect.getsource(GRPOTrainer._generate)
     assert 'required_keys = {"prompt_ids", "completion_ids", "logprobs"}' in source
     assert 'extra_fields.pop("env_mask"' in source
+    for kind in ("mean", "min", "max"):
+        for name in ("", "_terminated"):
+            assert f'self._metrics[mode]["completions/{kind}{name}_length"].append(' in source
     scored = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert 'output["sampling_per_token_logps"]' in scored
     assert 'output["old_per_token_logps"]' in scored

@@ -318,14 +318,20 @@ def _batch_shape(recipe: Recipe, values: Mapping[str, int]) -> Iterator[Fault]:
 def _save_boundary(recipe: Recipe, micro_steps: int, accumulation: int) -> Iterator[Fault]:
     """A checkpoint between two generations would lose rollouts that are not yet trained on."""
     assert recipe.rl is not None
+    every = micro_steps // math.gcd(micro_steps, accumulation)
     save = recipe.rl.trainer.get("save_steps")
-    if save is None:
-        return
     path = ("rl", "trainer", "save_steps")
+    if save is None:
+        if every > 1:
+            message = (
+                "the default, a fifth of the run, may fall between two generations, which begin "
+                f"every {every} steps: give a multiple of {every}"
+            )
+            yield Fault(path=path, message=message)
+        return
     if save < 1 or save != int(save):
         yield Fault(path=path, message=f"must be a whole number of steps here, is {save:g}")
         return
-    every = micro_steps // math.gcd(micro_steps, accumulation)
     if int(save) % every:
         near = _nearest_multiples(int(save), every)
         message = (

@@ -43,8 +43,9 @@ class Batch:
     def training_groups(self) -> list[RolloutGroup]:
         """The groups the trainer gets, those with signal first, all of `num_generations`.
 
-        A pilot that fills a place is repeated up to that size: its advantages are zero, so nothing
-        would be gained by generating the rest.
+        A pilot that fills a place is repeated up to that size. Without signal its advantages are
+        zero; with signal, stopped where more was to be had elsewhere, the first of its rollouts
+        count once more than the last, which is better than no signal in that place.
         """
         order = {"trained": 0, "filler": 1}
         chosen = [(order[u], g) for g, u in zip(self.groups, self.uses, strict=True) if u in order]

@@ -89,10 +89,11 @@ class LevelledPrompts:
             controller.move()
 
     def metrics(self) -> dict[str, float]:
-        """Every family's level."""
+        """Every family's level; under its whole label where two sources have the family."""
+        names = Counter(_short(label) for label in self._controllers)
         return {
-            f"levels/{label.rpartition(':')[2]}": float(controller.level)
-            for label, controller in self._controllers.items()
+            f"levels/{_short(label) if names[_short(label)] == 1 else label}": float(one.level)
+            for label, one in self._controllers.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,6 +112,10 @@ class LevelledPrompts:
         self._num_drawn = Counter({(label, level): num for label, level, num in state["drawn"]})
         self._tried = {(label, level): set(ids) for label, level, ids in state["tried"]}
         self._exhausted = {(label, level) for label, level in state["exhausted"]}
+
+
+def _short(label: str) -> str:
+    return label.rpartition(":")[2]
 
 
 def _rule(family: LevelledFamily) -> LevelRule:

@@ -8,6 +8,7 @@ tests/test_upstream.py.
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -68,6 +69,7 @@ class CurriculumGRPOTrainer(GRPOTrainer):
         self._rollouts = rows[first : first + len(inputs)]
         assert len(self._rollouts) == len(inputs), "a batch source must fill the generation batch"
         output = super()._generate_and_score_completions([dict(row) for row in self._rollouts])
+        self._note_lengths(groups)
         # The policy that sampled is the engine's: its log-probabilities are the denominator of the
         # ratio, so that what numerics make different between engine and trainer is corrected, and
         # clipped where it is large.
@@ -76,6 +78,19 @@ class CurriculumGRPOTrainer(GRPOTrainer):
             own = [row["advantage"] for row in self._rollouts]
             output["advantages"] = torch.tensor(own).to(output["advantages"])
         return output
+
+    def _note_lengths(self, groups: list[RolloutGroup]) -> None:
+        """Log how long the answers are: TRL takes those of groups without signal for empty."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        ended = [one for one in rollouts if one.finish_reason == "stop"]
+        for name, some in (("", rollouts), ("_terminated", ended)):
+            lengths = [len(one.completion_ids) for one in some] or [0]
+            for kind, value in (
+                ("mean", fmean(lengths)),
+                ("min", min(lengths)),
+                ("max", max(lengths)),
+            ):
+                self._metrics["train"][f"completions/{kind}{name}_length"][-1] = float(value)
 
     def _rows(self, group: RolloutGroup, *, masked: bool) -> list[Row]:
         rewards = self._source.rewards(group)
