@@ -55,6 +55,7 @@ MANAGED: dict[str, str] = {
     "remove_unused_columns": "posttrain builds the trainer's data set",
     "dataset_text_field": "posttrain builds the trainer's data set: see data.columns",
     "dataset_kwargs": "posttrain builds the trainer's data set",
+    "truncation_mode": "rows longer than max_length are left out whole, and none is cut",
     "chat_template_path": "the model's own chat template is used",
     "completion_only_loss": "the loss is on the answers only",
     "assistant_only_loss": "the loss is on the answers only",
