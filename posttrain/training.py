@@ -74,6 +74,8 @@ def trainer_arguments(
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
         "disable_tqdm": True,
+        # It would hide a loss that is no number from RunCallback, which stops at one.
+        "logging_nan_inf_filter": False,
     }
     try:
         arguments = config_class(**{**defaults, **block, **own})
@@ -201,8 +203,14 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count the step."""
+        """Count the step; log it where a checkpoint or the end of training follows.
+
+        Logging comes before saving, and the logged loss is of all steps since the last time: with a
+        number that is not finite among them no checkpoint is written.
+        """
         assert self._bar is not None
+        if control.should_save or control.should_training_stop:
+            control.should_log = True
         shown = {
             k: round(v, 4)
             for k, v in self.last_logs.items()
@@ -210,6 +218,13 @@ class RunCallback(TrainerCallback):
         }
         self._bar.advance(1, **shown)
         fault_point(f"{self._stage}.after_step")
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log where a checkpoint follows."""
+        if control.should_save:
+            control.should_log = True
 
     def on_log(
         self,

@@ -65,6 +65,7 @@ def test_secrets_and_our_own_keys_are_refused(stage: Stage) -> None:
     [
         ("sft", "truncation_mode", "keep_end", "left out whole"),
         ("dpo", "truncation_mode", "keep_start", "left out whole"),
+        ("rl", "logging_nan_inf_filter", True, "must stop the run"),
     ],
 )
 def test_what_would_work_against_posttrain_is_refused_with_the_reason(

@@ -44,6 +44,7 @@ MANAGED: dict[str, str] = {
     "model_init_kwargs": "the model section decides how the model is loaded",
     "trust_remote_code": "posttrain runs no code from checkpoints",
     "resume_from_checkpoint": "run the same command again to resume",
+    "logging_nan_inf_filter": "a loss that is no number must stop the run",
     "save_only_model": "a run could not be resumed",
     "load_best_model_at_end": "a stage ends with its last weights; the eval section measures them",
     "do_train": "the recipe's sections decide what runs",
