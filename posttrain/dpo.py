@@ -12,10 +12,12 @@ from trl import DPOConfig, DPOTrainer
 
 from posttrain.engines import PROBE_FILE
 from posttrain.engines.parity import save_probe, take_probe
+from posttrain.lengths import TOO_LONG_FILE, TooLong, leave_out_too_long
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
 from posttrain.models.sharded import is_sharded_run, reads_weights
 from posttrain.recipe.models import Model
-from posttrain.records import PreferencePair
+from posttrain.records import Message, PreferencePair
+from posttrain.tables import write_records
 from posttrain.training import run_trainer, trainer_arguments
 
 
@@ -31,7 +33,9 @@ def train(
 ) -> dict[str, Any]:
     """Learn from preference pairs and write `out_dir/policy`; resumes from `work_dir`.
 
-    Returns the stage's summary: seconds, steps, tokens, final loss.
+    Pairs with an answer that does not fit into the trainer's max_length are left out and stand in
+    `out_dir`'s too_long.parquet. Returns the stage's summary: seconds, steps, tokens, final loss,
+    pairs trained on and left out.
     """
     args = trainer_arguments(
         DPOConfig,
@@ -42,12 +46,16 @@ def train(
         work_dir=work_dir,
     )
     tokenizer = load_tokenizer(policy.base)
+    pairs, too_long = leave_out_too_long(
+        pairs,
+        lambda pair: [[*pair.prompt, *_turn(pair.chosen)], [*pair.prompt, *_turn(pair.rejected)]],
+        row_id=lambda pair: pair.prompt_id,
+        tokenizer=tokenizer,
+        max_length=args.max_length,
+        key="dpo.trainer.max_length",
+    )
     rows = [
-        {
-            "prompt": pair.prompt,
-            "chosen": [{"role": "assistant", "content": pair.chosen}],
-            "rejected": [{"role": "assistant", "content": pair.rejected}],
-        }
+        {"prompt": pair.prompt, "chosen": _turn(pair.chosen), "rejected": _turn(pair.rejected)}
         for pair in pairs
     ]
     policy_model = load_policy(policy, model, trainable=True)
@@ -68,7 +76,12 @@ def train(
     )
     if dpo.is_world_process_zero():
         save_probe(probe, out_dir / "policy" / PROBE_FILE)
-    return summary | {"pairs": len(pairs)}
+        write_records(out_dir / TOO_LONG_FILE, too_long, TooLong)
+    return summary | {"pairs": len(pairs), "too_long": len(too_long)}
+
+
+def _turn(answer: str) -> list[Message]:
+    return [Message(role="assistant", content=answer)]
 
 
 def _reference(

@@ -11,9 +11,11 @@ from trl import SFTConfig, SFTTrainer
 
 from posttrain.engines import PROBE_FILE
 from posttrain.engines.parity import save_probe, take_probe
+from posttrain.lengths import TOO_LONG_FILE, TooLong, leave_out_too_long
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
 from posttrain.recipe.models import Model
 from posttrain.records import Sample
+from posttrain.tables import write_records
 from posttrain.training import run_trainer, trainer_arguments
 
 
@@ -29,12 +31,22 @@ def train(
 ) -> dict[str, Any]:
     """Fine-tune `policy` on the samples' last turns and write `out_dir/policy`.
 
-    Resumes from `work_dir`. Returns the stage's summary: seconds, steps, tokens, final loss.
+    Samples longer than the trainer's max_length are left out and stand in `out_dir`'s
+    too_long.parquet. Resumes from `work_dir`. Returns the stage's summary: seconds, steps, tokens,
+    final loss, samples trained on and left out.
     """
     args = trainer_arguments(
         SFTConfig, trainer, stage="sft", dtype=model.dtype, seed=seed, work_dir=work_dir
     )
     tokenizer = load_tokenizer(policy.base)
+    samples, too_long = leave_out_too_long(
+        samples,
+        lambda sample: [sample.messages],
+        row_id=lambda sample: sample.sample_id,
+        tokenizer=tokenizer,
+        max_length=args.max_length if _cuts(args) else None,
+        key="sft.trainer.max_length",
+    )
     rows = [{"prompt": s.messages[:-1], "completion": s.messages[-1:]} for s in samples]
     set_seed(seed)  # a fresh adapter's values are drawn
     sft = SFTTrainer(
@@ -55,4 +67,10 @@ def train(
     )
     if sft.is_world_process_zero():
         save_probe(probe, out_dir / "policy" / PROBE_FILE)
-    return summary | {"samples": len(samples)}
+        write_records(out_dir / TOO_LONG_FILE, too_long, TooLong)
+    return summary | {"samples": len(samples), "too_long": len(too_long)}
+
+
+def _cuts(args: SFTConfig) -> bool:
+    """Whether TRL cuts what is longer than max_length; some kinds of packing carry the rest on."""
+    return not args.packing or args.packing_strategy == "bfd"

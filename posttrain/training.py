@@ -22,7 +22,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import DPOConfig, GRPOConfig, SFTConfig
+from transformers.trainer import TRAINER_STATE_NAME
+from trl import DPOConfig, DPOTrainer, GRPOConfig, SFTConfig, SFTTrainer
 
 from posttrain.errors import HealthStop, RecipeError
 from posttrain.faults import fault_point
@@ -36,6 +37,10 @@ from posttrain.tables import MetricsLog, file_sha256, read_json, write_json
 
 MARKER = "COMPLETE.json"
 """Written last into a checkpoint, with the hash of every file; one without it does not count."""
+SPENT = "spent.json"
+"""Of a checkpoint: seconds of training up to it, over all attempts."""
+TOKENS = "_total_train_tokens"
+"""TRL's count of tokens in SFT and DPO, which begins at 0 when a run goes on."""
 REFERENCE = "ref"
 """TRL's name for the frozen copy of an adapter."""
 
@@ -69,6 +74,8 @@ def trainer_arguments(
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
         "disable_tqdm": True,
+        # It would hide a loss that is no number from RunCallback, which stops at one.
+        "logging_nan_inf_filter": False,
     }
     try:
         arguments = config_class(**{**defaults, **block, **own})
@@ -152,14 +159,21 @@ class RunCallback(TrainerCallback):
     Of a mixture of experts the metrics also tell load per expert and gradients by kind of weight.
     """
 
-    def __init__(self, stage: str, metrics: MetricsLog) -> None:
+    def __init__(self, stage: str, metrics: MetricsLog, *, seconds_before: float = 0.0) -> None:
         self._stage = stage
         self._metrics = metrics
+        self._seconds_before = seconds_before
+        self._started = time.monotonic()
         self._stack = ExitStack()
         self._bar: Bar | None = None
         self._moe: MoeHealth | None = None
         self._gradient_norms: dict[str, float] = {}
         self.last_logs: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Of training up to now, with those before the checkpoint that it goes on from."""
+        return self._seconds_before + time.monotonic() - self._started
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -189,8 +203,14 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count the step."""
+        """Count the step; log it where a checkpoint or the end of training follows.
+
+        Logging comes before saving, and the logged loss is of all steps since the last time: with a
+        number that is not finite among them no checkpoint is written.
+        """
         assert self._bar is not None
+        if control.should_save or control.should_training_stop:
+            control.should_log = True
         shown = {
             k: round(v, 4)
             for k, v in self.last_logs.items()
@@ -198,6 +218,13 @@ class RunCallback(TrainerCallback):
         }
         self._bar.advance(1, **shown)
         fault_point(f"{self._stage}.after_step")
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log where a checkpoint follows."""
+        if control.should_save:
+            control.should_log = True
 
     def on_log(
         self,
@@ -239,6 +266,7 @@ class RunCallback(TrainerCallback):
             # With an adapter in a subfolder, transformers resumes that one and leaves the trained
             # one untouched. The reference is made anew from the policy that the stage starts from.
             shutil.rmtree(folder / REFERENCE, ignore_errors=True)
+            write_json(folder / SPENT, {"seconds": self.seconds})
             files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER)
             write_json(folder / MARKER, {str(p.relative_to(folder)): file_sha256(p) for p in files})
         fault_point(f"{self._stage}.after_checkpoint")
@@ -263,17 +291,21 @@ def run_trainer(
 ) -> dict[str, Any]:
     """Train from the newest complete checkpoint; write `out_dir/policy` and metrics.
 
-    Returns the stage's summary.
+    Returns the stage's summary. Its seconds and tokens are of all the steps that made the policy,
+    those of earlier attempts included.
     """
     checkpoint = newest_checkpoint(work_dir)
     metrics = work_dir / "metrics.jsonl"
     # It prints every row that goes to metrics.jsonl.
     trainer.remove_callback(PrinterCallback)
-    callback = RunCallback(stage, MetricsLog(metrics))
+    seconds_before = read_json(checkpoint / SPENT)["seconds"] if checkpoint else 0.0
+    callback = RunCallback(stage, MetricsLog(metrics), seconds_before=seconds_before)
     trainer.add_callback(callback)
     if trainer.is_fsdp_enabled:
         settle_sharding(trainer.accelerator)
-    started = time.monotonic()
+    if checkpoint and isinstance(trainer, SFTTrainer | DPOTrainer):
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        setattr(trainer, TOKENS, _num_tokens(state) or 0)
     with suppress(AlreadyTrained), callback:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -283,14 +315,18 @@ def run_trainer(
         if not isinstance(model, PeftModel):
             tokenizer.save_pretrained(out_dir / "policy")
         shutil.copy2(metrics, out_dir / metrics.name)
-    history = trainer.state.log_history
-    losses = [row["loss"] for row in history if "loss" in row]
-    tokens = [row["num_tokens"] for row in history if "num_tokens" in row]
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     fault_point(f"{stage}.after_save")
     return {
-        "seconds": time.monotonic() - started,
+        "seconds": callback.seconds,
         "steps": trainer.state.global_step,
         "resumed_from_step": int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0,
-        "tokens": int(tokens[-1]) if tokens else None,
+        "tokens": _num_tokens(trainer.state),
         "final_loss": losses[-1] if losses else None,
     }
+
+
+def _num_tokens(state: TrainerState) -> int | None:
+    """What was counted up to the last logged step."""
+    counted = [row["num_tokens"] for row in state.log_history if "num_tokens" in row]
+    return int(counted[-1]) if counted else None

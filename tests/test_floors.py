@@ -18,7 +18,7 @@ GROUND = {"records", "errors", "faults", "__version__"}
 FLOORS = [
     GROUND | {"recipe", "tables", "progress"},
     {"rewards", "curriculum", "prune", "metrics", "memory"},
-    {"data", "models", "preferences"},
+    {"data", "lengths", "models", "preferences"},
     {"engines", "training"},
     {"judge", "sft", "rl", "dpo", "evaluate", "report"},
     {"pipeline"},

@@ -29,7 +29,6 @@ def faults_of(stage: Stage, **block: Any) -> list[str]:
         ("sft", "lr_scheduler_type", ["cosine"], ["cosin", None]),
         ("sft", "lr_scheduler_kwargs", [{"num_cycles": 1}, None], [3]),
         ("sft", "save_strategy", ["steps", "epoch"], ["step"]),
-        ("sft", "truncation_mode", ["keep_start"], ["keep_middle"]),
         ("sft", "parallelism_config", [None], [{}]),
         ("rl", "scale_rewards", ["group", False], [3]),
         ("rl", "vllm_importance_sampling_mode", ["token_mask"], [3]),
@@ -59,6 +58,21 @@ def test_secrets_and_our_own_keys_are_refused(stage: Stage) -> None:
         assert managed(stage, key) is not None
         (message,) = faults_of(stage, **{key: "x"})
         assert "posttrain sets this itself" in message
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "reason"),
+    [
+        ("sft", "truncation_mode", "keep_end", "left out whole"),
+        ("dpo", "truncation_mode", "keep_start", "left out whole"),
+        ("rl", "logging_nan_inf_filter", True, "must stop the run"),
+    ],
+)
+def test_what_would_work_against_posttrain_is_refused_with_the_reason(
+    stage: Stage, key: str, value: Any, reason: str
+) -> None:
+    (message,) = faults_of(stage, **{key: value})
+    assert reason in message
 
 
 @pytest.mark.slow

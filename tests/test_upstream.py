@@ -30,6 +30,7 @@ from trl.trainer import grpo_trainer
 
 from posttrain.models.policy import load_tokenizer
 from posttrain.models.trl_shim import apply_trl_shim
+from posttrain.training import TOKENS
 
 PARAMETERS: dict[Callable[..., Any], list[str]] = {
     GRPOTrainer._generate_and_score_completions: ["self", "inputs"],
@@ -65,6 +66,15 @@ def test_trl_still_has_the_rollout_seam() -> None:
 def test_trl_copies_an_adapter_as_the_reference() -> None:
     assert '"ref"' in inspect.getsource(DPOTrainer.__init__)
     assert '"ref"' in inspect.getsource(grpo_trainer.GRPOTrainer.__init__)
+
+
+def test_sft_and_dpo_still_count_tokens_outside_the_trainers_state() -> None:
+    for trainer in (SFTTrainer, DPOTrainer):
+        source = inspect.getsource(trainer)
+        assert f"self.{TOKENS} = 0" in source
+        assert f"self.{TOKENS} += " in source
+        assert f'["num_tokens"] = [self.{TOKENS}]' in source
+    assert "self.state.num_input_tokens_seen += " in inspect.getsource(GRPOTrainer)
 
 
 def test_peft_still_has_what_an_adapters_delta_is_made_of() -> None:

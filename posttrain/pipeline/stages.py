@@ -128,6 +128,7 @@ STAGES: tuple[Stage, ...] = (
         modules=(
             *GROUND,
             "posttrain.models",
+            "posttrain.lengths",
             "posttrain.training",
             "posttrain.sft",
             f"{STEPS}.training",
@@ -174,6 +175,7 @@ STAGES: tuple[Stage, ...] = (
         modules=(
             *GROUND,
             "posttrain.models",
+            "posttrain.lengths",
             "posttrain.training",
             "posttrain.dpo",
             f"{STEPS}.training",

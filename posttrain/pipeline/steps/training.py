@@ -15,7 +15,7 @@ from posttrain.records import PreferencePair, Prompt, RolloutGroup, Sample
 from posttrain.tables import read_groups, read_records, write_json, write_records
 
 SHOWN = (
-    *("steps", "tokens", "samples", "pairs", "groups", "rollouts"),
+    *("steps", "tokens", "samples", "pairs", "too_long", "groups", "rollouts"),
     *("generated_tokens", "scored_tokens"),
 )
 
