@@ -192,16 +192,22 @@ def spearman_interval(
 def rise_p_value(hits: int, num: int, hits_before: int, num_before: int) -> float:
     """The chance of a share at least as much higher than before, were both the same.
 
-    One-sided two-proportion z-test with pooled variance; 1 where there is nothing to compare.
+    Fisher's exact test, one-sided: with all hits dealt out at random, the hypergeometric chance
+    that at least `hits` fall among the `num`. 1 where there is nothing to compare.
     """
     if not num or not num_before:
         return 1.0
-    pooled = (hits + hits_before) / (num + num_before)
-    variance = pooled * (1 - pooled) * (1 / num + 1 / num_before)
-    if variance == 0.0:
-        return 1.0
-    z = (hits / num - hits_before / num_before) / math.sqrt(variance)
-    return 0.5 * math.erfc(z / math.sqrt(2))
+    all_hits = hits + hits_before
+    log_ways = _log_choose(num + num_before, all_hits)
+    chances = (
+        math.exp(_log_choose(num, k) + _log_choose(num_before, all_hits - k) - log_ways)
+        for k in range(max(hits, all_hits - num_before), min(num, all_hits) + 1)
+    )
+    return min(1.0, math.fsum(chances))
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def best_constant_answer(
