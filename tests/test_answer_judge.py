@@ -119,6 +119,17 @@ def test_auc_and_threshold_by_enumeration(good: list[float], bad: list[float]) -
     )
 
 
+def test_the_threshold_is_half_way_below_a_top_score_too() -> None:
+    kinds = [True, True, False, False]
+    assert calibrate([1.0, 1.0, 0.0, 0.0], kinds).threshold == 0.5
+    assert calibrate([1.0, 0.8, 0.2, 0.2], kinds).threshold == 0.5
+    assert calibrate([0.9, 0.9, 0.1, 0.1], kinds).threshold == 0.5
+    # One score alone leaves no half-way.
+    assert calibrate([1.0] * 4, kinds).threshold == 1.0
+    # A judge that has it backwards lets nothing pass, where it can.
+    assert calibrate([0.1, 0.1, 0.9, 0.9], kinds).threshold > 0.9
+
+
 def test_unscored_answers_are_counted_apart() -> None:
     found = calibrate([None, 0.9, 0.1, None], [True, True, False, False])
     assert (found.num_good, found.num_bad, found.num_unscored) == (1, 1, 2)

@@ -69,7 +69,10 @@ def calibrate(
     if not len(good) or not len(bad):
         raise ValueError(f"scored {len(good)} good and {len(bad)} bad answers: both are needed")
     levels = np.unique(np.concatenate([good, bad]))
-    cuts = np.append((levels[1:] + levels[:-1]) / 2, min(1.0, levels[-1] + 1e-6))
+    cuts = (levels[1:] + levels[:-1]) / 2
+    if levels[-1] < 1.0 or not len(cuts):
+        # Above all scores nothing passes; where the top is 1 no cut lies above it.
+        cuts = np.append(cuts, min(1.0, levels[-1] + 1e-6))
     youden = np.array([np.mean(good >= c) - np.mean(bad >= c) for c in cuts])
     threshold = float(cuts[np.flatnonzero(youden >= youden.max() - 1e-12)[-1]])
     rng = np.random.Generator(np.random.PCG64(seed))
