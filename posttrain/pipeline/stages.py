@@ -115,7 +115,14 @@ STAGES: tuple[Stage, ...] = (
         function=judging.prune,
         reads=("data", "judge"),
         part=parts.prune,
-        modules=(*GROUND, "posttrain.prune", "posttrain.judge", f"{STEPS}.judging"),
+        modules=(
+            *GROUND,
+            "posttrain.prune",
+            "posttrain.judge",
+            # Whether the judge earned its right is a matter of statistics.
+            "posttrain.metrics",
+            f"{STEPS}.judging",
+        ),
         is_wanted=lambda recipe: recipe.sft is not None and recipe.sft.judge is not None,
         is_seeded=False,
     ),
