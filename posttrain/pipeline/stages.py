@@ -47,8 +47,8 @@ GROUND = ("posttrain.records", "posttrain.tables")
 SCORING = (
     *("posttrain.rewards", "posttrain.engines", "posttrain.models"),
     # What decides answers that a model judges.
-    *("posttrain.judge.answers", "posttrain.judge.calibration", "posttrain.judge.quoting"),
-    *("posttrain.judge.rubric", "posttrain.pipeline.steps.answering"),
+    *("posttrain.judge.answers", "posttrain.judge.auc", "posttrain.judge.calibration"),
+    *("posttrain.judge.quoting", "posttrain.judge.rubric", "posttrain.pipeline.steps.answering"),
 )
 STEPS = "posttrain.pipeline.steps"
 
