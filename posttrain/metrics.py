@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ GroupsByCapability = Mapping[str, Sequence[RolloutGroup]]
 # data.
 _BLOCK_CELLS = 2_000_000
 _NUM_RESAMPLES = 10_000
+# With fewer values that differ from the commonest, a bootstrap covers the truth too seldom.
+_MIN_DIFFERING = 5
+_SAME = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,22 +89,12 @@ def pass_rate_interval(
 ) -> Interval:
     """Mean pass rate over prompts, with a percentile bootstrap over prompts.
 
-    Undecided rollouts are missing, not failed. Where every prompt has rate 0 (or 1) resampling
-    shows no spread; the open end is then the exact binomial bound over prompts, (alpha/2)^(1/P).
+    Undecided rollouts are missing, not failed. Rates that hardly differ are not resampled, see
+    `_macro_interval`: where all are 0 (or 1) the open end is the exact binomial bound over prompts,
+    (alpha/2)^(1/P).
     """
     rates_P = np.array(list(pass_rates(groups).values()), dtype=np.float64)
-    if not len(rates_P):
-        return _NOTHING
-    alpha = 1.0 - confidence
-    reach = 1.0 - (alpha / 2.0) ** (1.0 / len(rates_P))
-    if np.all(rates_P == 0.0):
-        return Interval(mean=0.0, low=0.0, high=reach)
-    if np.all(rates_P == 1.0):
-        return Interval(mean=1.0, low=1.0 - reach, high=1.0)
-    rng = np.random.default_rng(seed)
-    return _percentiles(
-        float(rates_P.mean()), _resampled_means(rates_P, rng, num_resamples), confidence
-    )
+    return _macro_interval([rates_P], 0.0, confidence, seed, num_resamples)
 
 
 def macro_pass_at_1(
@@ -115,7 +109,7 @@ def macro_pass_at_1(
         np.array(list(pass_rates(groups).values()), dtype=np.float64)
         for _, groups in sorted(groups_by_capability.items())
     ]
-    return _macro_interval(rates_C, confidence, seed)
+    return _macro_interval(rates_C, 0.0, confidence, seed)
 
 
 def paired_difference(
@@ -150,58 +144,72 @@ def paired_difference(
         differences_C.append(
             np.array([rates_after[i] - rates_before[i] for i in shared], dtype=np.float64)
         )
-    return _macro_interval(differences_C, confidence, seed)
+    return _macro_interval(differences_C, -1.0, confidence, seed)
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     """Rank correlation with average ranks for ties; NaN where either side is constant."""
-    x_N, y_N = _paired_arrays(x, y)
-    if len(x_N) < 2:
+    x_N, y_N = (average_ranks(side) for side in _paired_arrays(x, y))
+    if len(x_N) < 2 or np.ptp(x_N) == 0.0 or np.ptp(y_N) == 0.0:
         return math.nan
-    everyone_1_N = np.arange(len(x_N))[None, :]
-    return float(_spearman_rows(_dense_ranks(x_N), _dense_ranks(y_N), everyone_1_N)[0])
+    x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
+    return float(x_N @ y_N / math.sqrt(float(x_N @ x_N) * float(y_N @ y_N)))
 
 
 def spearman_interval(
-    x: Sequence[float],
-    y: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    seed: int = 0,
-    num_resamples: int = 2_000,
+    x: Sequence[float], y: Sequence[float], *, num_groups: int = 1, confidence: float = 0.95
 ) -> Interval:
-    """Spearman's rank correlation with a percentile bootstrap over the pairs.
+    """Spearman's rank correlation with the interval of Bonett and Wright (2000, Psychometrika 65).
 
-    Resamples in which one side is constant have no correlation and are left out of the percentiles.
+    atanh(r) is normal with variance (1 + r^2 / 2) / (N - 3). Where the values are ranks within
+    `num_groups` groups, N counts one less for each group but the first, as in a partial
+    correlation. An r of 1 or -1 counts as half a step less, 6 / (N^3 - N), the continuity
+    correction of Kendall's Rank Correlation Methods: no order of few pairs is certain. Where N - 3
+    is not above 0 the interval is -1 to 1.
     """
     mean = spearman(x, y)
     if math.isnan(mean):
         return _NOTHING
-    x_N, y_N = _paired_arrays(x, y)
-    dense_x_N, dense_y_N = _dense_ranks(x_N), _dense_ranks(y_N)
-    rng = np.random.default_rng(seed)
-    rows = [
-        _spearman_rows(dense_x_N, dense_y_N, rng.integers(0, len(x_N), (block, len(x_N))))
-        for block in _blocks(num_resamples, len(x_N))
-    ]
-    resampled = np.concatenate(rows)
-    defined = resampled[~np.isnan(resampled)]
-    return _percentiles(mean, defined, confidence) if len(defined) else _NOTHING
+    num_pairs = len(x)
+    freedom = num_pairs - (num_groups - 1) - 3
+    if freedom <= 0:
+        return Interval(mean=mean, low=-1.0, high=1.0)
+    most = 1.0 - 6.0 / (num_pairs**3 - num_pairs)
+    centre = math.atanh(min(most, max(-most, mean)))
+    width = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
+    width *= math.sqrt((1.0 + mean**2 / 2.0) / freedom)
+    low, high = math.tanh(centre - width), math.tanh(centre + width)
+    return Interval(mean=mean, low=min(low, mean), high=max(high, mean))
+
+
+def average_ranks(values: Sequence[float] | Floats) -> Floats:
+    """1 for the smallest, 2 for the next, ...; equal values share the mean of their ranks."""
+    array = np.asarray(values, dtype=np.float64)
+    ordered = np.sort(array)
+    below = np.searchsorted(ordered, array, side="left")
+    up_to = np.searchsorted(ordered, array, side="right")
+    return (below + up_to + 1) / 2.0
 
 
 def rise_p_value(hits: int, num: int, hits_before: int, num_before: int) -> float:
     """The chance of a share at least as much higher than before, were both the same.
 
-    One-sided two-proportion z-test with pooled variance; 1 where there is nothing to compare.
+    Fisher's exact test, one-sided: with all hits dealt out at random, the hypergeometric chance
+    that at least `hits` fall among the `num`. 1 where there is nothing to compare.
     """
     if not num or not num_before:
         return 1.0
-    pooled = (hits + hits_before) / (num + num_before)
-    variance = pooled * (1 - pooled) * (1 / num + 1 / num_before)
-    if variance == 0.0:
-        return 1.0
-    z = (hits / num - hits_before / num_before) / math.sqrt(variance)
-    return 0.5 * math.erfc(z / math.sqrt(2))
+    all_hits = hits + hits_before
+    log_ways = _log_choose(num + num_before, all_hits)
+    chances = (
+        math.exp(_log_choose(num, k) + _log_choose(num_before, all_hits - k) - log_ways)
+        for k in range(max(hits, all_hits - num_before), min(num, all_hits) + 1)
+    )
+    return min(1.0, math.fsum(chances))
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def best_constant_answer(
@@ -322,18 +330,55 @@ def _resampled_means(values_N: Floats, rng: np.random.Generator, num_resamples: 
     )
 
 
-def _macro_interval(values_C: Sequence[Floats], confidence: float, seed: int) -> Interval:
+def _macro_interval(
+    values_C: Sequence[Floats],
+    least: float,
+    confidence: float,
+    seed: int,
+    num_resamples: int = _NUM_RESAMPLES,
+) -> Interval:
+    """Mean over capabilities of the mean of their values, which lie between `least` and 1.
+
+    Percentiles of means that are drawn for each capability and averaged. They are resampled means,
+    the bootstrap's, where at least five values differ from the commonest. Where fewer do, resamples
+    say too little of values yet unseen: the means are drawn from the Bayesian bootstrap (Rubin
+    1981) with one value more, `least` for the lower end and 1 for the upper (Gaffke 2005;
+    Learned-Miller and Thomas 2019, arXiv 1905.06208). Of values 0 and 1 this is Clopper and
+    Pearson's interval, and averaging its draws is melding (Fay, Proschan and Brittain 2015).
+    """
     if not values_C or any(len(values_N) == 0 for values_N in values_C):
         return _NOTHING
-    rng = np.random.default_rng(seed)
-    resampled = np.mean([_resampled_means(v, rng, _NUM_RESAMPLES) for v in values_C], axis=0)
-    return _percentiles(float(np.mean([v.mean() for v in values_C])), resampled, confidence)
-
-
-def _percentiles(mean: float, resampled: Floats, confidence: float) -> Interval:
+    mean = float(np.mean([values_N.mean() for values_N in values_C]))
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(resampled, [tail, 1.0 - tail])
-    return Interval(mean=mean, low=float(low), high=float(high))
+    if len(values_C) == 1 and np.ptp(values_C[0]) < _SAME:
+        reach = 1.0 - tail ** (1.0 / len(values_C[0]))
+        return Interval(
+            mean=mean, low=mean - reach * (mean - least), high=mean + reach * (1.0 - mean)
+        )
+    rng = np.random.default_rng(seed)
+    draws_C = [_drawn_means(values_N, least, rng, num_resamples) for values_N in values_C]
+    lower: Floats = np.mean([lower for lower, _ in draws_C], axis=0)
+    upper: Floats = np.mean([upper for _, upper in draws_C], axis=0)
+    return Interval(
+        mean=mean,
+        low=float(np.quantile(lower, tail)),
+        high=float(np.quantile(upper, 1.0 - tail)),
+    )
+
+
+def _drawn_means(
+    values_N: Floats, least: float, rng: np.random.Generator, num_resamples: int
+) -> tuple[Floats, Floats]:
+    """Draws of the mean for the lower and for the upper end, each (num_resamples,)."""
+    # Differences of rates that are equal may differ in the last bit.
+    distinct_D, counts_D = np.unique(np.round(values_N / _SAME) * _SAME, return_counts=True)
+    if len(values_N) - counts_D.max() >= _MIN_DIFFERING:
+        resampled = _resampled_means(values_N, rng, num_resamples)
+        return resampled, resampled
+    weights: Floats = rng.dirichlet([*counts_D, 1], num_resamples)
+    seen: Floats = weights[:, :-1] @ distinct_D
+    unseen = weights[:, -1]
+    return seen + unseen * least, seen + unseen
 
 
 def _paired_arrays(x: Sequence[float], y: Sequence[float]) -> tuple[Floats, Floats]:
@@ -343,38 +388,3 @@ def _paired_arrays(x: Sequence[float], y: Sequence[float]) -> tuple[Floats, Floa
     if np.isnan(x_N).any() or np.isnan(y_N).any():
         raise ValueError("a rank correlation has no place for NaN: leave such pairs out")
     return x_N, y_N
-
-
-def _dense_ranks(values_N: Floats) -> npt.NDArray[np.int64]:
-    """0 for the smallest distinct value, 1 for the next, ..."""
-    return np.unique(values_N, return_inverse=True)[1].astype(np.int64)
-
-
-def _average_ranks(dense_B_N: npt.NDArray[np.int64]) -> Floats:
-    """Average ranks within each row, from dense ranks: counting replaces sorting."""
-    num_rows = len(dense_B_N)
-    num_distinct = int(dense_B_N.max()) + 1
-    flat = (dense_B_N + np.arange(num_rows)[:, None] * num_distinct).ravel()
-    counts_B_D = np.bincount(flat, minlength=num_rows * num_distinct).reshape(
-        num_rows, num_distinct
-    )
-    below_B_D = np.cumsum(counts_B_D, axis=1) - counts_B_D
-    rank_B_D = below_B_D + (counts_B_D + 1) / 2.0
-    return np.take_along_axis(rank_B_D, dense_B_N, axis=1)
-
-
-def _spearman_rows(
-    dense_x_N: npt.NDArray[np.int64],
-    dense_y_N: npt.NDArray[np.int64],
-    index_B_N: npt.NDArray[np.int64],
-) -> Floats:
-    """Pearson correlation of the average ranks of each row's resample; NaN for a constant side."""
-    x_B_N = _average_ranks(dense_x_N[index_B_N])
-    y_B_N = _average_ranks(dense_y_N[index_B_N])
-    x_B_N -= x_B_N.mean(axis=1, keepdims=True)
-    y_B_N -= y_B_N.mean(axis=1, keepdims=True)
-    spread_B = np.sqrt((x_B_N**2).sum(axis=1) * (y_B_N**2).sum(axis=1))
-    together_B = (x_B_N * y_B_N).sum(axis=1)
-    return np.divide(
-        together_B, spread_B, out=np.full(len(spread_B), np.nan), where=spread_B > 1e-12
-    )

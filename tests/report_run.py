@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.judge import judge_summary
 from posttrain.metrics import macro_pass_at_1, mean_pass_at_k, pass_rate_interval
+from posttrain.prune import PruneResult
+from posttrain.prune import Row as Fate
 from posttrain.records import (
     Outcome,
     PreferencePair,
@@ -236,19 +239,10 @@ def write_judging(
         ]
     for name, rows in tables.items():
         write_table(prune / f"{name}.parquet", rows)
-    write_json(
-        prune / "summary.json",
-        {
-            "spearman": {
-                "overall": {"num_samples": 128, "mean": 0.55, "low": 0.41, "high": 0.67},
-                "within": {"num_samples": 128, "mean": 0.52, "low": 0.38, "high": 0.64},
-            },
-            "earned": True,
-            "verdict": "The judge earned its right to prune: within capabilities harder samples "
-            "fail more often." + note,
-            "unscored_reasons": {"no answer tokens": len(tables["unscored"])},
-        },
-    )
+    fates = {name: [Fate(**row) for row in rows] for name, rows in tables.items()}
+    result = PruneResult(**fates, cuts={})
+    summary = judge_summary(samples, verdicts, groups, result)
+    write_json(prune / "summary.json", {**summary, "verdict": str(summary["verdict"]) + note})
     finish(run_dir, "prune", 0.4, {name: len(rows) for name, rows in tables.items()})
 
 

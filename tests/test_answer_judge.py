@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,6 +118,55 @@ def test_auc_and_threshold_by_enumeration(good: list[float], bad: list[float]) -
     assert found.false_fail_rate == pytest.approx(
         sum(g < found.threshold for g in good) / len(good)
     )
+
+
+@pytest.mark.parametrize(("num_good", "num_bad"), [(1, 1), (3, 3), (4, 4), (2, 6), (1, 20)])
+def test_chance_seldom_calls_a_judge_good(
+    num_good: int, num_bad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every order of the answers, which a judge that guesses makes equally likely."""
+    monkeypatch.setattr("posttrain.judge.auc._NUM_BOOTSTRAPS", 50)
+    num = num_good + num_bad
+    orders = list(itertools.combinations(range(num), num_good))
+    trusted = 0
+    for places in orders:
+        found = calibrate([i / num for i in range(num)], [i in places for i in range(num)])
+        trusted += found.auc_low > 0.5
+    assert trusted / len(orders) <= 0.025
+    assert (trusted > 0) is ((num_good, num_bad) == (4, 4))
+
+
+def test_a_clean_division_is_not_certain() -> None:
+    found = calibrate([0.9, 0.1], [True, False])
+    assert (found.auc, found.auc_high) == (1.0, 1.0)
+    assert found.auc_low < 0.1
+    backwards = calibrate([0.1, 0.9], [True, False])
+    assert (backwards.auc, backwards.auc_low) == (0.0, 0.0)
+    assert backwards.auc_high == pytest.approx(1.0 - found.auc_low)
+
+
+def test_the_interval_of_the_auc_covers_the_truth_near_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("posttrain.judge.auc._NUM_BOOTSTRAPS", 100)
+    rng = np.random.default_rng(0)
+    shift, truth = 2.33, 0.95  # of two normal scores
+    too_high = 0
+    for _ in range(300):
+        scores = np.concatenate([rng.normal(shift, 1, 10), rng.normal(0, 1, 10)])
+        too_high += calibrate(scores.tolist(), [True] * 10 + [False] * 10).auc_low > truth
+    assert too_high / 300 <= 0.025
+
+
+def test_the_threshold_is_half_way_below_a_top_score_too() -> None:
+    kinds = [True, True, False, False]
+    assert calibrate([1.0, 1.0, 0.0, 0.0], kinds).threshold == 0.5
+    assert calibrate([1.0, 0.8, 0.2, 0.2], kinds).threshold == 0.5
+    assert calibrate([0.9, 0.9, 0.1, 0.1], kinds).threshold == 0.5
+    # One score alone leaves no half-way.
+    assert calibrate([1.0] * 4, kinds).threshold == 1.0
+    # A judge that has it backwards lets nothing pass, where it can.
+    assert calibrate([0.1, 0.1, 0.9, 0.9], kinds).threshold > 0.9
 
 
 def test_unscored_answers_are_counted_apart() -> None:

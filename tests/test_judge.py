@@ -383,6 +383,33 @@ def test_summary_says_whether_the_judge_earned_its_right(tmp_path):
     assert "contains 0" in chance["verdict"]
 
 
+def test_a_few_samples_in_order_earn_nothing(tmp_path):
+    for num in (2, 3, 9):
+        few = [sample(str(i)) for i in range(num)]
+        scores, passes = [i / num for i in range(num)], list(range(10, 10 - num, -1))
+        summary = summary_of(few, scores, passes, tmp_path)
+        assert summary["earned"] is None
+        assert (
+            f"{num} of at least 10. Raise sft.pilot.num_samples by {10 - num}"
+            in (summary["verdict"])
+        )
+        within = summary["spearman"]["within"]
+        assert within["mean"] == pytest.approx(1.0)
+        assert within["low"] < 1.0
+    ten = [sample(str(i)) for i in range(10)]
+    summary = summary_of(ten, [i / 10 for i in range(10)], list(range(10, 0, -1)), tmp_path)
+    assert summary["earned"] is True
+
+
+def test_capabilities_of_two_samples_compare_little(tmp_path):
+    """Ten samples in order, and yet one chance in 32."""
+    pairs = [sample(f"{c}{i}", capability=c) for c in "abcde" for i in range(2)]
+    summary = summary_of(pairs, [0.1, 0.9] * 5, [9, 1] * 5, tmp_path)
+    assert summary["earned"] is None
+    assert "10 of at least 14" in summary["verdict"]
+    assert summary["spearman"]["within"]["mean"] == pytest.approx(1.0)
+
+
 def test_a_harder_capability_alone_does_not_earn_it(tmp_path):
     samples = [sample(f"e{i}") for i in range(33)] + [
         sample(f"h{i}", capability="code") for i in range(33)

@@ -31,7 +31,9 @@ from posttrain.pipeline import (
     run_in_process,
 )
 from posttrain.pipeline.keys import changed_parts, stage_seed
+from posttrain.pipeline.steps.judging import judge_revision
 from posttrain.recipe import LoadedRecipe
+from posttrain.recipe.models import EngineSpec
 
 ALL = [stage.name for stage in STAGES]
 EVALS = {"eval-base", "eval-sft", "eval-rl", "eval-dpo"}
@@ -92,6 +94,27 @@ def test_every_module_that_a_key_names_exists() -> None:
         for module in stage.modules:
             place = root.joinpath(*module.split(".")[1:])
             assert place.is_dir() or place.with_suffix(".py").is_file(), module
+
+
+def test_pruning_is_done_again_when_the_statistics_behind_its_verdict_change() -> None:
+    modules = {stage.name: stage.modules for stage in STAGES}
+    for name in ("prune", "eval-base", "report"):
+        assert "posttrain.metrics" in modules[name], name
+
+
+def test_other_weights_give_other_verdicts() -> None:
+    model = {"config_sha256": "c", "revision": None, "path": "base"}
+    plain = judge_revision(EngineSpec(kind="vllm"), model, "bfloat16")
+    differing = [
+        judge_revision(EngineSpec(kind="vllm", checkpoint="base-fp8"), model, "bfloat16"),
+        judge_revision(EngineSpec(kind="vllm", quantization="fp8"), model, "bfloat16"),
+        judge_revision(EngineSpec(kind="vllm", max_model_len=64), model, "bfloat16"),
+        judge_revision(EngineSpec(kind="vllm"), model, "float32"),
+        judge_revision(EngineSpec(kind="vllm"), {**model, "path": "other"}, "bfloat16"),
+    ]
+    assert len({plain, *differing}) == 1 + len(differing)
+    busier = EngineSpec(kind="vllm", max_num_seqs=3, concurrency=2, gpu_memory_utilization=0.8)
+    assert judge_revision(busier, model, "bfloat16") == plain
 
 
 def test_numbers_and_upstream_stages_of_the_table_are_sound() -> None:

@@ -19,14 +19,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
-from report_run import STAGES, build_run
+from report_run import CAPABILITIES, STAGES, build_run
 
 from posttrain.errors import EnvironmentFault
 from posttrain.records import Prompt
 from posttrain.report import write_report
-from posttrain.report.blocks import percent
+from posttrain.report.blocks import Figure, Table, percent
 from posttrain.report.charts import curves, score_histogram, stacked_steps, thin
 from posttrain.report.inert import inert, is_unseen, plain
+from posttrain.report.judging import judge_section
 from posttrain.report.read import read_run
 from posttrain.report.svg import COLOURS
 from posttrain.tables import read_groups, read_json, read_records, write_json, write_table
@@ -144,9 +145,9 @@ def test_everything_that_happened_has_its_place(html: str) -> None:
     for said in (
         "What each stage did", "best constant answer", "rl \u2212 sft", "How it was measured",
         "Rows that were set aside", "asks what a held-out prompt asks", "not JSON",
-        "Kept and dropped", "cut at score", "Spearman's rank correlation is",
+        "Kept and dropped", "cut at score", "Within capabilities Spearman's rank correlation is",
         "Hardest by the judge",
-        "The judge earned its right to prune", "Easiest by the judge: dropped", "Training curves",
+        "The judge earns its right to prune", "Easiest by the judge: dropped", "Training curves",
         "Where the proposed prompts went", "no signal: all passed", "Weight-sync parity",
         "Preference pairs by corner case", "truncation", "Rollouts from the last RL steps",
         "the verifier ran out of time", "recipe.resolved.json", "environment.json", "commit",
@@ -157,6 +158,53 @@ def test_everything_that_happened_has_its_place(html: str) -> None:
     ids = {v for _, name, v in Page(html).attributes if name == "id"}
     links = {v[1:] for _, name, v in Page(html).attributes if name == "href" and v[0] == "#"}
     assert links <= ids
+
+
+def judged_words(run_dir: Path) -> tuple[str, list[list[str]]]:
+    """What the caption of "Is the judge right?" says, and the rows of the table of correlations."""
+    blocks = judge_section(read_run(run_dir), {}).blocks
+    (figure,) = [b for b in blocks if isinstance(b, Figure) and b.title == "Is the judge right?"]
+    tables = [b for b in blocks if isinstance(b, Table) and b.title.startswith("Rank correlation")]
+    return figure.caption, [[r.head, *(c.text for c in r.cells)] for t in tables for r in t.rows]
+
+
+def test_the_judge_is_checked_within_capabilities(run_dir: Path, no_drawing: None) -> None:
+    caption, rows = judged_words(run_dir)
+    found = read_json(run_dir / "stages/5-prune/summary.json")["spearman"]
+    expected = {**{name: found[name] for name in ("overall", "within")}, **found["capabilities"]}
+    assert [row[0] for row in rows] == ["overall", "within", *CAPABILITIES[:3]]
+    for head, num_samples, mean, interval in rows:
+        assert num_samples == str(expected[head]["num_samples"])
+        assert mean == f"{expected[head]['mean']:.2f}"
+        assert interval.endswith(f"to {expected[head]['high']:.2f}")
+    within = found["within"]
+    assert f"{within['mean']:.2f} [{within['low']:.2f}, {within['high']:.2f}]" in caption
+    assert "harder by the judge is harder for the model" in caption
+
+
+@pytest.mark.parametrize(
+    ("within", "earned", "said"),
+    [
+        ({"mean": 0.02, "low": -0.2, "high": 0.24}, False, "not distinguishable from none"),
+        ({"mean": -0.6, "low": -0.7, "high": -0.5}, False, "has it backwards"),
+        ({"mean": 1.0, "low": -1.0, "high": 1.0}, None, "too few samples"),
+        ({"mean": None, "low": None, "high": None}, None, "one side does not vary"),
+    ],
+)
+def test_a_correlation_over_all_capabilities_concludes_nothing(
+    within: dict[str, float], earned: bool | None, said: str, tmp_path: Path, no_drawing: None
+) -> None:
+    folder = build_run(tmp_path / "run", steps=1, size=6)
+    path = folder / "stages/5-prune/summary.json"
+    told = read_json(path)
+    told["spearman"] |= {
+        "overall": {"num_samples": 40, "mean": 0.8, "low": 0.7, "high": 0.9},
+        "within": {"num_samples": 40, **within},
+    }
+    write_json(path, {**told, "earned": earned})
+    caption, _ = judged_words(folder)
+    assert said in caption
+    assert "0.8" not in caption
 
 
 def test_a_mixture_of_experts_tells_load_and_gradients(html: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from report_run import build_run
-from scipy.stats import norm
+from scipy.stats import fisher_exact
 
 from posttrain.metrics import rise_p_value
 from posttrain.records import Outcome, Prompt
@@ -85,12 +85,21 @@ def test_a_rise_is_seen_and_noise_is_not() -> None:
     assert sudden_rise({0: [True]}) is None
 
 
-@pytest.mark.parametrize(("a", "n", "b", "m"), [(9, 30, 4, 40), (1, 10, 5, 12), (3, 7, 3, 7)])
-def test_rise_p_value_is_the_textbook_z(a: int, n: int, b: int, m: int) -> None:
-    pooled = (a + b) / (n + m)
-    z = (a / n - b / m) / (pooled * (1 - pooled) * (1 / n + 1 / m)) ** 0.5
-    assert rise_p_value(a, n, b, m) == pytest.approx(norm.sf(z))
+@pytest.mark.parametrize(
+    ("a", "n", "b", "m"),
+    [(2, 64, 0, 576), (1, 8, 0, 800), (9, 30, 4, 40), (3, 7, 3, 7), (0, 9, 5, 9), (5, 5, 0, 5),
+     (700, 3_000, 4_000, 20_000), (64, 64, 576, 576)],
+)  # fmt: skip
+def test_rise_p_value_is_fishers_exact_test(a: int, n: int, b: int, m: int) -> None:
+    exact = fisher_exact([[a, n - a], [b, m - b]], alternative="greater")[1]  # pyright: ignore[reportIndexIssue, reportGeneralTypeIssues] untyped
+    assert rise_p_value(a, n, b, m) == pytest.approx(exact, rel=1e-6)
     assert rise_p_value(0, 5, 0, 5) == rise_p_value(0, 0, 1, 2) == 1.0
+
+
+def test_two_attempts_after_none_are_no_rise() -> None:
+    calm = {step: [False] * 64 for step in range(9)}
+    assert sudden_rise({**calm, 9: [True] * 2 + [False] * 62}) is None
+    assert sudden_rise({**calm, 9: [True] * 12 + [False] * 52}) == 9
 
 
 def test_lone_successes_queue_with_attempts_first() -> None:

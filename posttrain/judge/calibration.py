@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from posttrain.errors import RecipeError
+from posttrain.judge.auc import auc, auc_interval
 from posttrain.records import Message
 from posttrain.tables import read_table
-
-_NUM_BOOTSTRAPS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +59,8 @@ def calibrate(
     """The threshold with the highest Youden's J: true-pass rate minus false-pass rate.
 
     Of equal ones the highest, as a false pass is what a policy learns to exploit. It lies half-way
-    between two observed scores. The interval of the AUC is a bootstrap over good and bad answers
-    apart. Raises ValueError where there is not at least one scored answer of each kind.
+    between two observed scores. Raises ValueError where there is not at least one scored answer of
+    each kind.
     """
     scored = [(s, g) for s, g in zip(scores_N, good_N, strict=True) if s is not None]
     good = np.array([s for s, g in scored if g], dtype=np.float64)
@@ -69,33 +68,24 @@ def calibrate(
     if not len(good) or not len(bad):
         raise ValueError(f"scored {len(good)} good and {len(bad)} bad answers: both are needed")
     levels = np.unique(np.concatenate([good, bad]))
-    cuts = np.append((levels[1:] + levels[:-1]) / 2, min(1.0, levels[-1] + 1e-6))
+    cuts = (levels[1:] + levels[:-1]) / 2
+    if levels[-1] < 1.0 or not len(cuts):
+        # Above all scores nothing passes; where the top is 1 no cut lies above it.
+        cuts = np.append(cuts, min(1.0, levels[-1] + 1e-6))
     youden = np.array([np.mean(good >= c) - np.mean(bad >= c) for c in cuts])
     threshold = float(cuts[np.flatnonzero(youden >= youden.max() - 1e-12)[-1]])
-    rng = np.random.Generator(np.random.PCG64(seed))
-    drawn = [
-        _auc(rng.choice(good, len(good)), rng.choice(bad, len(bad))) for _ in range(_NUM_BOOTSTRAPS)
-    ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    auc_low, auc_high = auc_interval(good, bad, seed=seed)
     return Calibration(
         threshold=threshold,
-        auc=_auc(good, bad),
-        auc_low=float(low),
-        auc_high=float(high),
+        auc=auc(good, bad),
+        auc_low=auc_low,
+        auc_high=auc_high,
         false_pass_rate=float(np.mean(bad >= threshold)),
         false_fail_rate=float(np.mean(good < threshold)),
         num_good=len(good),
         num_bad=len(bad),
         num_unscored=len(scores_N) - len(scored),
     )
-
-
-def _auc(good: np.ndarray, bad: np.ndarray) -> float:
-    """Mann and Whitney's U over the number of pairs."""
-    ordered = np.sort(bad)
-    below = np.searchsorted(ordered, good, side="left")
-    up_to = np.searchsorted(ordered, good, side="right")
-    return float(np.mean((below + up_to) / 2) / len(bad))
 
 
 def read_labelled(path: Path) -> list[Labelled]:

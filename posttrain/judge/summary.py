@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.metrics import Interval, pass_rates, spearman_interval
+from posttrain.metrics import Interval, average_ranks, pass_rates, spearman_interval
 from posttrain.prune import PruneResult
 from posttrain.records import RolloutGroup, Sample, Verdict
 
+MIN_MEASURED = 10
+"""Of one capability; fewer pilot samples cannot tell whether the judge is right."""
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -28,7 +30,7 @@ def judge_summary(
     Keys, JSON values only: `capabilities` (per capability num_samples, num_kept, num_dropped,
     num_unscored, cut, score_quantiles), `unscored_reasons`, `spearman` (`overall`, `within`, and
     `capabilities` with one each; num_samples, mean, low, high), `earned` (True, False, or None
-    where it could not be measured) and `verdict`, the same in words.
+    where it could not be told) and `verdict`, the same in words.
 
     `within` ranks score and failure rate inside each capability and correlates the ranks of all:
     pruning compares samples of one capability only, so this is what decides. `overall` can be high
@@ -46,13 +48,14 @@ def judge_summary(
         for capability in sorted(set(capability_of.values()))
     }
     within = [pair for pairs in pairs_of.values() for pair in _ranked(pairs)]
-    decisive = _correlation(within)
+    num_measured = sum(bool(pairs) for pairs in pairs_of.values())
+    decisive = _correlation(within, num_groups=max(1, num_measured))
     spearman = {
         "overall": _correlation(list(measured.values())),
         "within": decisive,
         "capabilities": {c: _correlation(pairs) for c, pairs in pairs_of.items()},
     }
-    earned, words = _decide(decisive)
+    earned, words = _decide(decisive, num_measured)
     return {
         "capabilities": {
             capability: _counts(capability, capability_of, score_of, prune_result)
@@ -66,21 +69,21 @@ def judge_summary(
 
 
 def _ranked(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Scores and failure rates as average ranks in (0, 1), so that capabilities can be pooled."""
-    scores, failures = (_fractional_ranks([pair[side] for pair in pairs]) for side in (0, 1))
+    """Scores and failure rates as ranks in (0, 1) of mean one half, so that capabilities can be
+    pooled.
+    """
+    scores, failures = (
+        ((average_ranks([pair[side] for pair in pairs]) - 0.5) / max(1, len(pairs))).tolist()
+        for side in (0, 1)
+    )
     return list(zip(scores, failures, strict=True))
 
 
-def _fractional_ranks(values: Sequence[float]) -> list[float]:
-    array = np.asarray(values, dtype=np.float64)
-    below = np.searchsorted(np.sort(array), array, side="left")
-    up_to = np.searchsorted(np.sort(array), array, side="right")
-    return ((below + up_to) / 2.0 / max(1, len(array))).tolist()
-
-
-def _correlation(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def _correlation(pairs: Sequence[tuple[float, float]], *, num_groups: int = 1) -> dict[str, Any]:
     """None for what does not exist: JSON has no NaN."""
-    interval = spearman_interval([score for score, _ in pairs], [failure for _, failure in pairs])
+    interval = spearman_interval(
+        [score for score, _ in pairs], [failure for _, failure in pairs], num_groups=num_groups
+    )
     values = {"mean": interval.mean, "low": interval.low, "high": interval.high}
     return {
         "num_samples": len(pairs),
@@ -88,12 +91,20 @@ def _correlation(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def _decide(correlation: Mapping[str, Any]) -> tuple[bool | None, str]:
+def _decide(correlation: Mapping[str, Any], num_capabilities: int) -> tuple[bool | None, str]:
     """Whether the judge earned its right to prune, and the sentence that says so."""
     num_samples = correlation["num_samples"]
     if not num_samples:
         return None, (
             "The judge was not checked: no sample of the pilot has a score and a decided attempt."
+        )
+    # The first sample of a capability has none to be compared with.
+    least = MIN_MEASURED + num_capabilities - 1
+    if num_samples < least:
+        return None, (
+            "Too few samples were measured to tell whether the judge earns its right to prune: "
+            f"{num_samples} of at least {least}. Raise sft.pilot.num_samples by "
+            f"{least - num_samples} or more."
         )
     if correlation["mean"] is None:
         return None, (

@@ -47,8 +47,8 @@ GROUND = ("posttrain.records", "posttrain.tables")
 SCORING = (
     *("posttrain.rewards", "posttrain.engines", "posttrain.models"),
     # What decides answers that a model judges.
-    *("posttrain.judge.answers", "posttrain.judge.calibration", "posttrain.judge.quoting"),
-    *("posttrain.judge.rubric", "posttrain.pipeline.steps.answering"),
+    *("posttrain.judge.answers", "posttrain.judge.auc", "posttrain.judge.calibration"),
+    *("posttrain.judge.quoting", "posttrain.judge.rubric", "posttrain.pipeline.steps.answering"),
 )
 STEPS = "posttrain.pipeline.steps"
 
@@ -115,7 +115,14 @@ STAGES: tuple[Stage, ...] = (
         function=judging.prune,
         reads=("data", "judge"),
         part=parts.prune,
-        modules=(*GROUND, "posttrain.prune", "posttrain.judge", f"{STEPS}.judging"),
+        modules=(
+            *GROUND,
+            "posttrain.prune",
+            "posttrain.judge",
+            # Whether the judge earned its right is a matter of statistics.
+            "posttrain.metrics",
+            f"{STEPS}.judging",
+        ),
         is_wanted=lambda recipe: recipe.sft is not None and recipe.sft.judge is not None,
         is_seeded=False,
     ),

@@ -192,7 +192,8 @@ def method(run: Run, evaluated: Sequence[Evaluated]) -> list[str]:
         "at least one of k "
         "answers passes. Intervals are 95 % bootstrap intervals over prompts, so they say how "
         "the numbers would move "
-        "with other prompts of the same kind, not with another training seed.",
+        "with other prompts of the same kind, not with another training seed. Where fewer than "
+        "five prompts differ from the rest they are wide enough for one prompt more at the worst.",
         "The best constant answer is the score of always giving the one answer that passes most "
         "often. A policy that "
         "does not beat it has learned the commonest answer and nothing else.",

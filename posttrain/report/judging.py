@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.metrics import pass_rates, spearman_interval
+from posttrain.metrics import pass_rates
 from posttrain.records import Message, Sample, Verdict
 from posttrain.report.blocks import (
     Block,
@@ -145,32 +145,10 @@ def pilot_blocks(run: Run) -> list[Block]:
                 "two scored samples."
             )
         ]
-    measured = spearman_interval([s for s, _ in pairs.values()], [f for _, f in pairs.values()])
     dots = [
         (s, f, f"{i}: score {s:.3f}, failed {percent(f, 0)}") for i, (s, f) in sorted(pairs.items())
     ]
-    told = f"{measured.mean:.2f} [{measured.low:.2f}, {measured.high:.2f}]".replace(
-        "-", chr(0x2212)
-    )
-    if math.isnan(measured.mean):
-        meaning = (
-            "One side does not vary, so there is no rank correlation: this pilot says "
-            "nothing about the judge."
-        )
-    elif measured.low > 0:
-        meaning = (
-            f"Spearman's rank correlation is {told}: harder by the judge is harder for the model."
-        )
-    elif measured.high < 0:
-        meaning = (
-            f"Spearman's rank correlation is {told}: the judge has it backwards, and "
-            "pruning by it drops the wrong half."
-        )
-    else:
-        meaning = (
-            f"Spearman's rank correlation is {told}: not distinguishable from none, so "
-            "pruning by it is close to chance."
-        )
+    meaning = _meaning(run)
     svg = scatter(
         dots,
         x_title="judge score",
@@ -181,35 +159,57 @@ def pilot_blocks(run: Run) -> list[Block]:
         Figure(
             title="Is the judge right?",
             panels=[Panel(title=f"{plural(len(dots), 'pilot sample')}", svg=svg)],
-            caption=f"{meaning} Each dot is a sample that the base model answered several times; "
-            "interval 95 %, bootstrap over samples.",
+            caption=f"{meaning} Each dot is a sample that the base model answered several times.",
         )
     ]
+
+
+def _meaning(run: Run) -> str:
+    """What the correlation within capabilities says; over all, capabilities may merely differ."""
+    if "prune" not in run.stages:
+        return "The prune stage, which tells whether the judge is right, has not finished."
+    summary = run.stages["prune"].summary
+    within = (summary.get("spearman") or {}).get("within") or {}
+    if within.get("mean") is None:
+        return (
+            "Within capabilities one side does not vary, so there is no rank correlation: this "
+            "pilot says nothing about the judge."
+        )
+    low, high = within["low"], within["high"]
+    told = (
+        "Within capabilities Spearman's rank correlation is "
+        f"{_two_digits(within['mean'])} [{_two_digits(low)}, {_two_digits(high)}], 95 % interval"
+    )
+    if summary.get("earned") is None:
+        return f"{told}: too few samples to tell whether the judge is right."
+    if low > 0:
+        return f"{told}: harder by the judge is harder for the model."
+    if high < 0:
+        return f"{told}: the judge has it backwards, and pruning by it drops the wrong half."
+    return (
+        f"{told}: not distinguishable from none, and nothing shows that pruning by it is better "
+        "than chance."
+    )
 
 
 def summary_blocks(summary: Mapping[str, Any]) -> list[Block]:
     """What the prune stage concluded about the judge: correlations, and the verdict in words."""
     blocks: list[Block] = []
+    found = summary.get("spearman") or {}
     rows = [
-        Row(
-            head=str(name).removeprefix("capability "),
-            cells=[
-                Cell(text=number(found.get("num_samples"))),
-                Cell(text=_two_digits(found.get("mean"))),
-                Cell(text=f"{_two_digits(found.get('low'))} to {_two_digits(found.get('high'))}"),
-            ],
-            strong=name == "within",
-        )
-        for name, found in (summary.get("spearman") or {}).items()
+        _correlation_row(name, found[name], strong=name == "within")
+        for name in ("overall", "within")
+        if name in found
     ]
+    rows += [_correlation_row(n, one) for n, one in (found.get("capabilities") or {}).items()]
     if rows:
         table = Table(
             title="Rank correlation of score and failure rate",
             header=["among", "pilot samples", "Spearman", "95 % interval"],
             rows=rows,
             caption="Within: ranked inside each capability, then taken together. This is what "
-            "pruning rests on; overall "
-            "can be high only because one capability is harder than another.",
+            "pruning rests on; overall can be high only because one capability is harder than "
+            "another. Below, each capability alone.",
         )
         blocks.append(table)
     if summary.get("verdict"):
@@ -218,6 +218,18 @@ def summary_blocks(summary: Mapping[str, Any]) -> list[Block]:
         told = "; ".join(f"{reason} ({number(count)})" for reason, count in reasons.items())
         blocks.append(Prose(text=f"Unscored, by reason: {told}."))
     return blocks
+
+
+def _correlation_row(name: str, found: Mapping[str, Any], *, strong: bool = False) -> Row:
+    return Row(
+        head=name,
+        cells=[
+            Cell(text=number(found.get("num_samples"))),
+            Cell(text=_two_digits(found.get("mean"))),
+            Cell(text=f"{_two_digits(found.get('low'))} to {_two_digits(found.get('high'))}"),
+        ],
+        strong=strong,
+    )
 
 
 def _two_digits(value: float | None) -> str:

@@ -191,8 +191,8 @@ def watch_blocks(rollouts: Sequence[Decided]) -> list[Block]:
 def sudden_rise(by_step: Mapping[int, Sequence[bool]]) -> int | None:
     """The first step from which a share is significantly above that of all steps before it.
 
-    Windows of a tenth of the steps, at least one, against everything before them; a one-sided test
-    at 0.001 over the number of windows.
+    Windows of a tenth of the steps, at least one, against everything before them; Fisher's exact
+    test, one-sided, at 0.001 over the number of windows.
     """
     steps = sorted(by_step)
     width = max(1, len(steps) // 10)

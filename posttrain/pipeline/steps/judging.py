@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.steps import reading
@@ -22,6 +23,7 @@ from posttrain.tables import (
 
 if TYPE_CHECKING:
     from posttrain.engines import Engine
+    from posttrain.recipe.models import EngineSpec
 
 PROMPT_VERDICTS = "prompt_verdicts.parquet"
 """Verdicts on RL prompts, by prompt_id."""
@@ -48,10 +50,7 @@ def judge(context: StageContext) -> Counts:
     tokenizer = load_tokenizer(policy.base)
     judge_engine = recipe.sft.judge_engine or recipe.engine
     model = read_json(context.inputs["model"] / "model.json")
-    revision = content_hash(
-        [judge_engine.kind, judge_engine.base_url, judge_engine.model, judge_engine.max_model_len],
-        [model["config_sha256"], model["revision"], model["path"], recipe.model.dtype],
-    )
+    revision = judge_revision(judge_engine, model, recipe.model.dtype)
 
     def pilot(engine: Engine, max_model_len: int) -> list[RolloutGroup]:
         tasks = [_as_prompt(sample) for sample in samples if sample.verifier is not None]
@@ -149,6 +148,14 @@ def prune(context: StageContext) -> Counts:
         "dropped": len(result.dropped),
         "unscored": len(result.unscored),
     }
+
+
+def judge_revision(engine: EngineSpec, model: Mapping[str, Any], dtype: str) -> str:
+    """Hash of whose verdicts these are: the engine's weights and reach, and model.json's base."""
+    served = [engine.kind, engine.base_url, engine.model, engine.max_model_len]
+    weights = [engine.checkpoint, engine.quantization]
+    base = [model["config_sha256"], model["revision"], model["path"], dtype]
+    return content_hash(served, weights, base)
 
 
 def answered(prompt: Prompt) -> Sample:
