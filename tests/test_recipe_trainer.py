@@ -31,7 +31,6 @@ def faults_of(stage: Stage, **block: Any) -> list[str]:
         ("sft", "save_strategy", ["steps", "epoch"], ["step"]),
         ("sft", "parallelism_config", [None], [{}]),
         ("rl", "scale_rewards", ["group", False], [3]),
-        ("rl", "vllm_importance_sampling_mode", ["token_mask"], [3]),
         ("dpo", "loss_type", ["sigmoid", ["sigmoid", "sft"]], [3, [3]]),
         ("dpo", "loss_weights", [[1.0, 2], None], [["a"], 1.0]),
     ],
@@ -66,6 +65,14 @@ def test_secrets_and_our_own_keys_are_refused(stage: Stage) -> None:
         ("sft", "truncation_mode", "keep_end", "left out whole"),
         ("dpo", "truncation_mode", "keep_start", "left out whole"),
         ("rl", "logging_nan_inf_filter", True, "must stop the run"),
+        ("rl", "sync_ref_model", True, "no run could resume"),
+        ("dpo", "sync_ref_model", True, "no run could resume"),
+        ("dpo", "ref_model_mixup_alpha", 0.5, "no run could resume"),
+        ("dpo", "ref_model_sync_steps", 8, "no run could resume"),
+        ("rl", "vllm_importance_sampling_correction", True, "epsilon, epsilon_high and delta"),
+        ("rl", "vllm_importance_sampling_mode", "token_mask", "epsilon, epsilon_high and delta"),
+        ("rl", "vllm_importance_sampling_clip_max", 2.0, "epsilon, epsilon_high and delta"),
+        ("rl", "vllm_enable_sleep_mode", True, "engine section"),
     ],
 )
 def test_what_would_work_against_posttrain_is_refused_with_the_reason(

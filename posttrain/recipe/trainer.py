@@ -31,6 +31,9 @@ ALSO_TAKEN = {
 }
 
 RUN_DIRECTORY = "the run directory decides it"
+FROZEN_REFERENCE = (
+    "the reference is frozen: a moved one is in no checkpoint, so no run could resume"
+)
 MANAGED: dict[str, str] = {
     "output_dir": RUN_DIRECTORY,
     "logging_dir": RUN_DIRECTORY,
@@ -46,6 +49,9 @@ MANAGED: dict[str, str] = {
     "resume_from_checkpoint": "run the same command again to resume",
     "logging_nan_inf_filter": "a loss that is no number must stop the run",
     "save_only_model": "a run could not be resumed",
+    "sync_ref_model": FROZEN_REFERENCE,
+    "ref_model_mixup_alpha": FROZEN_REFERENCE,
+    "ref_model_sync_steps": FROZEN_REFERENCE,
     "load_best_model_at_end": "a stage ends with its last weights; the eval section measures them",
     "do_train": "the recipe's sections decide what runs",
     "do_eval": "the eval section decides what is measured",
@@ -91,10 +97,11 @@ MANAGED_RL: dict[str, str] = {
 
 MANAGED_PREFIXES = {
     "hub_": "publish the final policy from the run directory",
+    "vllm_importance_sampling_": "the loss's ratio is to the log-probabilities of the engine that "
+    "sampled; epsilon, epsilon_high and delta bound it",
     "vllm_": "set it in the engine section",
 }
-KEPT_PREFIX = "vllm_importance_sampling_"
-"""Corrections of the loss, not settings of vLLM."""
+"""The first that fits counts."""
 
 
 def managed(stage: Stage, key: str) -> str | None:
@@ -103,8 +110,6 @@ def managed(stage: Stage, key: str) -> str | None:
         return MANAGED_RL[key]
     if key in MANAGED:
         return MANAGED[key]
-    if key.startswith(KEPT_PREFIX):
-        return None
     return next(
         (where for prefix, where in MANAGED_PREFIXES.items() if key.startswith(prefix)), None
     )
