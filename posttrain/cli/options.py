@@ -78,6 +78,20 @@ def check_new_folder(out: Path, *, command: str) -> None:
 
 
 @contextmanager
+def telling_damage(run_dir: Path) -> Generator[None, None, None]:
+    """Raise RecipeError that names the file where one of a run cannot be read."""
+    from posttrain.errors import RecipeError
+    from posttrain.tables import DamagedFile
+
+    try:
+        yield
+    except (DamagedFile, OSError) as error:
+        raise RecipeError(
+            str(error), hint=f"make it anew: posttrain run RECIPE --run-dir {run_dir}"
+        ) from error
+
+
+@contextmanager
 def new_folder(out: Path) -> Generator[Path, None, None]:
     """A folder beside `out` to write to; it becomes `out` when all is written, else it is gone."""
     out = out.resolve()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ def plan_values(
 def known_base(loaded: LoadedRecipe, place: RunDir) -> Path | None:
     """The base model's folder: of this run, beside the recipe, or made before; else None."""
     written = place.stages / "1-model" / "model.json"
-    if written.exists() and (path := Path(read_json(written)["path"])).exists():
-        return path
+    with suppress(OSError, ValueError, KeyError, TypeError):  # the run would make it anew
+        if (path := Path(read_json(written)["path"])).exists():
+            return path
     if "model.base" in loaded.files:
         return loaded.files["model.base"]
     if isinstance(loaded.recipe.model.base, UpcycledBase):

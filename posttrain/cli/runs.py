@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from posttrain.cli.options import AsJson, check_new_folder, new_folder, print_json
+from posttrain.cli.options import AsJson, check_new_folder, new_folder, print_json, telling_damage
 from posttrain.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def report(
     from posttrain.report import write_report
 
     folder = find_run(run_dir)
-    typer.echo(write_report(folder, out or folder / "report.html"))
+    with telling_damage(folder):
+        typer.echo(write_report(folder, out or folder / "report.html"))
 
 
 def merge(

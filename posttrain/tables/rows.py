@@ -15,7 +15,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain.tables.files import Row, exact_json, finite, write_bytes
+from posttrain.tables.files import DamagedFile, Row, exact_json, finite, write_bytes
 
 # A column so marked holds JSON text: the only exact form for values of mixed or open shape.
 _JSON_MARK = {b"posttrain": b"json"}
@@ -89,7 +89,7 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[Row]
             )
             table = parquet.read(columns=there)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+            raise DamagedFile(f"{path} is not a readable Parquet file: {error}") from error
     values_C: list[list[Any]] = []
     for field in table.schema:
         values = table.column(field.name).to_pylist(maps_as_pydicts="strict")
