@@ -17,7 +17,7 @@ import toy_stages
 from report_run import build_run
 
 import posttrain
-from posttrain import cli, models, pipeline
+from posttrain import cli, models, pipeline, rewards
 from posttrain.cli import results
 from posttrain.errors import HealthStop
 from posttrain.pipeline import Finished, run, run_in_process, rundir
@@ -365,6 +365,21 @@ def test_a_merge_that_fails_leaves_no_folder(
     before = set(Path.cwd().iterdir())
     assert posttrain_command("merge", trained, "merged").code == 4
     assert set(Path.cwd().iterdir()) == before
+
+
+def test_verify_looks_at_its_files_before_it_works(
+    posttrain_command: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("list.jsonl").write_text('{"answer": "4"}\n[1,2]\n')
+    said = posttrain_command("verify", "list.jsonl", "--verifier", "exact", "--reference", "4")
+    assert said.code == 2
+    assert "list.jsonl, line 2, is no JSON object" in said.err
+    one = ("--verifier", "exact", "--reference", "4", "--answer", "4")
+    monkeypatch.setattr(rewards, "submit", lambda *_, **__: pytest.fail("it verified"))
+    said = posttrain_command("verify", *one, "--out", "x.csv")
+    assert said.code == 2
+    assert "--out x.csv" in said.err
+    assert said.last_line == "next: write --out x.jsonl"
 
 
 def test_doctor_names_versions(posttrain_command: Invoke) -> None:

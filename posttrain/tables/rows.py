@@ -78,8 +78,7 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[Row]
     """
     path = Path(path)
     if path.suffix == ".jsonl":
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return _read_jsonl(path)
     with path.open("rb") as file:
         try:
             # pq.read_table would make a column out of a folder named like `seed=1`.
@@ -99,6 +98,22 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[Row]
     if not values_C:
         return [{} for _ in range(table.num_rows)]
     return [dict(zip(table.schema.names, row, strict=True)) for row in zip(*values_C, strict=True)]
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows: list[Row] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            said = f"{error.msg}, column {error.colno}"
+            raise DamagedFile(f"{path}, line {number}, is not valid JSON: {said}") from error
+        if not isinstance(row, dict):
+            raise DamagedFile(f"{path}, line {number}, is no JSON object: {line:.40}")
+        rows.append(cast("Row", row))
+    return rows
 
 
 def _infer_schema(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
