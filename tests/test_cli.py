@@ -125,6 +125,11 @@ def test_init_writes_a_recipe_that_checks(posttrain_command: Invoke) -> None:
     assert posttrain_command("init", "other.yaml", "--from", "nothing").code == 2
 
 
+def test_init_in_a_folder_names_the_recipe_once(posttrain_command: Invoke) -> None:
+    assert posttrain_command("init", "sub/quickstart.yaml", "--from", "quickstart").code == 0
+    assert Path("sub/quickstart.yaml").read_text().count("sub/") == 1
+
+
 @pytest.mark.parametrize("kind", ["recipe", "judge", "curriculum"])
 def test_schema(posttrain_command: Invoke, kind: str) -> None:
     assert json.loads(posttrain_command("schema", kind).out)["title"] == f"posttrain {kind}"
