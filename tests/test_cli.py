@@ -295,6 +295,15 @@ def test_plan_of_a_run_with_a_damaged_model_stage(
     assert posttrain_command("plan", "recipe.yaml").code == 0
 
 
+@pytest.mark.parametrize(("place", "said"), [("recipe.yaml", "is a file"), (".", "not empty")])
+def test_plan_refuses_the_folders_that_run_refuses(
+    posttrain_command: Invoke, place: str, said: str
+) -> None:
+    refused = posttrain_command("plan", "recipe.yaml", "--run-dir", place)
+    assert refused.code == 2
+    assert said in refused.err
+
+
 @pytest.mark.parametrize(
     ("command", "file"),
     [

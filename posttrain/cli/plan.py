@@ -18,6 +18,7 @@ from posttrain.pipeline import plan as plan_stages
 from posttrain.pipeline.estimates import estimate
 from posttrain.pipeline.fit import in_words, memory_values
 from posttrain.pipeline.preflight import GIB, disk_needed_bytes
+from posttrain.pipeline.rundir import check_identity
 from posttrain.pipeline.steps.preparing import cache_dir
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import UpcycledBase
@@ -34,8 +35,12 @@ LINES = (
 def plan_values(
     loaded: LoadedRecipe, run_dir: Path, devices: Devices | None = None
 ) -> dict[str, Any]:
-    """The whole plan as JSON values; with devices, whether it fits them."""
+    """The whole plan as JSON values; with devices, whether it fits them.
+
+    Raises RecipeError for a directory in which `run` would not work.
+    """
     place = RunDir(path=run_dir.resolve())
+    check_identity(loaded, place)
     planned = plan_stages(loaded, place, STAGES, FileHashes(place.hashes))
     nearest = next(p for p in (place.path, *place.path.parents) if p.exists())
     return {
