@@ -325,6 +325,16 @@ def test_a_damaged_file_of_a_run_is_named(
     assert f"posttrain run RECIPE --run-dir {folder}" in said.last_line
 
 
+def test_bench_results_in_a_file_show_whole_names(
+    posttrain_command: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = build_run(tmp_path / "made", steps=2, size=2)
+    told = posttrain_command("bench", "results", folder).out
+    rows = list(result_rows("heldout", results.read_summaries(folder), {}))
+    assert all(f" {row['capability']} " in told for row in rows)
+
+
 @pytest.fixture
 def trained(tmp_path: Path, tiny_llama4: Path) -> Path:
     """A run directory with the policies of RL and DPO, whole models both."""

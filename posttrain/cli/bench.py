@@ -236,17 +236,17 @@ def _check_names(what: str, given: list[str] | None, known: Iterable[str]) -> No
 
 
 def _tell(result: Result, out: Path | None, as_json: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from posttrain.bench.record import write_result
+    from posttrain.cli.results import wide_console
 
     written = write_result(result, out) if out is not None else []
     if as_json:
         print_json(result.figures)
         return
-    console = Console()
+    console = wide_console()
     table = Table(title=Text(result.title), title_justify="left")
     for i, column in enumerate(result.columns):
         table.add_column(Text(column), justify="left" if i == 0 else "right")
