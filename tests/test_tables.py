@@ -288,6 +288,16 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
         tables.read_table(tmp_path / "none.parquet")
 
 
+def test_jsonl_tells_the_line_and_takes_a_bom(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": 2}\n')
+    assert tables.read_table(path) == [{"a": 1}, {"a": 2}]
+    for broken, said in (("{", "line 3, is not valid JSON"), ("[1,2]", "line 3, is no JSON obj")):
+        path.write_text('{"a": 1}\n\n' + broken)
+        with pytest.raises(tables.DamagedFile, match=rf"t\.jsonl, {said}"):
+            tables.read_table(path)
+
+
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file_and_says_how_to_go_on(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -105,6 +105,15 @@ def unhealthy(context: StageContext) -> Counts:
     raise HealthStop("loss is nan at step 3", hint="lower sft.trainer.learning_rate")
 
 
+class TooBad(HealthStop):
+    """A kind of HealthStop that posttrain.errors does not know, as data.BadRows is."""
+
+
+def too_bad(context: StageContext) -> Counts:
+    """Stop for health with an error of one's own."""
+    raise TooBad("3 of 4 rows are unusable", hint="mend the rows")
+
+
 def buggy(context: StageContext) -> Counts:
     """Fail as bugs do."""
     raise IndexError("list index out of range")

@@ -7,19 +7,19 @@ from typing import Any
 
 from posttrain.bench.record import Result
 from posttrain.errors import RecipeError
-from posttrain.tables import read_json
+from posttrain.report.read import read_facts
 
 
 def bench_stages(run_dir: Path) -> Result:
     """Seconds and peak memory of every finished stage of a run directory."""
-    manifests = sorted(
-        run_dir.glob("stages/*/MANIFEST.json"), key=lambda p: int(p.parent.name.partition("-")[0])
+    folders = sorted(
+        run_dir.glob("stages/[0-9]*-*"), key=lambda path: int(path.name.partition("-")[0])
     )
-    if not manifests:
+    stages = [_stage(facts) for folder in folders if (facts := read_facts(folder)) is not None]
+    if not stages:
         raise RecipeError(
             f"{run_dir} holds no finished stage", hint=f"posttrain run RECIPE --run-dir {run_dir}"
         )
-    stages = [_stage(read_json(path)) for path in manifests]
     seconds = sum(stage["seconds"] for stage in stages)
     peak = max((s["peak_rss_bytes"] for s in stages if s["peak_rss_bytes"]), default=None)
     total = {"stage": "all", "seconds": seconds, "peak_rss_bytes": peak}
@@ -44,6 +44,6 @@ def _stage(manifest: dict[str, Any]) -> dict[str, Any]:
     return {
         "stage": manifest["stage"],
         "seconds": float(manifest["seconds"]),
-        "peak_rss_bytes": manifest.get("peak_rss_bytes"),
-        "counts": manifest.get("counts", {}),
+        "peak_rss_bytes": manifest["peak_rss_bytes"],
+        "counts": manifest["counts"],
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from posttrain.cli.options import AsJson, RecipeFile, Settings, load, print_json
+from posttrain.cli.options import AsJson, RecipeFile, Settings, load, print_json, telling_damage
 from posttrain.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -109,7 +109,9 @@ def bench_stages(
     """Tell seconds and peak memory of a run's finished stages."""
     from posttrain.bench.stages import bench_stages as read
 
-    _tell(read(run_dir), out, as_json)
+    with telling_damage(run_dir):
+        result = read(run_dir)
+    _tell(result, out, as_json)
 
 
 def bench_results(
@@ -120,7 +122,9 @@ def bench_results(
     """Tell what each stage of a run did to held-out pass rates, with paired differences."""
     from posttrain.bench.results import bench_results as read
 
-    _tell(read(run_dir), out, as_json)
+    with telling_damage(run_dir):
+        result = read(run_dir)
+    _tell(result, out, as_json)
 
 
 def bench_curriculum(
@@ -232,17 +236,17 @@ def _check_names(what: str, given: list[str] | None, known: Iterable[str]) -> No
 
 
 def _tell(result: Result, out: Path | None, as_json: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from posttrain.bench.record import write_result
+    from posttrain.cli.results import wide_console
 
     written = write_result(result, out) if out is not None else []
     if as_json:
         print_json(result.figures)
         return
-    console = Console()
+    console = wide_console()
     table = Table(title=Text(result.title), title_justify="left")
     for i, column in enumerate(result.columns):
         table.add_column(Text(column), justify="left" if i == 0 else "right")

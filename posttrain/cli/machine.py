@@ -71,7 +71,7 @@ def upcycle(
 
 def export(
     adapter: Annotated[
-        Path, typer.Argument(help="A stage's policy, as runs/NAME/stages/14-dpo/policy.")
+        Path, typer.Argument(help="A stage's policy, as runs/NAME/stages/11-dpo/policy.")
     ],
     out: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
     reader: Annotated[

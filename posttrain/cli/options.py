@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,3 +75,29 @@ def check_new_folder(out: Path, *, command: str) -> None:
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError(f"{out} is already there", hint=f"{command} ANOTHER_FOLDER")
+
+
+@contextmanager
+def telling_damage(run_dir: Path) -> Generator[None, None, None]:
+    """Raise RecipeError that names the file where one of a run cannot be read."""
+    from posttrain.errors import RecipeError
+    from posttrain.tables import DamagedFile
+
+    try:
+        yield
+    except (DamagedFile, OSError) as error:
+        raise RecipeError(
+            str(error), hint=f"make it anew: posttrain run RECIPE --run-dir {run_dir}"
+        ) from error
+
+
+@contextmanager
+def new_folder(out: Path) -> Generator[Path, None, None]:
+    """A folder beside `out` to write to; it becomes `out` when all is written, else it is gone."""
+    out = out.resolve()
+    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from posttrain.pipeline import plan as plan_stages
 from posttrain.pipeline.estimates import estimate
 from posttrain.pipeline.fit import in_words, memory_values
 from posttrain.pipeline.preflight import GIB, disk_needed_bytes
+from posttrain.pipeline.rundir import check_identity
 from posttrain.pipeline.steps.preparing import cache_dir
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import UpcycledBase
@@ -33,8 +35,12 @@ LINES = (
 def plan_values(
     loaded: LoadedRecipe, run_dir: Path, devices: Devices | None = None
 ) -> dict[str, Any]:
-    """The whole plan as JSON values; with devices, whether it fits them."""
+    """The whole plan as JSON values; with devices, whether it fits them.
+
+    Raises RecipeError for a directory in which `run` would not work.
+    """
     place = RunDir(path=run_dir.resolve())
+    check_identity(loaded, place)
     planned = plan_stages(loaded, place, STAGES, FileHashes(place.hashes))
     nearest = next(p for p in (place.path, *place.path.parents) if p.exists())
     return {
@@ -52,8 +58,9 @@ def plan_values(
 def known_base(loaded: LoadedRecipe, place: RunDir) -> Path | None:
     """The base model's folder: of this run, beside the recipe, or made before; else None."""
     written = place.stages / "1-model" / "model.json"
-    if written.exists() and (path := Path(read_json(written)["path"])).exists():
-        return path
+    with suppress(OSError, ValueError, KeyError, TypeError):  # the run would make it anew
+        if (path := Path(read_json(written)["path"])).exists():
+            return path
     if "model.base" in loaded.files:
         return loaded.files["model.base"]
     if isinstance(loaded.recipe.model.base, UpcycledBase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,8 +52,7 @@ def init(
     if recipe.exists():
         raise RecipeError(f"{recipe} is already there", hint="posttrain init ANOTHER.yaml")
     text = found.read_text(encoding="utf-8")
-    for name in (f"recipes/{found.name}", found.name):
-        text = text.replace(name, str(recipe))
+    text = re.sub(rf"(recipes/)?{re.escape(found.name)}", lambda _: str(recipe), text)
     write_bytes(recipe, text.encode())
     beside = recipe.parent / "schema.json"
     if not beside.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.pipeline import Finished
-from posttrain.report.read import EVAL_POINTS, MACRO
+from posttrain.report.read import EVAL_POINTS, MACRO, read_facts
 from posttrain.report.rows import result_rows
 from posttrain.tables import read_json
 
@@ -40,22 +41,23 @@ def wide_console() -> Console:
 
 
 def read_summaries(run_dir: Path) -> dict[str, Mapping[str, Any]]:
-    """Point (`base`, `sft`, ...) -> the evaluation's summary, in order."""
+    """Point (`base`, `sft`, ...) -> the evaluation's summary, in order; none of damaged ones."""
     found: dict[str, Mapping[str, Any]] = {}
     for point in EVAL_POINTS:
         for path in run_dir.glob(f"stages/*-eval-{point}/summary.json"):
-            found[point] = read_json(path)
+            with suppress(OSError, ValueError):
+                found[point] = read_json(path)
     return found
 
 
 def read_manifests(run_dir: Path) -> dict[str, Mapping[str, Any]]:
-    """Stage -> its manifest, in order."""
+    """Stage -> its manifest, in order; none of those that cannot be read."""
     folders = sorted(
         run_dir.glob("stages/[0-9]*-*/MANIFEST.json"),
         key=lambda path: int(path.parent.name.partition("-")[0]),
     )
-    manifests = [read_json(path) for path in folders]
-    return {manifest["stage"]: manifest for manifest in manifests}
+    manifests = [read_facts(path.parent) for path in folders]
+    return {manifest["stage"]: manifest for manifest in manifests if manifest is not None}
 
 
 def _suite_table(

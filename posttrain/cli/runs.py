@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from posttrain.cli.options import AsJson, check_new_folder, print_json
+from posttrain.cli.options import AsJson, check_new_folder, new_folder, print_json, telling_damage
+from posttrain.errors import RecipeError
 
 if TYPE_CHECKING:
     from posttrain.recipe.models import Frozen
@@ -45,7 +46,8 @@ def report(
     from posttrain.report import write_report
 
     folder = find_run(run_dir)
-    typer.echo(write_report(folder, out or folder / "report.html"))
+    with telling_damage(folder):
+        typer.echo(write_report(folder, out or folder / "report.html"))
 
 
 def merge(
@@ -61,33 +63,55 @@ def merge(
     ] = None,
 ) -> None:
     """Fold a run's adapter into its base: one plain Hugging Face checkpoint."""
-    from posttrain.errors import RecipeError
+    from posttrain.pipeline.manifest import NAME
 
     folder = find_run(run_dir)
     check_new_folder(out, command=f"posttrain merge {run_dir}")
     wanted = (after,) if after else ("dpo", "rl", "sft")
-    found = [
-        p for stage in wanted for p in folder.glob(f"stages/*-{stage}/policy") if _is(p, stage)
-    ]
+    found = [p.parent for stage in wanted for p in folder.glob(f"stages/[0-9]*-{stage}/{NAME}")]
+    found = [stage for stage in found if stage.name.partition("-")[2] in wanted]  # no eval-sft
     if not found:
         raise RecipeError(
             f"{folder} holds no policy after {' or '.join(wanted)}",
             hint=f"posttrain status {folder}",
         )
+    stage = found[0]
+    base, frozen = _verified_base(folder, stage)
     from posttrain.models import merge as merge_weights
     from posttrain.models import policy_in
     from posttrain.models.checkpoint import checkpoint_dtypes
+
+    policy = policy_in(stage / "policy", base=base, frozen=frozen)
+    with new_folder(out) as temporary:
+        merge_weights(policy, temporary, dtype=dtype)
+        dtypes = ", ".join(sorted(checkpoint_dtypes(temporary)))
+    typer.echo(out)
+    packing = "" if policy.adapter is None else _packing(frozen)
+    typer.echo(f"merged the policy of {stage.name} in {dtypes}{packing}", err=True)
+
+
+def _verified_base(run_dir: Path, stage: Path) -> tuple[Path, Frozen | None]:
+    """The base of a run's policies and how training kept it; all that merging reads is sound."""
+    from posttrain.pipeline import FileHashes, RunDir
+    from posttrain.pipeline.manifest import read_manifest
     from posttrain.recipe.models import Frozen
     from posttrain.tables import read_json
 
-    base = Path(read_json(next(folder.glob("stages/*-model/model.json")))["path"])
-    kept = read_json(folder / "recipe.resolved.json")["model"].get("frozen")
-    frozen = None if kept is None else Frozen.model_validate(kept)
-    policy = policy_in(found[0], base=base, frozen=frozen)
-    typer.echo(merge_weights(policy, out, dtype=dtype))
-    if policy.adapter is not None:
-        dtypes = ", ".join(sorted(checkpoint_dtypes(out)))
-        typer.echo(f"merged in {dtypes}{_packing(frozen)}", err=True)
+    hint = f"run the same recipe again: posttrain run RECIPE --run-dir {run_dir}"
+    hashes = FileHashes(RunDir(path=run_dir).hashes)
+    for part in (run_dir / "stages" / "1-model", stage):
+        manifest, wrong = read_manifest(part, hashes)
+        if manifest is None:
+            raise RecipeError(f"{part} does not verify: {wrong}", hint=hint)
+    base = Path(read_json(run_dir / "stages" / "1-model" / "model.json")["path"])
+    if not (base / "config.json").exists():
+        raise RecipeError(f"{base}, the base of {run_dir}, is no model: no config.json", hint=hint)
+    resolved = run_dir / "recipe.resolved.json"
+    try:
+        kept = read_json(resolved)["model"].get("frozen")
+        return base, None if kept is None else Frozen.model_validate(kept)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecipeError(f"{resolved} cannot be read: {error}", hint=hint) from error
 
 
 def _packing(frozen: Frozen | None) -> str:
@@ -99,15 +123,8 @@ def _packing(frozen: Frozen | None) -> str:
     return f", into the weights it was trained on: {packed}, unpacked" if packed else ""
 
 
-def _is(policy: Path, stage: str) -> bool:
-    """Whether a policy folder is that of `stage` (and not, say, of eval-sft) and finished."""
-    folder = policy.parent
-    return folder.name.partition("-")[2] == stage and (folder / "MANIFEST.json").exists()
-
-
 def find_run(asked: Path | None) -> Path:
     """The run directory that is meant; raises RecipeError where there is none."""
-    from posttrain.errors import RecipeError
     from posttrain.pipeline.rundir import IDENTITY
 
     if asked is not None:

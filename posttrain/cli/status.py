@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.cli.results import read_manifests, wide_console
+from posttrain.errors import RecipeError
 from posttrain.pipeline import STAGES, RunDir, holder_of, read_progress, stages_of
 from posttrain.pipeline.rundir import RUNNING
 from posttrain.recipe import Recipe
@@ -23,7 +24,7 @@ def status_values(run_dir: Path) -> dict[str, Any]:
     holder = holder_of(place)
     manifests = read_manifests(run_dir)
     running = _running(place) if holder is not None else None
-    recipe = Recipe.model_validate(read_json(run_dir / "recipe.resolved.json"))
+    recipe = _recipe(run_dir)
     rows: list[dict[str, Any]] = []
     for stage in stages_of(recipe, STAGES):
         work = place.work / stage.name
@@ -32,6 +33,8 @@ def status_values(run_dir: Path) -> dict[str, Any]:
             row |= {"state": "running", "progress": read_progress(work)}
         elif stage.name in manifests:
             row |= {"state": "done", "seconds": manifests[stage.name]["seconds"]}
+        elif place.stage(stage).exists():
+            row["state"] = "broken"
         elif work.exists():
             row |= {"state": "unfinished", "progress": read_progress(work)}
         else:
@@ -70,8 +73,21 @@ def show_status(values: Mapping[str, Any]) -> None:
 
 
 def _running(place: RunDir) -> str | None:
-    path = place.work / RUNNING
-    return read_json(path)["stage"] if path.exists() else None
+    try:
+        return read_json(place.work / RUNNING)["stage"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _recipe(run_dir: Path) -> Recipe:
+    path = run_dir / "recipe.resolved.json"
+    try:
+        return Recipe.model_validate(read_json(path))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"{path} cannot be read: a run was killed as it began, or the file is damaged",
+            hint=f"posttrain run RECIPE --run-dir {run_dir}",
+        ) from error
 
 
 def _progress(progress: Mapping[str, Any] | None) -> str:

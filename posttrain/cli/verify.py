@@ -52,6 +52,11 @@ def verify(
     from posttrain.data.answers import Answer, read_answers, task
     from posttrain.rewards import close_workers
 
+    if out is not None and out.suffix not in (".jsonl", ".parquet"):
+        raise RecipeError(
+            f"--out {out}: a table's name ends in .jsonl or .parquet",
+            hint=f"write --out {out.with_suffix('.jsonl')}",
+        )
     if table is not None:
         answers = read_answers(table, verifier=verifier, reference=_text(reference))
     elif verifier is None or answer is None:

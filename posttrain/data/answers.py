@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from posttrain.errors import RecipeError
 from posttrain.records import Message, Prompt
-from posttrain.tables import read_records, read_table
+from posttrain.tables import DamagedFile, read_records, read_table
 
 HINT = (
     'write rows like {"verifier": "math", "reference": "4", "answer": "\\\\boxed{4}"}; question, '
@@ -40,6 +40,8 @@ def read_answers(
     """
     try:
         rows = read_table(path)
+    except DamagedFile as error:
+        raise RecipeError(str(error), hint=HINT) from error
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: {error}", hint="give a .jsonl or .parquet file") from error
     if not rows:

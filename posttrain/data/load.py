@@ -87,6 +87,7 @@ def load_data(
     except BadRows as stop:
         if quarantine_path is not None:
             write_quarantine(quarantine_path, stop.quarantine)
+            stop.hint += f"; every row that left is in {quarantine_path}"
         raise
     for note in bundle.notes:
         _log.warning("%s", note)

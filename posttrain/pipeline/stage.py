@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 import psutil
 from pydantic import TypeAdapter
 
-from posttrain.errors import Interrupted, Locked
+from posttrain import errors
+from posttrain.errors import Interrupted, Locked, PosttrainError
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
 from posttrain.pipeline.launch import CALL, ERROR, PARENT_VARIABLE, RESULT
@@ -85,9 +86,7 @@ def _report(error: BaseException, run_dir: Path, stage: str, work: Path) -> int:
     """Leave error.json for the run to read; of several processes the first one counts."""
     known = explain(error, run_dir)
     if known is not None:
-        kind, message, hint, code = type(known).__name__, known.message, known.hint, known.exit_code
-        if isinstance(known, Interrupted):
-            kind = "Interrupted"
+        kind, message, hint, code = _kind(known), known.message, known.hint, known.exit_code
     else:
         crash = write_crash(run_dir, stage, error)
         message, hint = bug_message(f"the {stage} stage", error, crash)
@@ -96,6 +95,11 @@ def _report(error: BaseException, run_dir: Path, stage: str, work: Path) -> int:
     with suppress(OSError), (work / ERROR).open("x") as file:
         json.dump(value, file)
     return code
+
+
+def _kind(error: PosttrainError) -> str:
+    """The class that the run can raise: one of posttrain.errors, for a subclass what it is of."""
+    return next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.records import Prompt, RolloutGroup, Sample
-from posttrain.tables import read_groups, read_json, read_records, read_table
+from posttrain.tables import DamagedFile, read_groups, read_json, read_records, read_table
 
 EVAL_POINTS = ("base", "sft", "rl", "dpo")
 MACRO = "macro average"
@@ -65,8 +65,8 @@ class Evaluated:
 def read_run(run_dir: Path) -> Run:
     """Read the small files of `run_dir`.
 
-    Left out are stages without a manifest, which have not finished, and those that a newer run of
-    an earlier stage has made void.
+    Left out are stages without a readable manifest, which have not finished, and those that a
+    newer run of an earlier stage has made void.
 
     Errors: ValueError where `run_dir` is no run directory.
     """
@@ -81,12 +81,12 @@ def read_run(run_dir: Path) -> Run:
         (int(m[1]), m[2], p) for p in stages_dir.iterdir() if (m := _STAGE_DIR.fullmatch(p.name))
     ]
     for number, name, path in sorted(found):
-        if (path / "MANIFEST.json").is_file():
+        if (manifest := read_facts(path)) is not None:
             stages[name] = Stage(
                 number=number,
                 name=name,
                 path=path,
-                manifest=read_json(path / "MANIFEST.json"),
+                manifest=manifest,
                 summary=_json_or_empty(path / "summary.json"),
             )
     recipe_path = run_dir / "recipe.yaml"
@@ -99,6 +99,16 @@ def read_run(run_dir: Path) -> Run:
         environment=_json_or_empty(run_dir / "environment.json"),
         stages=_of_one_line(stages),
     )
+
+
+def read_facts(stage: Path) -> dict[str, Any] | None:
+    """The manifest of a stage's folder; None where there is none that can be read."""
+    try:
+        manifest = read_json(stage / "MANIFEST.json")
+        float(manifest["seconds"])
+        return {"peak_rss_bytes": None, "counts": {}, **manifest, "stage": str(manifest["stage"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _of_one_line(stages: Mapping[str, Stage]) -> dict[str, Stage]:
@@ -188,5 +198,5 @@ def _json_or_empty(path: Path) -> dict[str, Any]:
         return {}
     value = read_json(path)
     if not isinstance(value, dict):
-        raise ValueError(f"{path} should hold a JSON object, it holds {json.dumps(value)[:60]}")
+        raise DamagedFile(f"{path} should hold a JSON object, it holds {json.dumps(value)[:60]}")
     return value  # pyright: ignore[reportUnknownVariableType]

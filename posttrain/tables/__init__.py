@@ -5,6 +5,7 @@
 
 from posttrain.tables.arrays import read_arrays, write_arrays
 from posttrain.tables.files import (
+    DamagedFile,
     MetricsLog,
     file_sha256,
     read_json,
@@ -22,6 +23,7 @@ from posttrain.tables.typed import (
 )
 
 __all__ = [
+    "DamagedFile",
     "MetricsLog",
     "file_sha256",
     "json_field",

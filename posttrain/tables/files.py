@@ -18,6 +18,10 @@ from posttrain.errors import EnvironmentFault
 Row = dict[str, Any]
 
 
+class DamagedFile(ValueError):
+    """A file that cannot be read as what it should hold; the message names it."""
+
+
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Replace `path` by `data` in one step: readers and crashes see the old file or the new one.
 
@@ -86,11 +90,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file."""
+    """The value in a JSON file; DamagedFile where it holds none."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise DamagedFile(f"{path} is not valid JSON: {error}") from error
 
 
 def exact_json(value: Any) -> str:
@@ -149,4 +153,7 @@ def read_metrics(path: Path) -> list[Row]:
     except FileNotFoundError:
         return []
     lines = text.split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    try:
+        return [json.loads(line) for line in lines[:-1] if line]
+    except json.JSONDecodeError as error:
+        raise DamagedFile(f"{path} is not valid JSONL: {error}") from error

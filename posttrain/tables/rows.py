@@ -15,7 +15,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain.tables.files import Row, exact_json, finite, write_bytes
+from posttrain.tables.files import DamagedFile, Row, exact_json, finite, write_bytes
 
 # A column so marked holds JSON text: the only exact form for values of mixed or open shape.
 _JSON_MARK = {b"posttrain": b"json"}
@@ -78,8 +78,7 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[Row]
     """
     path = Path(path)
     if path.suffix == ".jsonl":
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return _read_jsonl(path)
     with path.open("rb") as file:
         try:
             # pq.read_table would make a column out of a folder named like `seed=1`.
@@ -89,7 +88,7 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[Row]
             )
             table = parquet.read(columns=there)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+            raise DamagedFile(f"{path} is not a readable Parquet file: {error}") from error
     values_C: list[list[Any]] = []
     for field in table.schema:
         values = table.column(field.name).to_pylist(maps_as_pydicts="strict")
@@ -99,6 +98,22 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[Row]
     if not values_C:
         return [{} for _ in range(table.num_rows)]
     return [dict(zip(table.schema.names, row, strict=True)) for row in zip(*values_C, strict=True)]
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    rows: list[Row] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            said = f"{error.msg}, column {error.colno}"
+            raise DamagedFile(f"{path}, line {number}, is not valid JSON: {said}") from error
+        if not isinstance(row, dict):
+            raise DamagedFile(f"{path}, line {number}, is no JSON object: {line:.40}")
+        rows.append(cast("Row", row))
+    return rows
 
 
 def _infer_schema(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:

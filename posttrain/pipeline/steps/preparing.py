@@ -45,7 +45,13 @@ def prepare_data(context: StageContext) -> Counts:
     def beside_recipe(name: str) -> Path:
         return find(name, "data", folder=context.recipe_path.parent)
 
-    bundle = load_data(context.recipe, find=beside_recipe, seed=context.seed)
+    # In the work folder, for a failed stage's out_dir is deleted.
+    bundle = load_data(
+        context.recipe,
+        find=beside_recipe,
+        seed=context.seed,
+        quarantine_path=context.work_dir / "quarantine.parquet",
+    )
     assert_disjoint(bundle)
     out = context.out_dir
     write_records(out / "samples.parquet", bundle.samples, Sample)
