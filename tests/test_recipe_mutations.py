@@ -146,6 +146,10 @@ CASES = [
     Case("[base, sft, rl, dpo]", "[base, sfd]", "sfd", "eval.after.1", "'sft'?"),
     Case("[truncation, format]", "[truncated]", "truncated", "dpo.pairs.corner_cases.0",
          "'truncation'?"),
+    Case("[heldout]", "[{name: ../prompts, data: [{path: rows.jsonl, capability: c}]}]", "../pr",
+         "eval.suites.0.name", "letters, digits, dots, dashes and underscores"),
+    Case("[heldout]", "[{name: math/easy, data: [{path: rows.jsonl, capability: c}]}]", "math/",
+         "eval.suites.0.name", "found 'math/easy'"),
     # The trainers, against TRL's own classes.
     Case("1e-4", '"1e-4"', "1e-4", "sft.trainer.learning_rate", "drop the quotes"),
     Case("1e-4", "fast", "fast", "sft.trainer.learning_rate", "expected a number"),
