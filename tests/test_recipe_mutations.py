@@ -150,6 +150,7 @@ CASES = [
          "eval.suites.0.name", "letters, digits, dots, dashes and underscores"),
     Case("[heldout]", "[{name: math/easy, data: [{path: rows.jsonl, capability: c}]}]", "math/",
          "eval.suites.0.name", "found 'math/easy'"),
+    Case("path: rows.jsonl", 'path: ""', 'path: ""', "sft.data.0.path", "is empty: give it a"),
     # The trainers, against TRL's own classes.
     Case("1e-4", '"1e-4"', "1e-4", "sft.trainer.learning_rate", "drop the quotes"),
     Case("1e-4", "fast", "fast", "sft.trainer.learning_rate", "expected a number"),

@@ -78,7 +78,7 @@ class Generated(Spec):
 class DataSource(Spec):
     """Where rows come from: exactly one of `path`, `reasoning_gym` and `generated`."""
 
-    path: str | None = None
+    path: str | None = Field(default=None, min_length=1)
     """A JSONL or Parquet file, or the name of a `datasets` data set."""
     reasoning_gym: list[str] | dict[str, dict[str, Any]] | None = None
     """Families, or family -> its own configuration keys; `{level: 2}` sets them by the family's own
