@@ -190,7 +190,7 @@ def test_errors_name_the_source(tmp_path: Path) -> None:
         (source("empty.jsonl"), r"empty\.jsonl holds no rows"),
         (source("wide.jsonl"), "is UTF-16"),
         (source("bad.parquet"), "not a readable Parquet file"),
-        (source("./d.csv"), "neither .jsonl nor .parquet"),
+        (source("./d.csv"), "is none of .jsonl, .ndjson, .json, .parquet"),
         ({"reasoning_gym": ["chain_sun"], "size": 3},
          "no family 'chain_sun', the nearest is 'chain_sum'"),
         ({"reasoning_gym": {"chain_sum": {"min_term": 2}}, "size": 3},

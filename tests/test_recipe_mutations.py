@@ -250,6 +250,9 @@ CASES = [
          "sft.trainer.router_aux_loss_coef", "for full training"),
     # Files.
     Case("rows.jsonl", "rws.jsonl", "rws", "sft.data.0.path", "'rows.jsonl'?"),
+    Case("rows.jsonl", "rows.csv", "rows.csv", "sft.data.0.path", "is none of .jsonl, .ndjson"),
+    Case("rows.jsonl", "rows.jsonl.gz", "rows.j", "sft.data.0.path", "is none of .jsonl"),
+    Case("rows.jsonl", "rows.ndjson", "rows.nd", "sft.data.0.path", "no such file"),
     Case("rows.jsonl", "./folder", "folder", "sft.data.0.path", "is a folder"),
     Case("judges/answer_likelihood.yaml", "judges/likelihood.yaml", "judge:", "sft.judge",
          "difficulty_rubric.yaml"),
@@ -281,6 +284,8 @@ CASES = [
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "rows.jsonl").write_text('{"ask": "2+2", "answer": "4"}\n')
+    for name in ("rows.csv", "rows.jsonl.gz"):
+        (tmp_path / name).write_text("not read")
     (tmp_path / "folder").mkdir()
     return tmp_path
 

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from posttrain.data.quarantine import BadRow, Raw
 from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.recipe.files import DATA_SUFFIXES, is_data_file
 
-FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 MAX_LINE_BYTES = 10 * 1000 * 1000
 _MAX_DEPTH = 64
 _PEEK = 100
@@ -38,7 +38,7 @@ class Table:
 
 def is_local(path: str) -> bool:
     """Whether a source's `path` names something on disk rather than a data set on a hub."""
-    return path.endswith(FILE_SUFFIXES) or path.startswith(("/", "./", "../", "~"))
+    return is_data_file(path)
 
 
 def locate(path: str, find: Callable[[str], Path], where: str) -> Path:
@@ -64,10 +64,10 @@ def open_table(path: str, split: str, find: Callable[[str], Path], where: str) -
         return _open_dataset(str(file), path, split, where)
     if file.suffix == ".parquet":
         return _open_parquet(file, where)
-    if file.suffix in FILE_SUFFIXES:
+    if file.suffix in DATA_SUFFIXES:
         return _open_jsonl(file, where)
     raise RecipeError(
-        f"{where}: {file.name} is neither .jsonl nor .parquet",
+        f"{where}: {file.name} is none of {', '.join(DATA_SUFFIXES)}",
         hint="give a JSONL or Parquet file, a folder, or the name of a `datasets` data set",
     )
 
