@@ -267,3 +267,20 @@ def test_loading_imports_no_training_library() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "proposed"),
+    [
+        ({"question": "nope"}, {"question": "2+2", "answer": "4"}, "{question: question}"),
+        ({"answer": "nope"}, {"question": "2+2", "solution": "4"}, "{answer: solution}"),
+        ({"answer": "a", "question": "aa"}, {"a": "4", "b": "2+2"}, "{question: <your column>}"),
+    ],
+)
+def test_a_column_of_another_field_is_not_proposed(
+    columns: dict[str, str], row: dict[str, str], proposed: str, tmp_path: Path
+) -> None:
+    jsonl(tmp_path, [row])
+    with pytest.raises(RecipeError) as caught:
+        load(recipe(sft=[source(columns=columns)]), tmp_path)
+    assert caught.value.hint == f"under sft.data[0] write columns: {proposed}"
