@@ -284,3 +284,15 @@ def test_a_column_of_another_field_is_not_proposed(
     with pytest.raises(RecipeError) as caught:
         load(recipe(sft=[source(columns=columns)]), tmp_path)
     assert caught.value.hint == f"under sft.data[0] write columns: {proposed}"
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.parquet").touch()
+    with pytest.raises(RecipeError, match=r"empty\.parquet is not a readable Parquet file"):
+        reading.count_table("empty.parquet", lambda name: tmp_path / name, "rl.data[0]")
+    pq.write_table(pa.Table.from_pylist(QA), tmp_path / "torn.parquet", compression="zstd")
+    raw = bytearray((tmp_path / "torn.parquet").read_bytes())
+    raw[4:200] = b"\xff" * 196
+    (tmp_path / "torn.parquet").write_bytes(raw)
+    with pytest.raises(RecipeError, match=r"sft\.data\[0\]: torn\.parquet is not a readable"):
+        load(recipe(sft=[source("torn.parquet")]), tmp_path)

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,20 +155,27 @@ def _deeper_than(value: Any, limit: int) -> bool:
 # ---- Parquet and data sets
 
 
-def _open_parquet(file: Path, where: str) -> Table:
+@contextmanager
+def _readable(file: Path, where: str) -> Iterator[None]:
+    """RecipeError where a Parquet file is damaged."""
     try:
-        columns = list(pq.read_schema(file).names)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise RecipeError(
             f"{where}: {file.name} is not a readable Parquet file: {error}",
             hint="make the file again, or give another",
         ) from error
-    return Table(columns=columns, rows=lambda: _read_parquet(file))
 
 
-def _read_parquet(file: Path) -> Iterator[Raw]:
+def _open_parquet(file: Path, where: str) -> Table:
+    with _readable(file, where):
+        columns = list(pq.read_schema(file).names)
+    return Table(columns=columns, rows=lambda: _read_parquet(file, where))
+
+
+def _read_parquet(file: Path, where: str) -> Iterator[Raw]:
     line = 0
-    with file.open("rb") as stream:
+    with _readable(file, where), file.open("rb") as stream:
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 line += 1
@@ -218,6 +226,7 @@ def count_table(path: str, find: Callable[[str], Path], where: str) -> int | Non
     if file.is_dir():
         return None
     if file.suffix == ".parquet":
-        return pq.read_metadata(file).num_rows
+        with _readable(file, where):
+            return pq.read_metadata(file).num_rows
     with file.open("rb") as stream:
         return sum(1 for line in stream if line.strip())
