@@ -296,3 +296,11 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.parquet").write_bytes(raw)
     with pytest.raises(RecipeError, match=r"sft\.data\[0\]: torn\.parquet is not a readable"):
         load(recipe(sft=[source("torn.parquet")]), tmp_path)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_told_from_broken_rows(indent: int | None, tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(json.dumps(QA, indent=indent))
+    with pytest.raises(RecipeError, match=r"d\.json is one JSON array, and one object a line") as e:
+        load(recipe(sft=[source("d.json")]), tmp_path)
+    assert "d-rows.jsonl" in e.value.hint

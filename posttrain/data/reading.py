@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from posttrain.recipe.files import DATA_SUFFIXES, is_data_file
 MAX_LINE_BYTES = 10 * 1000 * 1000
 _MAX_DEPTH = 64
 _PEEK = 100
+# A list of objects, or one that goes on in the next line; a row that is a list of values is a row.
+_ARRAY = re.compile(rb"\s*\[\s*(\{|\n)")
 _log = logging.getLogger("posttrain.data")
 
 
@@ -78,9 +81,14 @@ def open_table(path: str, split: str, find: Callable[[str], Path], where: str) -
 
 def _open_jsonl(file: Path, where: str) -> Table:
     with file.open("rb") as stream:
-        start = stream.read(4)
+        start = stream.read(4096)
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise RecipeError(f"{where}: {file.name} is UTF-16", hint="save it as UTF-8")
+    if _ARRAY.match(start.removeprefix(b"\xef\xbb\xbf")):
+        raise RecipeError(
+            f"{where}: {file.name} is one JSON array, and one object a line is wanted",
+            hint=f"jq -c '.[]' {file.name} > {file.stem}-rows.jsonl, and name that under {where}",
+        )
     names: dict[str, None] = {}
     for raw in itertools.islice(read_jsonl(file), _PEEK):
         names.update(dict.fromkeys(raw.values or {}))
