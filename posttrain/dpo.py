@@ -18,7 +18,7 @@ from posttrain.models.sharded import is_sharded_run, reads_weights
 from posttrain.recipe.models import Model
 from posttrain.records import Message, PreferencePair
 from posttrain.tables import write_records
-from posttrain.training import run_trainer, trainer_arguments
+from posttrain.training import build_trainer, run_trainer, trainer_arguments
 
 
 def train(
@@ -59,7 +59,9 @@ def train(
         for pair in pairs
     ]
     policy_model = load_policy(policy, model, trainable=True)
-    dpo = DPOTrainer(
+    dpo = build_trainer(
+        DPOTrainer,
+        stage="dpo",
         model=policy_model,
         ref_model=_reference(policy, policy_model, model),
         args=args,

@@ -16,7 +16,7 @@ from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
 from posttrain.recipe.models import Model
 from posttrain.records import Sample
 from posttrain.tables import write_records
-from posttrain.training import run_trainer, trainer_arguments
+from posttrain.training import build_trainer, run_trainer, trainer_arguments
 
 
 def train(
@@ -49,7 +49,9 @@ def train(
     )
     rows = [{"prompt": s.messages[:-1], "completion": s.messages[-1:]} for s in samples]
     set_seed(seed)  # a fresh adapter's values are drawn
-    sft = SFTTrainer(
+    sft = build_trainer(
+        SFTTrainer,
+        stage="sft",
         model=load_policy(policy, model, trainable=True),
         args=args,
         train_dataset=Dataset.from_list(rows),

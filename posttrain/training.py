@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -25,7 +26,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import DPOConfig, DPOTrainer, GRPOConfig, SFTConfig, SFTTrainer
 
-from posttrain.errors import HealthStop, RecipeError
+from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
 from posttrain.faults import fault_point
 from posttrain.models.experts import moe_layers
 from posttrain.models.health import MoeHealth, gradient_norms
@@ -43,6 +44,7 @@ TOKENS = "_total_train_tokens"
 """TRL's count of tokens in SFT and DPO, which begins at 0 when a run goes on."""
 REFERENCE = "ref"
 """TRL's name for the frozen copy of an adapter."""
+Built = TypeVar("Built")
 
 
 def trainer_arguments(
@@ -109,6 +111,25 @@ def check_trainer_blocks(recipe: Recipe) -> None:
                     seed=recipe.seed,
                     work_dir=Path(folder),
                 )
+
+
+def build_trainer(make: Callable[..., Built], *, stage: str, **given: Any) -> Built:
+    """TRL's trainer; RecipeError or EnvironmentFault with its words where it refuses its block.
+
+    What only the model and the data show is refused here, past check and preflight.
+    """
+    try:
+        return make(**given)
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"{stage}.trainer: {error}",
+            hint=f"install what is missing, or leave out the key of {stage}.trainer that needs it",
+        ) from error
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise RecipeError(
+            f"{stage}.trainer: TRL refuses it: {error}",
+            hint=f"change that under {stage}.trainer, then run the same command again",
+        ) from error
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:

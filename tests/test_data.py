@@ -190,7 +190,7 @@ def test_errors_name_the_source(tmp_path: Path) -> None:
         (source("empty.jsonl"), r"empty\.jsonl holds no rows"),
         (source("wide.jsonl"), "is UTF-16"),
         (source("bad.parquet"), "not a readable Parquet file"),
-        (source("./d.csv"), "neither .jsonl nor .parquet"),
+        (source("./d.csv"), "is none of .jsonl, .ndjson, .json, .parquet"),
         ({"reasoning_gym": ["chain_sun"], "size": 3},
          "no family 'chain_sun', the nearest is 'chain_sum'"),
         ({"reasoning_gym": {"chain_sum": {"min_term": 2}}, "size": 3},
@@ -267,3 +267,40 @@ def test_loading_imports_no_training_library() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "proposed"),
+    [
+        ({"question": "nope"}, {"question": "2+2", "answer": "4"}, "{question: question}"),
+        ({"answer": "nope"}, {"question": "2+2", "solution": "4"}, "{answer: solution}"),
+        ({"answer": "a", "question": "aa"}, {"a": "4", "b": "2+2"}, "{question: <your column>}"),
+    ],
+)
+def test_a_column_of_another_field_is_not_proposed(
+    columns: dict[str, str], row: dict[str, str], proposed: str, tmp_path: Path
+) -> None:
+    jsonl(tmp_path, [row])
+    with pytest.raises(RecipeError) as caught:
+        load(recipe(sft=[source(columns=columns)]), tmp_path)
+    assert caught.value.hint == f"under sft.data[0] write columns: {proposed}"
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.parquet").touch()
+    with pytest.raises(RecipeError, match=r"empty\.parquet is not a readable Parquet file"):
+        reading.count_table("empty.parquet", lambda name: tmp_path / name, "rl.data[0]")
+    pq.write_table(pa.Table.from_pylist(QA), tmp_path / "torn.parquet", compression="zstd")
+    raw = bytearray((tmp_path / "torn.parquet").read_bytes())
+    raw[4:200] = b"\xff" * 196
+    (tmp_path / "torn.parquet").write_bytes(raw)
+    with pytest.raises(RecipeError, match=r"sft\.data\[0\]: torn\.parquet is not a readable"):
+        load(recipe(sft=[source("torn.parquet")]), tmp_path)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_told_from_broken_rows(indent: int | None, tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(json.dumps(QA, indent=indent))
+    with pytest.raises(RecipeError, match=r"d\.json is one JSON array, and one object a line") as e:
+        load(recipe(sft=[source("d.json")]), tmp_path)
+    assert "d-rows.jsonl" in e.value.hint

@@ -140,3 +140,11 @@ def test_nothing_is_lost_and_nothing_doubled(
     assert len({s.sample_id for s in bundle.samples}) == len(bundle.samples)
     assert len({p.prompt_id for p in bundle.prompts}) == len(bundle.prompts)
     assert not hashes([p for s in bundle.suites.values() for p in s]) & hashes(bundle.prompts)
+
+
+def test_a_file_that_is_listed_twice_is_told_as_duplicates(tmp_path: Path) -> None:
+    jsonl(tmp_path, QA)
+    twice = [source(verifier="math"), source(verifier="math")]
+    with pytest.raises(RecipeError, match=r"0 usable rows of 40 read \(40 duplicate left out") as e:
+        load(recipe(rl=twice, heldout=4), tmp_path)
+    assert e.value.hint == "give rl.data[1] more rows, each once"

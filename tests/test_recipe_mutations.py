@@ -142,10 +142,19 @@ CASES = [
          "seed at the top"),
     Case("{max_terms: 3}", "{max_terms: x}", "terms: x",
          "rl.data.0.reasoning_gym.chain_sum.max_terms", "whole number"),
+    Case("chain_sum: {max_terms: 3}\n", "gcd: {}\n      levels: {max: 4}\n", "max: 4",
+         "rl.data.0.levels.max", "gcd has the levels 0 to 3, not 4"),
+    Case("chain_sum: {max_terms: 3}\n", "acre: {}\n      levels: {}\n", "levels: {}",
+         "rl.data.0.levels", "acre has no curriculum"),
     Case("[heldout]", "[heldot]", "heldot", "eval.suites.0", "'heldout'?"),
     Case("[base, sft, rl, dpo]", "[base, sfd]", "sfd", "eval.after.1", "'sft'?"),
     Case("[truncation, format]", "[truncated]", "truncated", "dpo.pairs.corner_cases.0",
          "'truncation'?"),
+    Case("[heldout]", "[{name: ../prompts, data: [{path: rows.jsonl, capability: c}]}]", "../pr",
+         "eval.suites.0.name", "letters, digits, dots, dashes and underscores"),
+    Case("[heldout]", "[{name: math/easy, data: [{path: rows.jsonl, capability: c}]}]", "math/",
+         "eval.suites.0.name", "found 'math/easy'"),
+    Case("path: rows.jsonl", 'path: ""', 'path: ""', "sft.data.0.path", "is empty: give it a"),
     # The trainers, against TRL's own classes.
     Case("1e-4", '"1e-4"', "1e-4", "sft.trainer.learning_rate", "drop the quotes"),
     Case("1e-4", "fast", "fast", "sft.trainer.learning_rate", "expected a number"),
@@ -170,6 +179,26 @@ CASES = [
          "verifier"),
     Case("  trainer:\n    beta: 0.1", "  trainer: [0.1]", "trainer: [", "dpo.trainer",
          "expected a section"),
+    Case("packing: false", "save_strategy: best", "best", "sft.trainer.save_strategy",
+         "write steps, epoch or no"),
+    Case("1e-4", "-1e-4", "1e-4", "sft.trainer.learning_rate", "at least 0"),
+    Case("packing: false", "max_steps: 0", "max_steps", "sft.trainer.max_steps", "or -1 for"),
+    Case("packing: false", "max_steps: -2", "max_steps", "sft.trainer.max_steps", "is -2"),
+    Case("packing: false", "loss_type: nil", "nil", "sft.trainer.loss_type", "'nll'?"),
+    Case("packing: false", "max_length: 1", "max_length", "sft.trainer.max_length", "at least 2"),
+    Case("packing: false", "per_device_train_batch_size: 0", "batch_size: 0",
+         "sft.trainer.per_device_train_batch_size", "at least 1"),
+    Case("packing: false", "gradient_accumulation_steps: 0", "steps: 0",
+         "sft.trainer.gradient_accumulation_steps", "at least 1"),
+    Case("packing: false", "dataloader_num_workers: -1", "workers",
+         "sft.trainer.dataloader_num_workers", "at least 0"),
+    Case("save_steps: 10", "temperature: 0", "temp", "rl.trainer.temperature", "above 0"),
+    Case("save_steps: 10", "top_p: 0.0", "top_p", "rl.trainer.top_p", "above 0"),
+    Case("save_steps: 10", "top_p: 1.5", "top_p", "rl.trainer.top_p", "at most 1"),
+    Case("save_steps: 10", "loss_type: gropo", "gropo", "rl.trainer.loss_type", "'grpo'?"),
+    Case("beta: 0.1", "beta: 0", "beta: 0", "dpo.trainer.beta", "above 0"),
+    Case("beta: 0.1", "loss_type: [sigmoid, hing]", "hing", "dpo.trainer.loss_type", "'hinge'?"),
+    Case("beta: 0.1", "loss_type: []", "loss_type", "dpo.trainer.loss_type", "names no loss"),
     # Rules between keys.
     Case("num_generations: 8", "num_generations: 6", "generations: 6", "rl.trainer.num_generations",
          "4 x 2 x 2 = 16"),
@@ -197,6 +226,10 @@ CASES = [
     Case("      capability: chat\n", "", "path: rows", "sft.data.0.path", "needs a capability"),
     Case("size: 200", "size: 200\n      verifier: math", "verifier", "rl.data.0.verifier",
          "own verifier"),
+    Case("rl:\n  data:\n", "rl:\n  data:\n    - {path: rows.jsonl, capability: sums}\n", "sums}",
+         "rl.data.0.verifier", "write verifier: math, exact"),
+    Case("[heldout]", "[{name: own, data: [{path: rows.jsonl, capability: c}]}]", "own,",
+         "eval.suites.0.data.0.verifier", "nothing can decide"),
     Case("size: 200", "size: 200\n      columns: {answer: a}", "columns: {answer",
          "rl.data.0.columns", "no columns"),
     Case("kind: auto", "kind: auto\n  quantization: fp8", "quantization", "engine.quantization",
@@ -217,6 +250,9 @@ CASES = [
          "sft.trainer.router_aux_loss_coef", "for full training"),
     # Files.
     Case("rows.jsonl", "rws.jsonl", "rws", "sft.data.0.path", "'rows.jsonl'?"),
+    Case("rows.jsonl", "rows.csv", "rows.csv", "sft.data.0.path", "is none of .jsonl, .ndjson"),
+    Case("rows.jsonl", "rows.jsonl.gz", "rows.j", "sft.data.0.path", "is none of .jsonl"),
+    Case("rows.jsonl", "rows.ndjson", "rows.nd", "sft.data.0.path", "no such file"),
     Case("rows.jsonl", "./folder", "folder", "sft.data.0.path", "is a folder"),
     Case("judges/answer_likelihood.yaml", "judges/likelihood.yaml", "judge:", "sft.judge",
          "difficulty_rubric.yaml"),
@@ -248,6 +284,8 @@ CASES = [
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "rows.jsonl").write_text('{"ask": "2+2", "answer": "4"}\n')
+    for name in ("rows.csv", "rows.jsonl.gz"):
+        (tmp_path / name).write_text("not read")
     (tmp_path / "folder").mkdir()
     return tmp_path
 

@@ -42,6 +42,12 @@ def test_types(stage: Stage, key: str, good: list[Any], bad: list[Any]) -> None:
         assert len(faults_of(stage, **{key: value})) == 1, value
 
 
+def test_beta_may_be_0_only_where_no_loss_takes_it() -> None:
+    assert faults_of("dpo", beta=0, loss_type="sft") == []
+    assert len(faults_of("dpo", beta=0, loss_type=["sft", "sigmoid"])) == 1
+    assert len(faults_of("dpo", beta=-0.1, loss_type="sft")) == 1
+
+
 def test_whole_numbers_become_floats_only_where_trl_wants_floats() -> None:
     checked, _ = check_trainer("sft", {"learning_rate": 1, "max_steps": 3, "packing": True}, {})
     assert [(k, type(v)) for k, v in checked.items()] == [

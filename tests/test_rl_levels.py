@@ -139,6 +139,12 @@ def test_a_level_without_end_may_end() -> None:
     assert made.new(1000) == []
 
 
+def test_the_highest_level_by_default_is_one_that_the_family_has() -> None:
+    asked = {"reasoning_gym": ["gcd", "chain_sum"], "size": 5, "levels": {}}
+    gcd, chain_sum = levelled_families(DataSource.model_validate(asked), "rl.data[0]")
+    assert (gcd.all_levels, chain_sum.all_levels) == (range(4), range(5))
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

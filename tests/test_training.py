@@ -8,12 +8,13 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig
 
-from posttrain.errors import HealthStop, RecipeError
+from posttrain.errors import EnvironmentFault, HealthStop, PosttrainError, RecipeError
 from posttrain.recipe.schema import Recipe
 from posttrain.tables import MetricsLog, read_metrics
 from posttrain.training import (
     MARKER,
     RunCallback,
+    build_trainer,
     check_trainer_blocks,
     newest_checkpoint,
     trainer_arguments,
@@ -91,3 +92,25 @@ def test_trl_itself_refuses_a_block_before_any_work() -> None:
     )
     with pytest.raises(RecipeError, match=r"dpo\.trainer: DPOConfig refuses it"):
         check_trainer_blocks(recipe)
+
+
+@pytest.mark.parametrize(
+    ("raised", "becomes"),
+    [
+        (ValueError("eos_token is not known"), RecipeError),
+        (TypeError("no such argument"), RecipeError),
+        (NotImplementedError("no weights with aot"), RecipeError),
+        (ImportError("liger is not here"), EnvironmentFault),
+    ],
+)
+def test_what_trl_refuses_of_a_block_is_told_as_such(
+    raised: Exception, becomes: type[PosttrainError]
+) -> None:
+    def refuse(**given: object) -> None:
+        raise raised
+
+    with pytest.raises(becomes) as caught:
+        build_trainer(refuse, stage="dpo", model="a model")
+    assert caught.value.message.startswith("dpo.trainer: ")
+    assert str(raised) in caught.value.message
+    assert "dpo.trainer" in caught.value.hint

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from trl.trainer import grpo_trainer
 
 from posttrain.models.policy import load_tokenizer
 from posttrain.models.trl_shim import apply_trl_shim
+from posttrain.recipe.trainer_limits import LOSS_TYPES
 from posttrain.training import TOKENS
 
 PARAMETERS: dict[Callable[..., Any], list[str]] = {
@@ -61,6 +63,17 @@ def test_trl_still_has_the_rollout_seam() -> None:
     assert 'self.loss_type in ["cispo", "dapo", "vespo"]' in loss
     assert "self.aux_loss_enabled" in loss
     assert "gather(masked_seq_mean(" in loss, "rows may be left out with several processes now?"
+
+
+def test_trl_knows_the_losses_that_a_recipe_may_name() -> None:
+    said = re.findall(r"args\.loss_type not in \((.*?)\)", inspect.getsource(SFTTrainer.__init__))
+    said += re.findall(r"self\.loss_type == (.*?):", inspect.getsource(SFTConfig.__post_init__))
+    assert set(re.findall(r'"(\w+)"', " ".join(said))) == set(LOSS_TYPES["sft"])
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    losses = " ".join(re.findall(r"self\.loss_type (?:==|in) (.*?):", source))
+    assert set(re.findall(r'"(\w+)"', losses)) == set(LOSS_TYPES["rl"])
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    assert set(re.findall(r'loss_type == "(\w+)"', source)) == set(LOSS_TYPES["dpo"])
 
 
 def test_trl_copies_an_adapter_as_the_reference() -> None:

@@ -10,14 +10,26 @@ from posttrain.data.generated import asked, draw, families_of
 from posttrain.data.quarantine import BadRow, Raw
 from posttrain.data.records import make_prompt, question_hashes
 from posttrain.errors import RecipeError
-from posttrain.recipe.rows import DataSource, Levels
+from posttrain.recipe.rows import DEFAULT_MAX, DataSource, Levels
 from posttrain.records import Prompt, content_hash
-from posttrain.rewards.reasoning_gym import level_config
+from posttrain.rewards.reasoning_gym import level_config, num_levels
 
 LEVELLED = "levelled"
 """Key in a prompt's meta: the label of the family that it was made by."""
 # Draws in a row without a new question after which a level counts as exhausted.
 _PATIENCE = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelSpan:
+    """Where a family starts, how far it may go and when it moves: `Levels` with the last known."""
+
+    start: int
+    min: int
+    max: int
+    rise: float
+    fall: float
+    min_rollouts: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +41,7 @@ class LevelledFamily:
     family: str
     fixed: dict[str, Any]
     """Its keys that no level changes."""
+    levels: LevelSpan
 
     @property
     def label(self) -> str:
@@ -39,12 +52,6 @@ class LevelledFamily:
     def capability(self) -> str:
         """The tag of its prompts."""
         return self.source.capability or self.family
-
-    @property
-    def levels(self) -> Levels:
-        """Where it starts, and how far it may go."""
-        assert self.source.levels is not None
-        return self.source.levels
 
     @property
     def all_levels(self) -> range:
@@ -80,9 +87,33 @@ def levelled_families(source: DataSource, where: str) -> list[LevelledFamily]:
     if source.levels is None:
         return []
     return [
-        LevelledFamily(where=where, source=source, family=family, fixed=config)
+        LevelledFamily(
+            where=where,
+            source=source,
+            family=family,
+            fixed=config,
+            levels=_span(source.levels, family, where),
+        )
         for family, config in families_of(source, where).items()
     ]
+
+
+def _span(levels: Levels, family: str, where: str) -> LevelSpan:
+    """The levels that are asked for; the highest by default goes no further than the family.
+
+    Levels that are given and not there are left in, for `config` to refuse.
+    """
+    given = levels.model_dump()
+    if levels.max is None:
+        try:
+            last = num_levels(family) - 1
+        except ValueError as error:
+            raise RecipeError(
+                f"{where}.levels: {error}",
+                hint=f"leave levels out under {where}, or take another family",
+            ) from error
+        given["max"] = max(levels.start, min(DEFAULT_MAX, last))
+    return LevelSpan(**given)
 
 
 def new_prompts(

@@ -160,11 +160,7 @@ class _Loader:
             most = None if want is None else want + quota
             pool = self._take_prompts(unit, "rl", self.held, seen, most)
             if quota and len(pool) <= quota:
-                raise RecipeError(
-                    f"{unit.label}: {len(pool)} usable rows, and eval.heldout_size sets aside "
-                    f"{quota} of them: none are left to train on",
-                    hint=f"set eval.heldout_size below {len(pool)}, or give more rows",
-                )
+                raise self._too_few(unit, len(pool), quota)
             chosen = set(choose({p.prompt_id: p for _, p in pool}, quota, seed=self.seed))
             held += [prompt for _, prompt in pool if prompt.prompt_id in chosen]
             pools.append([pair for pair in pool if pair[1].prompt_id not in chosen])
@@ -172,6 +168,17 @@ class _Loader:
             self.bundle.suites["heldout"] = held
             self._hold(*held)
         return pools
+
+    def _too_few(self, unit: _Unit, usable: int, quota: int) -> RecipeError:
+        left = by_reason([row for row in self.bundle.quarantine if row["source"] == unit.label])
+        out = f" of {unit.num_read} read ({left} left out)" if left else ""
+        smaller = f"set eval.heldout_size below {usable}, or " if usable > 1 else ""
+        once = ", each once" if "duplicate" in left else ""
+        return RecipeError(
+            f"{unit.label}: {usable} usable rows{out}, and eval.heldout_size sets aside {quota} "
+            "of them: none are left to train on",
+            hint=f"{smaller}give {unit.where} more rows{once}",
+        )
 
     def _hold(self, *prompts: Prompt) -> None:
         for prompt in prompts:

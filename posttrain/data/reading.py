@@ -10,7 +10,9 @@ import itertools
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ import pyarrow.parquet as pq
 
 from posttrain.data.quarantine import BadRow, Raw
 from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.recipe.files import DATA_SUFFIXES, is_data_file
 
-FILE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 MAX_LINE_BYTES = 10 * 1000 * 1000
 _MAX_DEPTH = 64
 _PEEK = 100
+# A list of objects, or one that goes on in the next line; a row that is a list of values is a row.
+_ARRAY = re.compile(rb"\s*\[\s*(\{|\n)")
 _log = logging.getLogger("posttrain.data")
 
 
@@ -38,7 +42,7 @@ class Table:
 
 def is_local(path: str) -> bool:
     """Whether a source's `path` names something on disk rather than a data set on a hub."""
-    return path.endswith(FILE_SUFFIXES) or path.startswith(("/", "./", "../", "~"))
+    return is_data_file(path)
 
 
 def locate(path: str, find: Callable[[str], Path], where: str) -> Path:
@@ -64,10 +68,10 @@ def open_table(path: str, split: str, find: Callable[[str], Path], where: str) -
         return _open_dataset(str(file), path, split, where)
     if file.suffix == ".parquet":
         return _open_parquet(file, where)
-    if file.suffix in FILE_SUFFIXES:
+    if file.suffix in DATA_SUFFIXES:
         return _open_jsonl(file, where)
     raise RecipeError(
-        f"{where}: {file.name} is neither .jsonl nor .parquet",
+        f"{where}: {file.name} is none of {', '.join(DATA_SUFFIXES)}",
         hint="give a JSONL or Parquet file, a folder, or the name of a `datasets` data set",
     )
 
@@ -77,9 +81,14 @@ def open_table(path: str, split: str, find: Callable[[str], Path], where: str) -
 
 def _open_jsonl(file: Path, where: str) -> Table:
     with file.open("rb") as stream:
-        start = stream.read(4)
+        start = stream.read(4096)
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise RecipeError(f"{where}: {file.name} is UTF-16", hint="save it as UTF-8")
+    if _ARRAY.match(start.removeprefix(b"\xef\xbb\xbf")):
+        raise RecipeError(
+            f"{where}: {file.name} is one JSON array, and one object a line is wanted",
+            hint=f"jq -c '.[]' {file.name} > {file.stem}-rows.jsonl, and name that under {where}",
+        )
     names: dict[str, None] = {}
     for raw in itertools.islice(read_jsonl(file), _PEEK):
         names.update(dict.fromkeys(raw.values or {}))
@@ -154,20 +163,27 @@ def _deeper_than(value: Any, limit: int) -> bool:
 # ---- Parquet and data sets
 
 
-def _open_parquet(file: Path, where: str) -> Table:
+@contextmanager
+def _readable(file: Path, where: str) -> Iterator[None]:
+    """RecipeError where a Parquet file is damaged."""
     try:
-        columns = list(pq.read_schema(file).names)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise RecipeError(
             f"{where}: {file.name} is not a readable Parquet file: {error}",
             hint="make the file again, or give another",
         ) from error
-    return Table(columns=columns, rows=lambda: _read_parquet(file))
 
 
-def _read_parquet(file: Path) -> Iterator[Raw]:
+def _open_parquet(file: Path, where: str) -> Table:
+    with _readable(file, where):
+        columns = list(pq.read_schema(file).names)
+    return Table(columns=columns, rows=lambda: _read_parquet(file, where))
+
+
+def _read_parquet(file: Path, where: str) -> Iterator[Raw]:
     line = 0
-    with file.open("rb") as stream:
+    with _readable(file, where), file.open("rb") as stream:
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 line += 1
@@ -218,6 +234,7 @@ def count_table(path: str, find: Callable[[str], Path], where: str) -> int | Non
     if file.is_dir():
         return None
     if file.suffix == ".parquet":
-        return pq.read_metadata(file).num_rows
+        with _readable(file, where):
+            return pq.read_metadata(file).num_rows
     with file.open("rb") as stream:
         return sum(1 for line in stream if line.strip())

@@ -84,7 +84,7 @@ def find_layout(
     listed = ", ".join(present)
     for field, column in mapping.items():
         if column not in present:
-            near = difflib.get_close_matches(column, present, n=1, cutoff=0.0)[0]
+            near = _meant(field, column, [c for c in present if c not in mapping.values()])
             raise RecipeError(
                 f"{where}: {file} has no column {column!r}, it has: {listed}",
                 hint=f"under {where} write columns: {{{field}: {near}}}",
@@ -111,6 +111,15 @@ def find_layout(
         needs_answer=needs_answer,
         reference=reference,
     )
+
+
+def _meant(field: str, column: str, free: Sequence[str]) -> str:
+    """The column that a mapping to a column that is not there may have meant."""
+    if field in free:
+        return field
+    near = difflib.get_close_matches(column, free, n=1, cutoff=0.6)
+    near += [c for c in free if c.lower() in _ALSO_CALLED.get(field, ())]
+    return near[0] if near else "<your column>"
 
 
 def _find_reference(

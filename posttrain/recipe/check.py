@@ -305,6 +305,11 @@ def _limit(kind: str, context: Mapping[str, Any], value: Any) -> str | None:
             return f"needs at least {context['min_length']}, has {context['actual_length']}"
         case "string_too_short":
             return "is empty: give it a value"
+        case "string_pattern_mismatch":
+            return (
+                "use letters, digits, dots, dashes and underscores only, the first a letter "
+                f"or digit; found {show(value)}"
+            )
         case _:
             return None
 

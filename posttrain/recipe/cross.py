@@ -32,6 +32,8 @@ def cross_faults(recipe: Recipe, unsound: frozenset[str]) -> list[Fault]:
         ({"engine", "eval", "sft", "rl"}, _lengths),
         ({"rl", "launch"}, _generation_batch),
         ({"sft", "eval"}, _levels),
+        ({"rl"}, _rl_verifiers),
+        ({"eval"}, _suite_verifiers),
     ]
     return [fault for needs, rule in rules if not needs & unsound for fault in rule(recipe)]
 
@@ -196,6 +198,25 @@ def _answer_judge(recipe: Recipe) -> Iterator[Fault]:
     if needs(recipe, "judge") and recipe.answer_judge is None:
         message = "is required: data has verifier: judge. Write answer_judge: {rubric: ...}"
         yield Fault(path=("answer_judge",), message=message)
+
+
+def _rl_verifiers(recipe: Recipe) -> Iterator[Fault]:
+    if recipe.rl is not None:
+        yield from _undecided(("rl", "data"), recipe.rl.data)
+
+
+def _suite_verifiers(recipe: Recipe) -> Iterator[Fault]:
+    for i, suite in enumerate(recipe.eval.suites):
+        if not isinstance(suite, str):
+            yield from _undecided(("eval", "suites", i, "data"), suite.data)
+
+
+def _undecided(path: tuple[str | int, ...], sources: list[DataSource]) -> Iterator[Fault]:
+    for i, source in enumerate(sources):
+        if source.path is not None and source.verifier is None:
+            choices = "math, exact, choice, code, instructions or judge"
+            message = f"nothing can decide its answers: write verifier: {choices}"
+            yield Fault(path=(*path, i, "verifier"), message=message)
 
 
 def _eval(recipe: Recipe) -> Iterator[Fault]:

@@ -10,7 +10,7 @@ from posttrain.recipe.problems import nearest
 
 Kind = Literal["recipes", "judges", "curricula", "data"]
 
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 PATH_PREFIXES = ("./", "../", "/", "~")
 
 PACKAGE = Path(__file__).resolve().parent.parent

@@ -76,7 +76,7 @@ class NamedFiles:
             self._complain(place, f"{found} is no model: it has no config.json")
 
     def _data(self, place: Place, name: Any) -> None:
-        if not isinstance(name, str) or not files.is_data_file(name):
+        if not isinstance(name, str) or not (files.is_data_file(name) or self._is_file(name)):
             return
         found = self._find(place, name, "data")
         suffixes = ", ".join(files.DATA_SUFFIXES)
@@ -87,6 +87,13 @@ class NamedFiles:
             self._complain(place, f"{found} is a folder: name a {suffixes} file")
         elif found.suffix not in files.DATA_SUFFIXES:
             self._complain(place, f"{found.name} is none of {suffixes}")
+
+    def _is_file(self, name: str) -> bool:
+        """Whether a name that may be a data set's is a file beside the recipe."""
+        try:
+            return bool(name) and (self.folder / name).is_file()
+        except (OSError, ValueError):  # a name too long, or one with a NUL byte
+            return False
 
     def _find(self, place: Place, name: str, kind: files.Kind) -> Path | None:
         typed = self.document.came_from_override(place)

@@ -11,6 +11,9 @@ from posttrain.recipe.spec import Spec, wrong
 Column = Literal["messages", "prompt", "question", "answer", "completion", "reference"]
 VerifierName = Literal["exact", "math", "choice", "code", "instructions", "judge", "reasoning_gym"]
 
+DEFAULT_MAX = 4
+"""The highest level where none is given."""
+
 
 class Levels(Spec):
     """An endless source whose level rises where it is mastered and falls where it is dead.
@@ -22,8 +25,8 @@ class Levels(Spec):
     """The level of the first prompts."""
     min: int = Field(default=0, ge=0)
     """The lowest."""
-    max: int = Field(default=4, ge=0)
-    """The highest."""
+    max: int | None = Field(default=None, ge=0)
+    """The highest; null is 4, or a family's last where that is lower."""
     rise: float = Field(default=0.8, gt=0.0, le=1.0)
     """Pass rate from which it rises."""
     fall: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -33,8 +36,9 @@ class Levels(Spec):
 
     @model_validator(mode="after")
     def _in_order(self) -> Levels:
-        if not self.min <= self.start <= self.max:
-            raise wrong(f"must lie in min..max ({self.min}..{self.max})", "start")
+        highest = DEFAULT_MAX if self.max is None else self.max
+        if not self.min <= self.start <= highest:
+            raise wrong(f"must lie in min..max ({self.min}..{highest})", "start")
         if self.fall >= self.rise:
             raise wrong(f"must be below rise ({self.rise:g})", "fall")
         return self
@@ -78,7 +82,7 @@ class Generated(Spec):
 class DataSource(Spec):
     """Where rows come from: exactly one of `path`, `reasoning_gym` and `generated`."""
 
-    path: str | None = None
+    path: str | None = Field(default=None, min_length=1)
     """A JSONL or Parquet file, or the name of a `datasets` data set."""
     reasoning_gym: list[str] | dict[str, dict[str, Any]] | None = None
     """Families, or family -> its own configuration keys; `{level: 2}` sets them by the family's own

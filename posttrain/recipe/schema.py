@@ -24,6 +24,10 @@ CornerCase = Literal[
 EvalPoint = Literal["base", "sft", "rl", "dpo"]
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names that become files and folders."""
+
+
 class Launch(Spec):
     """How the training stages are started."""
 
@@ -159,8 +163,8 @@ class Dpo(Spec):
 class Suite(Spec):
     """A named held-out set besides the built-in one."""
 
-    name: str
-    """What tables call it."""
+    name: str = Field(pattern=NAME, max_length=100)
+    """What tables call it, and the file that holds its prompts."""
     data: list[DataSource] = Field(min_length=1)
     """Where its rows come from."""
 
@@ -195,7 +199,7 @@ class Eval(Spec):
 class Recipe(Spec):
     """One file = all three stages."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: str | None = Field(default=None, pattern=NAME, max_length=100)
     """The run's name, also of its folder under runs/; the file's stem where left out."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Decides every draw of the run."""

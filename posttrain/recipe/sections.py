@@ -15,7 +15,7 @@ from posttrain.recipe.document import Document, as_list, as_map
 from posttrain.recipe.judges import JudgeSpec
 from posttrain.recipe.problems import Fault, Path, nearest, show
 from posttrain.recipe.schema import Recipe
-from posttrain.recipe.tasks import family_faults
+from posttrain.recipe.tasks import family_faults, span_faults
 from posttrain.recipe.trainer import CONFIG_CLASSES, check_trainer, managed, trainer_fields
 
 
@@ -33,6 +33,8 @@ def check_recipe(document: Document) -> tuple[Recipe | None, list[Fault]]:
     faults += found
     for path, source in data_sources(data):
         faults += _family_faults(source.get("reasoning_gym"), (*path, "reasoning_gym"))
+        if isinstance(source.get("levels"), dict):
+            faults += span_faults(source.get("reasoning_gym"), source["levels"], (*path, "levels"))
     unsound = frozenset(str(fault.path[0]) for fault in faults if fault.path)
     probe = recipe or _probe(data, unsound)
     if probe is not None:

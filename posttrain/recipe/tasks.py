@@ -88,6 +88,21 @@ def family_faults(data: Any, path: Path) -> Iterator[Fault]:
             yield from _level_faults(name, level, here)
 
 
+def span_faults(data: Any, levels: Mapping[str, Any], path: Path) -> Iterator[Fault]:
+    """What is wrong with `levels` beside a `reasoning_gym` value: families that lack them."""
+    for family in as_list(data) or as_map(data):
+        known = isinstance(family, str) and family in families()
+        count = num_levels(family) if known else None
+        if count == 0:
+            message = f"{family} has no curriculum of its own: leave levels out"
+            yield Fault(path=path, message=message)
+        for key in ("start", "max") if count else ():
+            level = levels.get(key)
+            if isinstance(level, int) and level >= (count or 0):
+                message = f"{family} has the levels 0 to {(count or 0) - 1}, not {level}"
+                yield Fault(path=(*path, key), message=message)
+
+
 def _level_faults(family: str, level: Mapping[str, Any], path: Path) -> Iterator[Fault]:
     fields = family_fields(family)
     if fields is None:

@@ -15,6 +15,7 @@ from posttrain.recipe.annotations import YamlType, yaml_types
 from posttrain.recipe.check import Places, expected_instead, unknown_key
 from posttrain.recipe.problems import Fault, Path, nearest, show
 from posttrain.recipe.source import SourceField, class_fields
+from posttrain.recipe.trainer_limits import value_faults
 
 Stage = Literal["sft", "rl", "dpo"]
 
@@ -142,6 +143,9 @@ def check_trainer(
                 faults.append(found)
             else:
                 checked[key] = found[0]
+    for key, message, near in value_faults(stage, checked):
+        path = (stage, "trainer", key)
+        faults.append(Fault(path=path, message=message, suggestion=near))
     return checked, faults
 
 

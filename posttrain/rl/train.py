@@ -32,7 +32,7 @@ from posttrain.rl.step_tables import TABLES
 from posttrain.rl.trainer import CurriculumGRPOTrainer
 from posttrain.rl.variants import false_positives
 from posttrain.tables import read_table, write_table
-from posttrain.training import newest_checkpoint, run_trainer, trainer_arguments
+from posttrain.training import build_trainer, newest_checkpoint, run_trainer, trainer_arguments
 
 
 def train(
@@ -114,7 +114,9 @@ def train(
     else:
         session.restore(checkpoint, step=int(checkpoint.name.rsplit("-", 1)[1]))
     set_seed(seed)  # a fresh adapter's values are drawn
-    grpo = CurriculumGRPOTrainer(
+    grpo = build_trainer(
+        CurriculumGRPOTrainer,
+        stage="rl",
         model=load_policy(policy, model, trainable=True),
         args=args,
         train_dataset=Dataset.from_list([{"prompt": p.messages} for p in prompts]),
