@@ -116,7 +116,8 @@ def check_trainer_blocks(recipe: Recipe) -> None:
 def build_trainer(make: Callable[..., Built], *, stage: str, **given: Any) -> Built:
     """TRL's trainer; RecipeError or EnvironmentFault with its words where it refuses its block.
 
-    What only the model and the data show is refused here, past check and preflight.
+    What only the model and the data show is refused here, past check and preflight. A TypeError is
+    no refusal: posttrain itself names the arguments, so it is raised as the bug that it is.
     """
     try:
         return make(**given)
@@ -125,7 +126,7 @@ def build_trainer(make: Callable[..., Built], *, stage: str, **given: Any) -> Bu
             f"{stage}.trainer: {error}",
             hint=f"install what is missing, or leave out the key of {stage}.trainer that needs it",
         ) from error
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError) as error:
         raise RecipeError(
             f"{stage}.trainer: TRL refuses it: {error}",
             hint=f"change that under {stage}.trainer, then run the same command again",

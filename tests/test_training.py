@@ -98,7 +98,6 @@ def test_trl_itself_refuses_a_block_before_any_work() -> None:
     ("raised", "becomes"),
     [
         (ValueError("eos_token is not known"), RecipeError),
-        (TypeError("no such argument"), RecipeError),
         (NotImplementedError("no weights with aot"), RecipeError),
         (ImportError("liger is not here"), EnvironmentFault),
     ],
@@ -114,3 +113,8 @@ def test_what_trl_refuses_of_a_block_is_told_as_such(
     assert caught.value.message.startswith("dpo.trainer: ")
     assert str(raised) in caught.value.message
     assert "dpo.trainer" in caught.value.hint
+
+
+def test_a_wrong_call_of_a_trainer_stays_a_bug() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        build_trainer(lambda model: model, stage="dpo", modell="a model")
