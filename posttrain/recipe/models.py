@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe.spec import Spec, wrong
+from posttrain.spec import Spec, wrong
 
 LoraTarget = Literal["attention", "mlp", "shared_expert", "experts", "router"]
 

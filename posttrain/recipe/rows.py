@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe.spec import Spec, wrong
+from posttrain.spec import Spec, wrong
 
 Column = Literal["messages", "prompt", "question", "answer", "completion", "reference"]
 VerifierName = Literal["exact", "math", "choice", "code", "instructions", "judge", "reasoning_gym"]

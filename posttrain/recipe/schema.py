@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from posttrain.recipe.deciding import AnswerJudge, SandboxSpec, Shaping
 from posttrain.recipe.models import EngineSpec, Model
 from posttrain.recipe.rows import DataSource
-from posttrain.recipe.spec import Share, Spec, wrong
+from posttrain.spec import Share, Spec, wrong
 
 CornerCase = Literal[
     "wrong_answer",

@@ -1,4 +1,4 @@
-"""What every section of a YAML file has in common."""
+"""Define the base class of every section that YAML can hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Spec(BaseModel):
-    """What every section has in common: unknown keys are errors, values do not change."""
+    """A section of YAML: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -23,5 +23,5 @@ class Spec(BaseModel):
 
 
 def wrong(message: str, *at: str | int) -> PydanticCustomError:
-    """A section's own complaint about the key `at` below it, for its validator to raise."""
+    """Return the error that a validator raises about the key `at` below its section."""
     return PydanticCustomError("posttrain", "{message}", {"message": message, "at": at})
