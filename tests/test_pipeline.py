@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import toy_stages
 
-import posttrain
 from posttrain.errors import (
     EnvironmentFault,
     HealthStop,
@@ -33,7 +32,7 @@ from posttrain.pipeline import (
     run_in_process,
 )
 from posttrain.pipeline.keys import changed_parts, stage_seed
-from posttrain.pipeline.steps.judging import judge_revision
+from posttrain.pipeline.stages.judge import judge_revision
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec
 from posttrain.tables import read_table
@@ -91,20 +90,6 @@ def test_a_finished_run_does_nothing_and_every_stage_has_a_manifest(folder: Path
     assert not (folder / "run" / "work" / "rl").exists()
 
 
-def test_every_module_that_a_key_names_exists() -> None:
-    root = Path(posttrain.__file__).parent
-    for stage in STAGES:
-        for module in stage.modules:
-            place = root.joinpath(*module.split(".")[1:])
-            assert place.is_dir() or place.with_suffix(".py").is_file(), module
-
-
-def test_pruning_is_done_again_when_the_statistics_behind_its_verdict_change() -> None:
-    modules = {stage.name: stage.modules for stage in STAGES}
-    for name in ("prune", "eval-base", "report"):
-        assert "posttrain.metrics" in modules[name], name
-
-
 def test_other_weights_give_other_verdicts() -> None:
     model = {"config_sha256": "c", "revision": None, "path": "base"}
     plain = judge_revision(EngineSpec(kind="vllm"), model, "bfloat16")
@@ -120,10 +105,10 @@ def test_other_weights_give_other_verdicts() -> None:
     assert judge_revision(busier, model, "bfloat16") == plain
 
 
-def test_numbers_and_upstream_stages_of_the_table_are_sound() -> None:
-    assert [stage.number for stage in STAGES] == list(range(1, 14))
+def test_a_stage_reads_only_stages_before_it_in_the_tables_order() -> None:
     for position, stage in enumerate(STAGES):
-        assert set(stage.reads) <= {s.name for s in STAGES[:position]}
+        before = [s.name for s in STAGES[:position]]
+        assert list(stage.reads) == [name for name in before if name in stage.reads]
 
 
 def test_evaluations_share_one_seed_and_the_other_stages_have_their_own() -> None:
@@ -225,12 +210,42 @@ def test_plan_names_what_changed(finished: Path) -> None:
     assert found["rl"].why == ""
 
 
-def test_changed_code_changes_the_key() -> None:
-    before = {"code": {"posttrain.rl": "a"}, "seed": 1}
-    assert changed_parts(before, {"code": {"posttrain.rl": "b"}, "seed": 2}) == [
-        "code of posttrain.rl",
+def test_another_version_of_a_stage_changes_its_key() -> None:
+    assert changed_parts({"version": 1, "seed": 1}, {"version": 2, "seed": 2}) == [
+        "this stage's version 1 -> 2",
         "seed 1 -> 2",
     ]
+
+
+def test_plan_says_of_a_run_before_stage_versions_why_its_stages_run_again(
+    finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "run" / "stages").glob("*/MANIFEST.json"):
+        manifest = json.loads(path.read_text())
+        del manifest["key_parts"]["version"]
+        manifest["key_parts"]["code"] = {"posttrain.rl": "5" * 64}
+        path.write_text(json.dumps({**manifest, "key": "0" * 64}))
+    place = RunDir(path=tmp_path / "run")
+    found = plan(toy_stages.load(tmp_path), place, toy_stages.table(), FileHashes())
+    assert {item.why for item in found} == {
+        "made by an earlier posttrain, which recorded no version of the stage"
+    }
+    assert set(toy_run(tmp_path)) == set(ALL)
+
+
+def test_finished_stages_are_found_again_when_the_table_has_got_a_stage_more(
+    folder: Path,
+) -> None:
+    table = toy_stages.table()
+    fewer = [stage for stage in table if not stage.name.startswith("eval-")]
+    loaded, place = toy_stages.load(folder, "eval.after=[]"), folder / "run"
+    run(loaded, place, table=fewer, launcher=run_in_process)
+    assert (place / "stages" / "6-rl").is_dir()
+    assert run(loaded, place, table=table, launcher=run_in_process).ran == ()
+    names = {path.name for path in (place / "stages").iterdir()}
+    assert {"8-rl", "11-dpo", "13-report"} <= names
+    assert "6-rl" not in names
 
 
 def test_a_stage_that_the_recipe_leaves_out_is_not_run_and_its_old_directory_leaves(
@@ -411,9 +426,9 @@ def test_a_bug_leaves_its_traceback_in_the_run_directory(folder: Path) -> None:
 
 def test_too_many_bad_rows_leave_the_quarantine_in_the_run_directory(folder: Path) -> None:
     (folder / "rl.jsonl").write_text('{"question": "1+1", "answer": "2"}\n{\n')
-    real = {stage.name: stage.function for stage in STAGES}
+    real = {stage.name: stage.run for stage in STAGES}
     table = [
-        dataclasses.replace(stage, function=real["data"]) if stage.name == "data" else stage
+        dataclasses.replace(stage, run=real["data"]) if stage.name == "data" else stage
         for stage in toy_stages.table()
     ]
     with pytest.raises(HealthStop, match="1 of 2 rows are unusable") as stop:

@@ -150,7 +150,7 @@ def unbroken(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy_without(unbroken: Path, folder: Path, stage: str) -> None:
     """The unbroken run as it was before `stage`, the stages after it being there already."""
     shutil.copytree(unbroken, folder, dirs_exist_ok=True, copy_function=os.link)
-    number = next(s.number for s in STAGES if s.name == stage)
+    number = [s.name for s in STAGES].index(stage) + 1
     shutil.rmtree(folder / "run" / "stages" / f"{number}-{stage}")
     shutil.rmtree(folder / "run" / "work")
 

@@ -19,7 +19,8 @@ import packaging
 import pytest
 
 from posttrain.errors import EnvironmentFault
-from posttrain.pipeline import parts, preflight
+from posttrain.pipeline import preflight
+from posttrain.pipeline.keys import sandbox_limits
 from posttrain.recipe import load_recipe
 from posttrain.recipe.deciding import SandboxSpec
 from posttrain.recipe.rows import DataSource
@@ -432,7 +433,7 @@ def test_a_run_that_verifies_code_is_refused_early_and_others_are_not(
     )
     preflight.check_sandbox(dataclasses.replace(plain, recipe=no_code))
     for given in (code, no_code):
-        keys = parts.rl(dataclasses.replace(plain, recipe=given)).keys()
+        keys = sandbox_limits(dataclasses.replace(plain, recipe=given)).keys()
         assert ("sandbox" in keys) == (given is code)
-    limits = parts.rl(dataclasses.replace(plain, recipe=code))["sandbox"]
+    limits = sandbox_limits(dataclasses.replace(plain, recipe=code))["sandbox"]
     assert set(limits) == {"wall_seconds", "memory_mib", "output_kib"}, "the kind decides nothing"

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from posttrain.errors import HealthStop
 from posttrain.faults import fault_point
@@ -64,7 +65,7 @@ def load(folder: Path, *overrides: str) -> LoadedRecipe:
     return load_recipe(folder / "recipe.yaml", overrides)
 
 
-def toy(context: StageContext) -> Counts:
+def toy(context: StageContext, section: Any = None) -> Counts:
     """Write a hash of seed and inputs, in three steps that a checkpoint remembers."""
     state = context.work_dir / "state.json"
     chain = read_json(state) if state.exists() else []
@@ -81,7 +82,7 @@ def toy(context: StageContext) -> Counts:
     return {"steps": NUM_STEPS}
 
 
-def slow(context: StageContext) -> Counts:
+def slow(context: StageContext, section: Any = None) -> Counts:
     """Work until somebody stops it."""
     write_json(context.work_dir / "state.json", ["begun"])
     write_bytes(context.run_dir / "slow.pid", str(os.getpid()).encode())
@@ -89,7 +90,7 @@ def slow(context: StageContext) -> Counts:
     return {}
 
 
-def deaf(context: StageContext) -> Counts:
+def deaf(context: StageContext, section: Any = None) -> Counts:
     """Work on whatever the first signal says."""
     write_bytes(context.run_dir / "slow.pid", str(os.getpid()).encode())
     for _ in range(2):
@@ -100,7 +101,7 @@ def deaf(context: StageContext) -> Counts:
     return {}
 
 
-def unhealthy(context: StageContext) -> Counts:
+def unhealthy(context: StageContext, section: Any = None) -> Counts:
     """Stop for health."""
     raise HealthStop("loss is nan at step 3", hint="lower sft.trainer.learning_rate")
 
@@ -109,44 +110,43 @@ class TooBad(HealthStop):
     """A kind of HealthStop that posttrain.errors does not know, as data.BadRows is."""
 
 
-def too_bad(context: StageContext) -> Counts:
+def too_bad(context: StageContext, section: Any = None) -> Counts:
     """Stop for health with an error of one's own."""
     raise TooBad("3 of 4 rows are unusable", hint="mend the rows")
 
 
-def buggy(context: StageContext) -> Counts:
+def buggy(context: StageContext, section: Any = None) -> Counts:
     """Fail as bugs do."""
     raise IndexError("list index out of range")
 
 
-def full_disk(context: StageContext) -> Counts:
+def full_disk(context: StageContext, section: Any = None) -> Counts:
     """Write to a disk without space: the kernel says ENOSPC."""
     with Path("/dev/full").open("w") as disk:
         disk.write("x" * 10_000)
     return {}
 
 
-def killed(context: StageContext) -> Counts:
+def killed(context: StageContext, section: Any = None) -> Counts:
     """Die as the out-of-memory killer has it."""
     os.kill(os.getpid(), 9)
     return {}
 
 
-def multi(context: StageContext) -> Counts:
+def multi(context: StageContext, section: Any = None) -> Counts:
     """Leave a mark per process."""
     rank = os.environ.get("RANK", "0")
     (context.run_dir / f"rank-{rank}-of-{os.environ.get('WORLD_SIZE', '1')}").touch()
     return {}
 
 
-def table(**functions: str) -> Sequence[Stage]:
+def table(**functions: str) -> Sequence[Stage[Any]]:
     """The real table with toy functions; name a stage (`_` for `-`) to give it another one."""
     here = sys.modules[__name__]
     return [
         dataclasses.replace(
             stage,
-            function=getattr(here, functions.get(stage.name.replace("-", "_"), "toy")),
-            modules=(),
+            run=getattr(here, functions.get(stage.name.replace("-", "_"), "toy")),
         )
         for stage in STAGES
     ]

@@ -58,7 +58,7 @@ def bench_engine(
 ) -> None:
     """Generate through posttrain and through vLLM by hand, in turns; tell the ratio."""
     from posttrain.bench.throughput import bench_engine as measure
-    from posttrain.pipeline.steps.preparing import cache_dir
+    from posttrain.pipeline.environment import cache_dir
 
     loaded = load(recipe, settings)
     result = measure(loaded, cache_dir=cache_dir(), num_prompts=num_prompts, num_rounds=num_rounds)
@@ -214,7 +214,7 @@ def _on_real_learners(
     from posttrain.bench.real_report import finished_rows, real_result
     from posttrain.bench.real_specs import REAL_POOLS
     from posttrain.bench.real_suite import real_arms, run_real_suite
-    from posttrain.pipeline.steps.preparing import cache_dir
+    from posttrain.pipeline.environment import cache_dir
 
     _check_names("pool", pools, REAL_POOLS)
     _check_names("arm", arms, real_arms())

@@ -15,11 +15,10 @@ from posttrain.cli.results import wide_console
 from posttrain.memory import GB, Devices
 from posttrain.pipeline import STAGES, FileHashes, PlannedStage, RunDir, shown_launch_line
 from posttrain.pipeline import plan as plan_stages
-from posttrain.pipeline.estimates import estimate
+from posttrain.pipeline.environment import cache_dir
 from posttrain.pipeline.fit import in_words, memory_values
 from posttrain.pipeline.preflight import GIB, disk_needed_bytes
 from posttrain.pipeline.rundir import check_identity
-from posttrain.pipeline.steps.preparing import cache_dir
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import UpcycledBase
 from posttrain.tables import read_json
@@ -46,13 +45,29 @@ def plan_values(
     return {
         "run_dir": str(run_dir),
         "stages": [_stage(item, run_dir, loaded) for item in planned],
-        **estimate(loaded),
+        **estimates(loaded, planned),
         "memory": memory_values(loaded.recipe, known_base(loaded, place), devices),
         "disk": {
             "needed_bytes": disk_needed_bytes(loaded),
             "free_bytes": shutil.disk_usage(nearest).free,
         },
     }
+
+
+def estimates(loaded: LoadedRecipe, planned: Sequence[PlannedStage]) -> dict[str, Any]:
+    """Return `rows`, `tokens` and `judge_calls` of all stages; None where it is not known."""
+    from posttrain.data import count_rows
+
+    counted = count_rows(loaded.recipe, find=loaded.find)
+    rows: dict[str, int | None] = {}
+    tokens: dict[str, int | None] = {}
+    judge_calls: int | None = None
+    for item in planned:
+        found = item.stage.estimate(loaded.recipe, item.section, counted)
+        rows |= found.rows
+        tokens |= found.tokens
+        judge_calls = found.judge_calls if judge_calls is None else judge_calls
+    return {"rows": rows, "tokens": tokens, "judge_calls": judge_calls}
 
 
 def known_base(loaded: LoadedRecipe, place: RunDir) -> Path | None:

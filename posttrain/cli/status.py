@@ -33,7 +33,7 @@ def status_values(run_dir: Path) -> dict[str, Any]:
             row |= {"state": "running", "progress": read_progress(work)}
         elif stage.name in manifests:
             row |= {"state": "done", "seconds": manifests[stage.name]["seconds"]}
-        elif place.stage(stage).exists():
+        elif place.find_stage(stage.name) is not None:
             row["state"] = "broken"
         elif work.exists():
             row |= {"state": "unfinished", "progress": read_progress(work)}

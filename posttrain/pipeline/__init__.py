@@ -1,5 +1,6 @@
 """Run directory, stage order, caching, resume, one process per stage."""
 
+from posttrain.pipeline.context import Stage
 from posttrain.pipeline.keys import FileHashes
 from posttrain.pipeline.launch import (
     Launcher,
@@ -12,7 +13,7 @@ from posttrain.pipeline.launch import (
 from posttrain.pipeline.planning import PlannedStage, plan
 from posttrain.pipeline.rundir import RunDir, holder_of
 from posttrain.pipeline.running import Finished, run
-from posttrain.pipeline.stages import STAGES, Stage, stages_of
+from posttrain.pipeline.stages import STAGES, stages_of
 
 __all__ = [
     "STAGES",

@@ -70,6 +70,15 @@ def cuda_memory() -> list[int]:
     return [found[name] for name in visible.split(",") if name in found]
 
 
+def cache_dir() -> Path:
+    """Return where models that posttrain makes or fetches are kept.
+
+    POSTTRAIN_CACHE, or below ~/.cache.
+    """
+    asked = os.environ.get("POSTTRAIN_CACHE")
+    return Path(asked).expanduser() if asked else Path.home() / ".cache" / "posttrain"
+
+
 def num_cpus() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -1,24 +1,68 @@
-"""Stage keys: what a stage depends on, as values, and their hash."""
+"""Stage keys: the recipe's values that a stage depends on, and their hash.
+
+Left out on purpose, because they decide how fast or how safely a stage runs and not what it writes,
+so that a run that met a limit resumes with another setting instead of starting over:
+
+- engine: max_num_seqs, gpu_memory_utilization, kv_cache_gib, enable_sleep_mode, concurrency,
+  api_key_env, and parity_tolerance (it only stops a run);
+- rl.offload_policy, and the curriculum's max_steps_without_signal (it only stops a run);
+- sandbox.kind, image and url; its limits count, and only where code is verified;
+- trainer blocks: save_*, logging_*, log_*, report_to, disable_tqdm, dataloader_*, ddp_timeout,
+  push_to_hub, hub_*, gradient_checkpointing*;
+- the recipe's name and comments.
+
+launch does count for the training stages: num_processes multiplies the batch, and strategy decides
+the form of checkpoints.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import posttrain
+from pydantic import BaseModel
+
 from posttrain.errors import EnvironmentFault
-from posttrain.pipeline.stages import Stage, stages_of
+from posttrain.pipeline.context import Stage
 from posttrain.recipe import LoadedRecipe
+from posttrain.recipe.schema import Recipe
+from posttrain.recipe.sources import needs
 from posttrain.records import content_hash
 from posttrain.tables import file_sha256, read_json, write_json
 
 BIG_FILE_BYTES = 64 * 2**20
 EDGE_BYTES = 2**20
+TRL_BATCH_SIZE = 8
+"""TRL's own default."""
+
+ENGINE_KEYS_THAT_DO_NOT_MATTER = frozenset(
+    {
+        "max_num_seqs",
+        "gpu_memory_utilization",
+        "kv_cache_gib",
+        "enable_sleep_mode",
+        "concurrency",
+        "api_key_env",
+        "parity_tolerance",
+    }
+)
+SANDBOX_KEYS_THAT_MATTER = ("wall_seconds", "memory_mib", "output_kib")
+TRAINER_PREFIXES_THAT_DO_NOT_MATTER = (
+    "save_",
+    "logging_",
+    "log_",
+    "report_to",
+    "disable_tqdm",
+    "dataloader_",
+    "ddp_timeout",
+    "push_to_hub",
+    "hub_",
+    "gradient_checkpointing",
+)
 
 
 class FileHashes:
@@ -70,24 +114,80 @@ class FileHashes:
         return digest
 
 
-def all_key_parts(
-    loaded: LoadedRecipe, table: Sequence[Stage], hashes: FileHashes
-) -> dict[str, dict[str, Any]]:
-    """Every stage of the recipe -> what its key is made of; a key stands for an upstream stage."""
-    found: dict[str, dict[str, Any]] = {}
-    for stage in stages_of(loaded.recipe, table):
-        upstream = {name: stage_key(found[name]) for name in stage.reads if name in found}
-        found[stage.name] = {
-            "recipe": dict(stage.part(loaded)),
-            "seed": loaded.recipe.seed if stage.is_seeded else None,
-            "inputs": {
-                label: _input_hash(label, path, hashes)
-                for label, path in stage.files(loaded).items()
-            },
-            "upstream": upstream,
-            "code": {module: source_hash(module) for module in stage.modules},
-        }
-    return found
+def engine_values(spec: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return what of an engine section decides what it answers."""
+    if spec is None:
+        return None
+    return {k: v for k, v in spec.items() if k not in ENGINE_KEYS_THAT_DO_NOT_MATTER}
+
+
+def answer_judge_values(loaded: LoadedRecipe) -> Mapping[str, Any]:
+    """Return what decides the answers that a model judges."""
+    spec = loaded.written["answer_judge"]
+    if spec is None:
+        return {}
+    said = {**spec, "rubric": values(loaded.rubric), "engine": engine_values(spec["engine"])}
+    return {"answer_judge": said}
+
+
+def sandbox_limits(loaded: LoadedRecipe) -> Mapping[str, Any]:
+    """Return the limits, which decide outcomes where code is verified; which sandbox does not."""
+    if not needs(loaded.recipe, "code"):
+        return {}
+    written = loaded.written["sandbox"]
+    return {"sandbox": {name: written[name] for name in SANDBOX_KEYS_THAT_MATTER}}
+
+
+def training_values(loaded: LoadedRecipe) -> Mapping[str, Any]:
+    """Return how every training stage trains the model, and over how many processes."""
+    written = loaded.written
+    return {
+        "model": {name: written["model"][name] for name in ("dtype", "lora", "frozen")},
+        "launch": written["launch"],
+    }
+
+
+def trainer_values(loaded: LoadedRecipe, section: str) -> Mapping[str, Any]:
+    """Return what of a trainer block decides the policy."""
+    block: Mapping[str, Any] = loaded.written[section]["trainer"]
+    return {
+        key: value
+        for key, value in block.items()
+        if not key.startswith(TRAINER_PREFIXES_THAT_DO_NOT_MATTER)
+    }
+
+
+def values(spec: BaseModel | None) -> dict[str, Any] | None:
+    """Return a file's content as JSON values, defaults written out."""
+    return None if spec is None else spec.model_dump(mode="json", by_alias=True)
+
+
+def batch_size(block: Mapping[str, Any], recipe: Recipe) -> int:
+    """Return the samples of one optimizer step, over all processes."""
+    return (
+        block.get("per_device_train_batch_size", TRL_BATCH_SIZE)
+        * block.get("gradient_accumulation_steps", 1)
+        * recipe.launch.num_processes
+    )
+
+
+def stage_key_parts(
+    stage: Stage[Any],
+    loaded: LoadedRecipe,
+    section: Any,
+    upstream: Mapping[str, str],
+    hashes: FileHashes,
+) -> dict[str, Any]:
+    """Return what a stage's key is made of; `upstream` has the keys of stages before it."""
+    return {
+        "recipe": dict(stage.depends_on(loaded, section)),
+        "seed": loaded.recipe.seed if stage.is_seeded else None,
+        "inputs": {
+            label: _input_hash(label, path, hashes) for label, path in stage.files(loaded).items()
+        },
+        "upstream": {name: upstream[name] for name in stage.reads if name in upstream},
+        "version": stage.version,
+    }
 
 
 def stage_key(key_parts: Mapping[str, Any]) -> str:
@@ -96,7 +196,7 @@ def stage_key(key_parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def stage_seed(stage: Stage, recipe_seed: int) -> int:
+def stage_seed(stage: Stage[Any], recipe_seed: int) -> int:
     """A 31-bit seed from the recipe's seed and the stage's name."""
     return int(content_hash("stage seed", recipe_seed, stage.seed_name or stage.name)[:8], 16) >> 1
 
@@ -119,23 +219,11 @@ def changed_parts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             said.append(f"seed {was} -> {now}")
         elif kind == "inputs":
             said.append(f"content of {name}")
-        elif kind == "code":
-            said.append(f"code of {name}")
+        elif kind == "version":
+            said.append(f"this stage's version {was} -> {now}")
         else:
             said.append(f"stage {name}")
     return said
-
-
-@cache
-def source_hash(module: str) -> str:
-    """sha256 of a module's source, or of every source file in a package."""
-    place = Path(posttrain.__file__).parent.joinpath(*module.split(".")[1:])
-    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(place.parent).as_posix().encode() + b"\0")
-        digest.update(file.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def _input_hash(label: str, path: Path, hashes: FileHashes) -> str:

@@ -25,10 +25,9 @@ from typing import Any
 
 from posttrain import errors
 from posttrain.errors import EnvironmentFault, Interrupted, PosttrainError
-from posttrain.pipeline.context import StageContext
+from posttrain.pipeline.context import Stage, StageContext
 from posttrain.pipeline.environment import has_cuda, num_cpus
 from posttrain.pipeline.sharding import CONFIG, accelerate_config, fsdp_environment
-from posttrain.pipeline.stages import Stage
 from posttrain.progress import PROGRESS_FILE_VARIABLE, note
 from posttrain.tables import read_json, write_bytes, write_json
 
@@ -70,11 +69,12 @@ class StageResult:
     peak_rss_bytes: int | None = None
 
 
-Launcher = Callable[[Stage, StageContext], StageResult]
+Launcher = Callable[[Stage[Any], Any, StageContext], StageResult]
+"""Run a row of the table with its section of the recipe."""
 
 
 def launch_line(
-    stage: Stage, run_dir: Path, num_processes: int, *, strategy: str = "ddp"
+    stage: Stage[Any], run_dir: Path, num_processes: int, *, strategy: str = "ddp"
 ) -> list[str]:
     """The command that runs one stage."""
     ours = ["-m", "posttrain.pipeline.stage", str(run_dir), stage.name]
@@ -97,20 +97,20 @@ def launch_line(
 
 
 def shown_launch_line(
-    stage: Stage, run_dir: Path, num_processes: int, *, strategy: str = "ddp"
+    stage: Stage[Any], run_dir: Path, num_processes: int, *, strategy: str = "ddp"
 ) -> str:
     """The launch line for people to read and copy."""
     line = launch_line(stage, run_dir, num_processes, strategy=strategy)
     return shlex.join(["python" if word == sys.executable else word for word in line])
 
 
-def run_in_process(stage: Stage, context: StageContext) -> StageResult:
+def run_in_process(stage: Stage[Any], section: Any, context: StageContext) -> StageResult:
     """Run a stage in this very process: for tests, and for stages that need no memory."""
     with _set_environment({PROGRESS_FILE_VARIABLE: str(context.work_dir / PROGRESS)}):
-        return StageResult(counts=stage.function(context))
+        return StageResult(counts=stage.run(context, section))
 
 
-def run_in_child(stage: Stage, context: StageContext) -> StageResult:
+def run_in_child(stage: Stage[Any], section: Any, context: StageContext) -> StageResult:
     """Run a stage in a process of its own and wait for it.
 
     The first SIGINT or SIGTERM is passed on and the stage ends where its work is kept; the second
@@ -123,10 +123,10 @@ def run_in_child(stage: Stage, context: StageContext) -> StageResult:
     write_json(
         work / CALL,
         {
-            "function": f"{stage.function.__module__}:{stage.function.__qualname__}",
+            "function": f"{stage.run.__module__}:{stage.run.__qualname__}",
             "key": context.key,
             "seed": context.seed,
-            "inputs": {name: str(path) for name, path in context.inputs.items()},
+            "inputs": [[name, str(path)] for name, path in context.inputs.items()],
             "work_dir": str(work),
             "out_dir": str(context.out_dir),
         },
@@ -150,7 +150,7 @@ def run_in_child(stage: Stage, context: StageContext) -> StageResult:
     raise _failure(stage, work, code)
 
 
-def _child_environment(stage: Stage, work: Path, num_processes: int) -> dict[str, str]:
+def _child_environment(stage: Stage[Any], work: Path, num_processes: int) -> dict[str, str]:
     environment = {
         **QUIET,
         **({} if has_cuda() else KEEP_MEMORY),
@@ -163,7 +163,7 @@ def _child_environment(stage: Stage, work: Path, num_processes: int) -> dict[str
     return environment
 
 
-def _failure(stage: Stage, work: Path, code: int) -> PosttrainError:
+def _failure(stage: Stage[Any], work: Path, code: int) -> PosttrainError:
     with suppress(OSError, ValueError, KeyError):
         error = read_json(work / ERROR)
         kind = getattr(errors, error["type"], StageCrash)

@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.pipeline.keys import FileHashes, all_key_parts, changed_parts, stage_key, stage_seed
+from posttrain.pipeline.context import Stage
+from posttrain.pipeline.keys import (
+    FileHashes,
+    changed_parts,
+    stage_key,
+    stage_key_parts,
+    stage_seed,
+)
 from posttrain.pipeline.manifest import read_manifest
 from posttrain.pipeline.rundir import RunDir, work_key
-from posttrain.pipeline.stages import Stage, stages_of
 from posttrain.recipe import LoadedRecipe
 
 
@@ -17,7 +23,11 @@ from posttrain.recipe import LoadedRecipe
 class PlannedStage:
     """One stage and what a run does with it."""
 
-    stage: Stage
+    stage: Stage[Any]
+    number: int
+    """Position in the table."""
+    section: Any
+    """The part of the recipe that the stage works by."""
     key: str
     key_parts: Mapping[str, Any]
     seed: int
@@ -31,45 +41,56 @@ class PlannedStage:
 
 
 def plan(
-    loaded: LoadedRecipe, run_dir: RunDir, table: Sequence[Stage], hashes: FileHashes
+    loaded: LoadedRecipe, run_dir: RunDir, table: Sequence[Stage[Any]], hashes: FileHashes
 ) -> list[PlannedStage]:
     """Every stage of the recipe, in order; reads only."""
-    parts = all_key_parts(loaded, table, hashes)
-    return [
-        _planned(loaded, run_dir, stage, parts[stage.name], hashes)
-        for stage in stages_of(loaded.recipe, table)
-    ]
+    planned: list[PlannedStage] = []
+    upstream: dict[str, str] = {}
+    for number, stage in enumerate(table, start=1):
+        section = stage.section(loaded.recipe)
+        if section is not None:
+            parts = stage_key_parts(stage, loaded, section, upstream, hashes)
+            planned.append(_planned(loaded, run_dir, stage, number, section, parts, hashes))
+            upstream[stage.name] = planned[-1].key
+    return planned
 
 
 def _planned(
     loaded: LoadedRecipe,
     run_dir: RunDir,
-    stage: Stage,
+    stage: Stage[Any],
+    number: int,
+    section: Any,
     key_parts: Mapping[str, Any],
     hashes: FileHashes,
 ) -> PlannedStage:
     key = stage_key(key_parts)
-    folder = run_dir.stage(stage)
+    folder = run_dir.find_stage(stage.name)
     is_broken = False
     why = "not run yet"
-    if folder.exists():
+    if folder is not None:
         manifest, wrong = read_manifest(folder, hashes)
         if manifest is None:
             is_broken, why = True, f"its directory does not verify: {wrong}"
-        elif manifest["key"] == key:
-            why = ""
         else:
-            changes = changed_parts(manifest["key_parts"], key_parts)
-            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-            why = f"changed: {', '.join(changes[:3])}{more}"
-    is_resumed = why != "" and work_key(run_dir, stage) == key
+            why = "" if manifest["key"] == key else _changes(manifest["key_parts"], key_parts)
     return PlannedStage(
         stage=stage,
+        number=number,
+        section=section,
         key=key,
         key_parts=key_parts,
         seed=stage_seed(stage, loaded.recipe.seed),
         is_cached=why == "",
         is_broken=is_broken,
-        is_resumed=is_resumed,
+        is_resumed=why != "" and work_key(run_dir, stage.name) == key,
         why=why,
     )
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    if "version" not in old:
+        return "made by an earlier posttrain, which recorded no version of the stage"
+    changes = changed_parts(old, new)
+    more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return f"changed: {', '.join(changes[:3])}{more}"

@@ -16,7 +16,6 @@ from typing import Any
 
 from posttrain.errors import EnvironmentFault, Locked, RecipeError
 from posttrain.pipeline.environment import describe_environment
-from posttrain.pipeline.stages import Stage
 from posttrain.recipe import LoadedRecipe
 from posttrain.tables import read_json, write_bytes, write_json
 
@@ -51,13 +50,22 @@ class RunDir:
         """The loaded recipe as stage processes read it."""
         return self.work / "job.json"
 
-    def stage(self, stage: Stage) -> Path:
+    def stage(self, number: int, name: str) -> Path:
         """Where a finished stage lies."""
-        return self.stages / f"{stage.number}-{stage.name}"
+        return self.stages / f"{number}-{name}"
 
-    def temporary(self, stage: Stage) -> Path:
+    def find_stage(self, name: str) -> Path | None:
+        """Return the directory of a stage, whatever its number; None where there is none."""
+        return next((p for p in self.stages.glob("[0-9]*-*") if stage_name(p) == name), None)
+
+    def temporary(self, number: int, name: str) -> Path:
         """Where this process builds a stage."""
-        return self.stages / f".tmp-{stage.number}-{stage.name}-{os.getpid()}"
+        return self.stages / f".tmp-{number}-{name}-{os.getpid()}"
+
+
+def stage_name(folder: Path) -> str:
+    """Return the stage that a directory `<number>-<stage>` holds."""
+    return folder.name.partition("-")[2]
 
 
 @contextmanager
@@ -150,13 +158,13 @@ def describe(loaded: LoadedRecipe, run_dir: RunDir) -> None:
     )
 
 
-def begin_work(run_dir: RunDir, stage: Stage, key: str) -> str:
+def begin_work(run_dir: RunDir, stage: str, key: str) -> str:
     """Make `work/<stage>` that of `key`; says where unfinished work is found or put aside.
 
     Work of another key must not be resumed from; it is kept beside, until the stage is finished,
     in case the recipe is changed back.
     """
-    folder = run_dir.work / stage.name
+    folder = run_dir.work / stage
     said = ""
     if folder.exists() and (other := work_key(run_dir, stage)) != key:
         if other is None:
@@ -173,16 +181,16 @@ def begin_work(run_dir: RunDir, stage: Stage, key: str) -> str:
     return said
 
 
-def work_key(run_dir: RunDir, stage: Stage) -> str | None:
+def work_key(run_dir: RunDir, stage: str) -> str | None:
     """The key that a stage's unfinished work belongs to; None where there is none."""
-    path = run_dir.work / stage.name / "KEY"
+    path = run_dir.work / stage / "KEY"
     return path.read_text() if path.exists() else None
 
 
-def end_work(run_dir: RunDir, stage: Stage) -> None:
+def end_work(run_dir: RunDir, stage: str) -> None:
     """Delete what a finished stage no longer needs."""
-    shutil.rmtree(run_dir.work / stage.name, ignore_errors=True)
-    for aside in run_dir.work.glob(f".{stage.name}-*"):
+    shutil.rmtree(run_dir.work / stage, ignore_errors=True)
+    for aside in run_dir.work.glob(f".{stage}-*"):
         shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -198,8 +206,8 @@ def set_aside(run_dir: RunDir, folder: Path, where: str) -> Path:
     return target
 
 
-def _aside(run_dir: RunDir, stage: Stage, key: str) -> Path:
-    return run_dir.work / f".{stage.name}-{key[:12]}"
+def _aside(run_dir: RunDir, stage: str, key: str) -> Path:
+    return run_dir.work / f".{stage}-{key[:12]}"
 
 
 def _replace(folder: Path, target: Path) -> None:

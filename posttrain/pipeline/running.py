@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from posttrain.errors import PosttrainError, RecipeError
 from posttrain.faults import fault_point
 from posttrain.pipeline import manifest, rundir
-from posttrain.pipeline.context import StageContext
+from posttrain.pipeline.context import Stage, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
 from posttrain.pipeline.keys import FileHashes
 from posttrain.pipeline.launch import Launcher, StageCrash, handling_signals, run_in_child
 from posttrain.pipeline.planning import PlannedStage, plan
 from posttrain.pipeline.preflight import check_environment
 from posttrain.pipeline.rundir import RunDir
-from posttrain.pipeline.stages import STAGES, Stage
+from posttrain.pipeline.stages import STAGES, stages_of
 from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
 from posttrain.tables import write_bytes, write_json
@@ -43,7 +43,7 @@ def run(
     loaded: LoadedRecipe,
     run_dir: Path,
     *,
-    table: Sequence[Stage] = STAGES,
+    table: Sequence[Stage[Any]] = STAGES,
     launcher: Launcher = run_in_child,
     until: str | None = None,
 ) -> Finished:
@@ -77,7 +77,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 def _run(
     loaded: LoadedRecipe,
     place: RunDir,
-    table: Sequence[Stage],
+    table: Sequence[Stage[Any]],
     launcher: Launcher,
     until: str | None,
     started: float,
@@ -87,7 +87,8 @@ def _run(
     for said in manifest.recover(place.stages, hashes):
         note(said)
     planned = plan(loaded, place, table, hashes)
-    _put_strangers_aside(place, planned)
+    _archive_unused_stages(place, planned)
+    _renumber_stages(place, planned)
     if not all(p.is_cached for p in planned):
         check_environment(loaded, place.path)
     ran: list[str] = []
@@ -95,7 +96,7 @@ def _run(
     for position, item in enumerate(planned, start=1):
         name = item.stage.name
         if item.is_cached:
-            rundir.end_work(place, item.stage)
+            rundir.end_work(place, name)
             cached.append(name)
         else:
             note(f"[{position}/{len(planned)}] {name}: {item.why}")
@@ -121,18 +122,18 @@ def _run_stage(
     launcher: Launcher,
     hashes: FileHashes,
 ) -> None:
-    stage = item.stage
+    stage, name, final = item.stage, item.stage.name, place.stage(item.number, item.stage.name)
     if item.is_broken:
-        moved = rundir.set_aside(place, place.stage(stage), "quarantine")
+        moved = rundir.set_aside(place, final, "quarantine")
         note(f"the broken directory is kept as {moved}")
-    if said := rundir.begin_work(place, stage, item.key):
+    if said := rundir.begin_work(place, name, item.key):
         note(said)
-    out = place.temporary(stage)
+    out = place.temporary(item.number, name)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    there = {p.stage.name: p.stage for p in planned}
+    folders = {p.stage.name: place.stage(p.number, p.stage.name) for p in planned}
     context = StageContext(
-        stage=stage.name,
+        stage=name,
         key=item.key,
         recipe=loaded.recipe,
         recipe_path=loaded.path,
@@ -141,20 +142,20 @@ def _run_stage(
         curriculum=loaded.curriculum,
         run_dir=place.path,
         seed=item.seed,
-        inputs={name: place.stage(there[name]) for name in stage.reads if name in there},
-        work_dir=place.work / stage.name,
+        inputs={other: folders[other] for other in stage.reads if other in folders},
+        work_dir=place.work / name,
         out_dir=out,
     )
     began, clock = time.time(), time.monotonic()
     running = place.work / rundir.RUNNING
-    write_json(running, {"stage": stage.name, "started": began})
+    write_json(running, {"stage": name, "started": began})
     try:
-        result = launcher(stage, context)
+        result = launcher(stage, item.section, context)
         seconds = round(time.monotonic() - clock, 3)
         manifest.seal(
             out,
             hashes=hashes,
-            stage=stage.name,
+            stage=name,
             key=item.key,
             key_parts=dict(item.key_parts),
             seed=item.seed,
@@ -168,34 +169,44 @@ def _run_stage(
         raise
     finally:
         running.unlink(missing_ok=True)
-    fault_point(f"{stage.name}.before_rename")
-    manifest.put_in_place(out, place.stage(stage))
-    fault_point(f"{stage.name}.after_rename")
-    rundir.end_work(place, stage)
+    fault_point(f"{name}.before_rename")
+    manifest.put_in_place(out, final)
+    fault_point(f"{name}.after_rename")
+    rundir.end_work(place, name)
     hashes.save()
     counted = ", ".join(f"{_shown(v)} {k.replace('_', ' ')}" for k, v in result.counts.items())
-    note(f"{stage.name}: {seconds:.1f} s" + (f", {counted}" if counted else ""))
+    note(f"{name}: {seconds:.1f} s" + (f", {counted}" if counted else ""))
 
 
-def _put_strangers_aside(place: RunDir, planned: Sequence[PlannedStage]) -> None:
-    """Stages that the recipe no longer has must not stand in its report."""
-    ours = {place.stage(p.stage).name for p in planned}
+def _archive_unused_stages(place: RunDir, planned: Sequence[PlannedStage]) -> None:
+    """Move stages that the recipe no longer has out of its report's sight."""
+    ours = {p.stage.name for p in planned}
     for folder in sorted(place.stages.iterdir()):
-        if folder.name not in ours and not folder.name.startswith("."):
+        if rundir.stage_name(folder) not in ours and not folder.name.startswith("."):
             moved = rundir.set_aside(place, folder, "aside")
             note(f"{folder.name} is not part of this recipe: moved to {moved}")
+
+
+def _renumber_stages(place: RunDir, planned: Sequence[PlannedStage]) -> None:
+    """Give directories of a posttrain with fewer or more stages today's numbers, last one first."""
+    for item in reversed(planned):
+        folder = place.find_stage(item.stage.name)
+        final = place.stage(item.number, item.stage.name)
+        if folder is not None and folder != final:
+            folder.rename(final)
 
 
 def _show_report(place: RunDir, planned: Sequence[PlannedStage]) -> None:
     """Copy the finished report to where people look first."""
     for item in planned:
-        source, shown = place.stage(item.stage) / REPORT, place.path / REPORT
+        source = place.stage(item.number, item.stage.name) / REPORT
+        shown = place.path / REPORT
         if source.exists() and not (shown.exists() and filecmp.cmp(source, shown, shallow=False)):
             write_bytes(shown, source.read_bytes())
 
 
-def _check_until(until: str | None, loaded: LoadedRecipe, table: Sequence[Stage]) -> None:
-    names = [stage.name for stage in table if stage.is_wanted(loaded.recipe)]
+def _check_until(until: str | None, loaded: LoadedRecipe, table: Sequence[Stage[Any]]) -> None:
+    names = [stage.name for stage in stages_of(loaded.recipe, table)]
     if until is not None and until not in names:
         raise RecipeError(
             f"--until {until}: this recipe has no such stage",

@@ -22,9 +22,10 @@ from pydantic import TypeAdapter
 
 from posttrain import errors
 from posttrain.errors import Interrupted, Locked, PosttrainError
-from posttrain.pipeline.context import Counts, StageContext
+from posttrain.pipeline.context import Counts, StageContext, is_main_process
 from posttrain.pipeline.failure import bug_message, explain, write_crash
 from posttrain.pipeline.launch import CALL, ERROR, PARENT_VARIABLE, RESULT
+from posttrain.pipeline.stages import STAGES
 from posttrain.recipe import CurriculumSpec, JudgeSpec
 from posttrain.recipe.judges import RubricJudge
 from posttrain.recipe.schema import Recipe
@@ -46,8 +47,9 @@ def main(arguments: list[str]) -> int:
         with _only_one(run_dir):
             function, context = _read_call(run_dir, stage)
             sandbox.use(context.recipe.sandbox)
-            counts: Counts = function(context)
-            if _is_main_process():
+            row = next(row for row in STAGES if row.name == stage)
+            counts: Counts = function(context, row.section(context.recipe))
+            if is_main_process():
                 write_json(
                     work / RESULT, {"counts": dict(counts), "peak_rss_bytes": _peak_rss_bytes()}
                 )
@@ -75,7 +77,7 @@ def _read_call(run_dir: Path, stage: str) -> tuple[Any, StageContext]:
         else None,
         run_dir=run_dir,
         seed=call["seed"],
-        inputs={name: Path(path) for name, path in call["inputs"].items()},
+        inputs={name: Path(path) for name, path in call["inputs"]},
         work_dir=Path(call["work_dir"]),
         out_dir=Path(call["out_dir"]),
     )
@@ -105,7 +107,7 @@ def _kind(error: PosttrainError) -> str:
 @contextmanager
 def _only_one(run_dir: Path) -> Generator[None, None, None]:
     """Wait until a stage process that outlived its run is gone: it writes to the same folders."""
-    if not _is_main_process():
+    if not is_main_process():
         yield
         return
     deadline = time.monotonic() + SECONDS_TO_WAIT_FOR_AN_ORPHAN
@@ -146,10 +148,6 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _peak_rss_bytes() -> int:

@@ -1,21 +1,28 @@
-"""Evaluation of one policy on every held-out suite."""
+"""eval-base, eval-sft, ...: the held-out suites, answered by the policy after a training stage."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from posttrain.pipeline.context import Counts, StageContext
-from posttrain.pipeline.steps import reading
-from posttrain.pipeline.steps.answering import answers_decided
+from posttrain.pipeline import keys
+from posttrain.pipeline.answering import answer_judge_files, answers_decided
+from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, starting_policy
+from posttrain.pipeline.stages import data, model
+from posttrain.recipe import LoadedRecipe
+from posttrain.recipe.cross import capabilities
+from posttrain.recipe.schema import Eval, Recipe
 from posttrain.records import Prompt, RolloutGroup
 from posttrain.tables import write_groups, write_json
 
+BASE = "base"
+"""The point of eval.after before anything is trained."""
 
-def evaluate_policy(context: StageContext) -> Counts:
+
+def run(context: StageContext, section: Eval) -> Counts:
     """Sample, verify and summarise; the seed is the same for every policy."""
     from posttrain.engines import make_engine
     from posttrain.engines.room import check_room
@@ -23,12 +30,12 @@ def evaluate_policy(context: StageContext) -> Counts:
     from posttrain.models import load_tokenizer
 
     recipe = context.recipe
-    policy = reading.policy_before(context)
+    policy = starting_policy(context)
     tokenizer = load_tokenizer(policy.base)
     started = time.monotonic()
     summaries: dict[str, Any] = {}
     num_prompts = num_tokens = 0
-    suites = reading.suites(context)
+    suites = data.suites(context)
     everyone = [prompt for prompts in suites.values() for prompt in prompts]
     check_room(everyone, tokenizer, max_model_len=recipe.engine.max_model_len)
     engine = make_engine(recipe.engine, policy, dtype=recipe.model.dtype, seed=context.seed)
@@ -40,13 +47,13 @@ def evaluate_policy(context: StageContext) -> Counts:
                 prompts,
                 engine=engine,
                 tokenizer=tokenizer,
-                spec=recipe.eval,
+                spec=section,
                 seed=context.seed,
                 label=label,
             )
             by_id = {prompt.prompt_id: prompt for prompt in prompts}
             write_groups(context.out_dir / f"outcomes-{name}.parquet", groups, by_id)
-            summary = summarise(prompts, groups, pass_at=recipe.eval.pass_at)
+            summary = summarise(prompts, groups, pass_at=section.pass_at)
             summaries[name] = {**summary, "seconds": time.monotonic() - began}
             num_prompts += len(prompts)
             num_tokens += summary["tokens"]
@@ -55,6 +62,27 @@ def evaluate_policy(context: StageContext) -> Counts:
         {"suites": summaries, "tokens": num_tokens, "seconds": time.monotonic() - started},
     )
     return {"prompts": num_prompts, "tokens": num_tokens}
+
+
+def depends_on(loaded: LoadedRecipe, _section: Eval) -> Mapping[str, Any]:
+    """How answers are sampled and decided."""
+    names = ("num_generations", "temperature", "max_tokens", "pass_at")
+    return {
+        "eval": {name: loaded.written["eval"][name] for name in names},
+        "engine": keys.engine_values(loaded.written["engine"]),
+        "model": {"dtype": loaded.written["model"]["dtype"]},
+        **keys.answer_judge_values(loaded),
+        **keys.sandbox_limits(loaded),
+    }
+
+
+def estimate(recipe: Recipe, section: Eval, _rows: Mapping[str, int | None]) -> Estimate:
+    """Tokens of the built-in suite: prompts x num_generations x max_tokens."""
+    if recipe.rl is None or "heldout" not in section.suites:
+        return Estimate()
+    names = {name for source in recipe.rl.data for name in capabilities(source)}
+    tokens = section.heldout_size * len(names) * section.num_generations * section.max_tokens
+    return Estimate(tokens={"each evaluation": tokens})
 
 
 def summarise(
@@ -100,3 +128,33 @@ def _number(value: float) -> float | None:
 
 def _num_tokens(groups: Sequence[RolloutGroup]) -> int:
     return sum(len(r.completion_ids) for group in groups for r in group.rollouts)
+
+
+def before_training() -> Stage[Eval]:
+    """Return the row that evaluates the base."""
+    return _row(BASE, (), lambda recipe: recipe.eval)
+
+
+def after(stage: Stage[Any]) -> Stage[Eval]:
+    """Return the row that evaluates a training stage's policy."""
+    return _row(
+        stage.name,
+        (stage.name,),
+        lambda recipe: None if stage.section(recipe) is None else recipe.eval,
+    )
+
+
+def _row(
+    point: str, policy: tuple[str, ...], section: Callable[[Recipe], Eval | None]
+) -> Stage[Eval]:
+    return Stage(
+        name=f"eval-{point}",
+        version=1,
+        section=lambda recipe: section(recipe) if point in recipe.eval.after else None,
+        run=run,
+        reads=(model.STAGE.name, data.STAGE.name, *policy),
+        depends_on=depends_on,
+        files=answer_judge_files,
+        estimate=estimate,
+        seed_name="eval",
+    )

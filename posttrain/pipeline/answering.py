@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain.pipeline.context import StageContext
-from posttrain.pipeline.steps import reading
-from posttrain.pipeline.steps.preparing import cache_dir
+from posttrain.pipeline.context import StageContext, base_path, is_main_process
+from posttrain.pipeline.environment import cache_dir
 from posttrain.progress import note
+from posttrain.recipe import LoadedRecipe
 from posttrain.records import Prompt
 from posttrain.tables import write_json
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 CALIBRATION_FILE = "answer_judge.json"
 SANDBOX_FILE = "sandbox.json"
+
+
+def answer_judge_files(loaded: LoadedRecipe) -> Mapping[str, Path]:
+    """Return the judge's model folder and its calibration answers."""
+    keys = ("answer_judge.model", "answer_judge.calibration")
+    return {key: path for key, path in loaded.files.items() if key in keys}
 
 
 @contextmanager
@@ -33,7 +39,7 @@ def answers_decided(context: StageContext, prompts: Sequence[Prompt]) -> Generat
     try:
         if any(prompt.verifier == "code" for prompt in prompts):
             chosen = sandbox.current()
-            if reading.is_main_process():
+            if is_main_process():
                 told = {"sandbox": chosen.kind, "fingerprint": chosen.fingerprint}
                 write_json(context.out_dir / SANDBOX_FILE, told)
         if not any(prompt.verifier == "judge" for prompt in prompts):
@@ -56,7 +62,7 @@ def _judge(context: StageContext) -> Generator[AnswerJudge]:
     spec, rubric = context.recipe.answer_judge, context.rubric
     assert spec is not None
     assert rubric is not None
-    base = reading.base_path(context)
+    base = base_path(context)
     if spec.model is not None:
         base = resolve_base(Model(base=spec.model, revision=spec.revision), cache_dir=cache_dir())
     tokenizer = load_tokenizer(base)
@@ -78,6 +84,6 @@ def _judge(context: StageContext) -> Generator[AnswerJudge]:
             found = judge.calibrate(read_labelled(Path(spec.calibration)), seed=context.seed)
             told = {**found.as_json(), "threshold": judge.threshold}
             note(f"answer judge: passes from {judge.threshold:.2f}, AUC {found.auc:.2f}")
-        if reading.is_main_process():
+        if is_main_process():
             write_json(context.out_dir / CALIBRATION_FILE, told)
         yield judge

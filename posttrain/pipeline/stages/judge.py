@@ -1,4 +1,4 @@
-"""Judge the samples, measure a pilot, drop the easy ones."""
+"""judge: a verdict on every sample and RL prompt, and a pilot to hold the verdicts against."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from posttrain.pipeline.context import Counts, StageContext
-from posttrain.pipeline.steps import reading
-from posttrain.pipeline.steps.answering import answers_decided
+from posttrain.pipeline import keys
+from posttrain.pipeline.answering import answer_judge_files, answers_decided
+from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, starting_policy
+from posttrain.pipeline.stages import data
+from posttrain.recipe import LoadedRecipe
+from posttrain.recipe.schema import Recipe, Sft
 from posttrain.records import Message, Prompt, RolloutGroup, Sample, Verdict, content_hash
-from posttrain.tables import (
-    read_groups,
-    read_json,
-    read_records,
-    write_groups,
-    write_json,
-    write_records,
-)
+from posttrain.tables import read_json, read_records, write_groups, write_json, write_records
 
 if TYPE_CHECKING:
     from posttrain.engines import Engine
@@ -29,7 +25,7 @@ PROMPT_VERDICTS = "prompt_verdicts.parquet"
 """Verdicts on RL prompts, by prompt_id."""
 
 
-def judge(context: StageContext) -> Counts:
+def run(context: StageContext, section: Sft) -> Counts:
     """A verdict per sample and per RL prompt; on a pilot, how often the model really fails.
 
     The prompts are judged whatever the curriculum, so that another one re-runs RL alone. Verdicts
@@ -42,15 +38,14 @@ def judge(context: StageContext) -> Counts:
     from posttrain.models import load_tokenizer
 
     recipe = context.recipe
-    assert recipe.sft is not None
     assert context.judge is not None
-    spec = recipe.sft.pilot
-    samples = reading.samples(context)
-    policy = reading.policy_before(context)
+    spec = section.pilot
+    samples = data.samples(context)
+    policy = starting_policy(context)
     tokenizer = load_tokenizer(policy.base)
-    judge_engine = recipe.sft.judge_engine or recipe.engine
-    model = read_json(context.inputs["model"] / "model.json")
-    revision = judge_revision(judge_engine, model, recipe.model.dtype)
+    judge_engine = section.judge_engine or recipe.engine
+    base = read_json(context.inputs["model"] / "model.json")
+    revision = judge_revision(judge_engine, base, recipe.model.dtype)
 
     def pilot(engine: Engine, max_model_len: int) -> list[RolloutGroup]:
         tasks = [_as_prompt(sample) for sample in samples if sample.verifier is not None]
@@ -78,7 +73,7 @@ def judge(context: StageContext) -> Counts:
         )
         write_records(context.out_dir / "verdicts.parquet", verdicts, Verdict)
         judged = time.monotonic()
-        prompts = reading.prompts(context) if recipe.rl and recipe.rl.judge_prompts else []
+        prompts = data.prompts(context) if recipe.rl and recipe.rl.judge_prompts else []
         on_prompts = judge_samples(
             [answered(prompt) for prompt in prompts],
             context.judge,
@@ -97,7 +92,7 @@ def judge(context: StageContext) -> Counts:
             Verdict,
         )
         prompt_seconds = time.monotonic() - judged
-        shared = recipe.sft.judge_engine is None
+        shared = section.judge_engine is None
         groups = pilot(engine, judge_engine.max_model_len) if shared else None
     if groups is None:
         with closing(
@@ -125,29 +120,40 @@ def judge(context: StageContext) -> Counts:
     return counts
 
 
-def prune(context: StageContext) -> Counts:
-    """Split the samples into kept, dropped and unscored, and say how good the judge is."""
-    from posttrain import prune as rule
-    from posttrain.judge import judge_summary
-    from posttrain.progress import note
-
-    assert context.recipe.sft is not None
-    samples = reading.samples(context)
-    folder = context.inputs["judge"]
-    verdicts = read_records(folder / "verdicts.parquet", Verdict)
-    result = rule.prune(samples, verdicts, context.recipe.sft.prune)
-    for name in ("kept", "dropped", "unscored"):
-        write_records(context.out_dir / f"{name}.parquet", getattr(result, name), rule.Row)
-    summary = judge_summary(samples, verdicts, read_groups(folder / "pilot.parquet"), result)
-    write_json(context.out_dir / "summary.json", summary)
-    for value in summary.values():
-        if isinstance(value, str) and " " in value:
-            note(value)
+def depends_on(loaded: LoadedRecipe, _section: Sft) -> Mapping[str, Any]:
+    """Who judges, how the pilot is sampled and decided."""
+    written = loaded.written
     return {
-        "kept": len(result.kept),
-        "dropped": len(result.dropped),
-        "unscored": len(result.unscored),
+        "sft": {"judge": keys.values(loaded.judge), "pilot": written["sft"]["pilot"]},
+        "rl": {"judge_prompts": (written["rl"] or {}).get("judge_prompts", False)},
+        "engine": keys.engine_values(written["engine"]),
+        "judge_engine": keys.engine_values(written["sft"]["judge_engine"]),
+        "model": {"dtype": written["model"]["dtype"]},
+        **keys.answer_judge_values(loaded),
+        **keys.sandbox_limits(loaded),
     }
+
+
+def estimate(recipe: Recipe, _section: Sft, rows: Mapping[str, int | None]) -> Estimate:
+    """Calls: samples, and prompts where they are judged too."""
+    asked = [rows["sft"]]
+    if recipe.rl is not None and recipe.rl.judge_prompts:
+        asked.append(rows["rl"])
+    known = [num for num in asked if num is not None]
+    return Estimate(judge_calls=sum(known) if len(known) == len(asked) else None)
+
+
+def section_of(recipe: Recipe) -> Sft | None:
+    """Return the sft section where it names a judge."""
+    return recipe.sft if recipe.sft is not None and recipe.sft.judge is not None else None
+
+
+def tags(context: StageContext) -> dict[str, float]:
+    """Return the difficulty of RL prompts by prompt_id, in [0, 1]; unscored ones are left out."""
+    if "judge" not in context.inputs:
+        return {}
+    verdicts = read_records(context.inputs["judge"] / PROMPT_VERDICTS, Verdict)
+    return {verdict.sample_id: verdict.score for verdict in verdicts if verdict.score is not None}
 
 
 def judge_revision(engine: EngineSpec, model: Mapping[str, Any], dtype: str) -> str:
@@ -170,3 +176,15 @@ def _as_prompt(sample: Sample) -> Prompt:
     prompt = prompt_of(sample)
     assert prompt is not None, "the pilot takes only samples with a verifier"
     return prompt
+
+
+STAGE = Stage(
+    name="judge",
+    version=1,
+    section=section_of,
+    run=run,
+    reads=("model", "data"),
+    depends_on=depends_on,
+    files=answer_judge_files,
+    estimate=estimate,
+)

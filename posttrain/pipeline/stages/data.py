@@ -1,0 +1,104 @@
+"""data: rows of the recipe's sources as samples, prompts and held-out suites."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain.pipeline.context import Counts, Stage, StageContext
+from posttrain.recipe import LoadedRecipe
+from posttrain.recipe.schema import Recipe
+from posttrain.records import Prompt, Sample
+from posttrain.tables import read_records, write_json, write_records
+
+
+def run(context: StageContext, section: Recipe) -> Counts:
+    """Read, tag, deduplicate and split the data; what is left out goes to quarantine.parquet."""
+    from posttrain.data import assert_disjoint, load_data, write_quarantine
+    from posttrain.recipe import find
+
+    def beside_recipe(name: str) -> Path:
+        return find(name, "data", folder=context.recipe_path.parent)
+
+    # In the work folder, for a failed stage's out_dir is deleted.
+    bundle = load_data(
+        section,
+        find=beside_recipe,
+        seed=context.seed,
+        quarantine_path=context.work_dir / "quarantine.parquet",
+    )
+    assert_disjoint(bundle)
+    out = context.out_dir
+    write_records(out / "samples.parquet", bundle.samples, Sample)
+    write_records(out / "prompts.parquet", bundle.prompts, Prompt)
+    for name, held_out in bundle.suites.items():
+        write_records(out / "suites" / f"{name}.parquet", held_out, Prompt)
+    write_quarantine(out / "quarantine.parquet", bundle.quarantine)
+    counts = {
+        "samples": len(bundle.samples),
+        "prompts": len(bundle.prompts),
+        "held_out": sum(len(held_out) for held_out in bundle.suites.values()),
+        "quarantined": len(bundle.quarantine),
+    }
+    write_json(
+        out / "summary.json",
+        {
+            **counts,
+            "samples_by_capability": _by_capability(bundle.samples),
+            "prompts_by_capability": _by_capability(bundle.prompts),
+            "suites": {name: _by_capability(rows) for name, rows in bundle.suites.items()},
+            "quarantined_by_reason": dict(Counter(str(r["reason"]) for r in bundle.quarantine)),
+        },
+    )
+    return counts
+
+
+def depends_on(loaded: LoadedRecipe, section: Recipe) -> Mapping[str, Any]:
+    """Every source of rows, and how many prompts are held out."""
+    written = loaded.written
+    part: dict[str, Any] = {"max_bad_rows": written["max_bad_rows"]}
+    for name in ("sft", "rl"):
+        if written[name] is not None:
+            part[name] = {"data": written[name]["data"]}
+    part["eval"] = {"suites": written["eval"]["suites"]}
+    if "heldout" in section.eval.suites:
+        part["eval"]["heldout_size"] = section.eval.heldout_size
+    return part
+
+
+def files(loaded: LoadedRecipe) -> Mapping[str, Path]:
+    """The data files, which the recipe names by path."""
+    return {key: path for key, path in loaded.files.items() if ".data." in key}
+
+
+def samples(context: StageContext) -> list[Sample]:
+    """Return every SFT sample."""
+    return read_records(context.inputs["data"] / "samples.parquet", Sample)
+
+
+def prompts(context: StageContext) -> list[Prompt]:
+    """Return the RL prompts."""
+    return read_records(context.inputs["data"] / "prompts.parquet", Prompt)
+
+
+def suites(context: StageContext) -> dict[str, list[Prompt]]:
+    """Return the held-out prompts by suite, in the recipe's order."""
+    folder = context.inputs["data"] / "suites"
+    names = [s if isinstance(s, str) else s.name for s in context.recipe.eval.suites]
+    return {name: read_records(folder / f"{name}.parquet", Prompt) for name in names}
+
+
+def _by_capability(rows: list[Sample] | list[Prompt]) -> dict[str, int]:
+    return dict(Counter(row.capability for row in rows))
+
+
+STAGE = Stage(
+    name="data",
+    version=1,
+    section=lambda recipe: recipe,
+    run=run,
+    depends_on=depends_on,
+    files=files,
+)

@@ -1,0 +1,139 @@
+"""rl: online RL on a moving curriculum, from the policy after SFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.pipeline import keys
+from posttrain.pipeline.answering import answer_judge_files, answers_decided
+from posttrain.pipeline.context import (
+    Counts,
+    Estimate,
+    Stage,
+    StageContext,
+    finish,
+    starting_policy,
+)
+from posttrain.pipeline.stages import data, judge
+from posttrain.recipe import LoadedRecipe
+from posttrain.recipe.schema import Recipe, Rl
+from posttrain.records import Prompt, RolloutGroup
+from posttrain.tables import read_groups, read_records
+
+COUNTS = ("steps", "tokens", "groups", "rollouts", "generated_tokens", "scored_tokens")
+TRL_EPOCHS = 3
+TRL_GENERATIONS = 8
+TRL_COMPLETION_LENGTH = 256
+"""TRL's own defaults for keys that the trainer block leaves out."""
+
+
+def run(context: StageContext, section: Rl) -> Counts:
+    """Train the policy after SFT on verified rollouts."""
+    from posttrain import rl
+    from posttrain.data import levelled_families, question_hashes
+    from posttrain.engines.room import check_room
+    from posttrain.models import load_tokenizer
+
+    recipe = context.recipe
+    assert context.curriculum is not None
+    prompts, policy = data.prompts(context), starting_policy(context)
+    check_room(
+        prompts,
+        load_tokenizer(policy.base),
+        max_model_len=recipe.engine.max_model_len,
+        systems=section.system_prompts,
+    )
+    with answers_decided(context, prompts):
+        summary = rl.train(
+            prompts,
+            policy=policy,
+            model=recipe.model,
+            engine=recipe.engine,
+            curriculum=context.curriculum,
+            trainer=section.trainer,
+            pilot_prompts=section.pilot_prompts,
+            system_prompts=section.system_prompts,
+            variants=section.variants,
+            shaping=section.shaping,
+            tags=judge.tags(context),
+            families=[
+                family
+                for i, source in enumerate(section.data)
+                for family in levelled_families(source, f"rl.data[{i}]")
+            ],
+            held=frozenset(
+                hashed
+                for suite in data.suites(context).values()
+                for prompt in suite
+                for hashed in question_hashes(prompt)
+            ),
+            offload_policy=section.offload_policy,
+            seed=context.seed,
+            work_dir=context.work_dir,
+            out_dir=context.out_dir,
+        )
+    return finish(context, summary, COUNTS)
+
+
+def depends_on(loaded: LoadedRecipe, _section: Rl) -> Mapping[str, Any]:
+    """Everything of rl but its data and what only decides how safely it runs."""
+    names = ("pilot_prompts", "system_prompts", "variants", "shaping")
+    return {
+        "rl": {
+            "curriculum": _curriculum(loaded),
+            "trainer": keys.trainer_values(loaded, "rl"),
+            **{name: loaded.written["rl"][name] for name in names},
+        },
+        "engine": keys.engine_values(loaded.written["engine"]),
+        **keys.training_values(loaded),
+        **keys.answer_judge_values(loaded),
+        **keys.sandbox_limits(loaded),
+    }
+
+
+def estimate(recipe: Recipe, section: Rl, rows: Mapping[str, int | None]) -> Estimate:
+    """Tokens: max_steps x completions x max_completion_length, refills left out."""
+    block = section.trainer
+    length = block.get("max_completion_length", TRL_COMPLETION_LENGTH)
+    max_steps = block.get("max_steps", -1)
+    prompts = rows["rl"]
+    if max_steps > 0:
+        tokens = max_steps * keys.batch_size(block, recipe) * length
+    elif prompts is None:
+        tokens = None
+    else:
+        epochs = block.get("num_train_epochs", TRL_EPOCHS)
+        group = block.get("num_generations", TRL_GENERATIONS)
+        tokens = int(prompts * epochs) * group * length
+    return Estimate(rows={"rl": prompts}, tokens={"rl": tokens})
+
+
+def rollout_groups(context: StageContext) -> list[RolloutGroup]:
+    """Return every group of the RL run, oldest first."""
+    tables = sorted((context.inputs["rl"] / "rollouts").glob("step-*.parquet"))
+    return [group for table in tables for group in read_groups(table)]
+
+
+def added_prompts(context: StageContext) -> list[Prompt]:
+    """Return the prompts that came up during the RL run, oldest first."""
+    tables = sorted((context.inputs["rl"] / "prompts").glob("step-*.parquet"))
+    return [prompt for table in tables for prompt in read_records(table, Prompt)]
+
+
+def _curriculum(loaded: LoadedRecipe) -> Mapping[str, Any] | None:
+    values = keys.values(loaded.curriculum)
+    return values and {k: v for k, v in values.items() if k != "max_steps_without_signal"}
+
+
+STAGE = Stage(
+    name="rl",
+    version=1,
+    section=lambda recipe: recipe.rl,
+    run=run,
+    reads=("model", "data", "judge", "sft"),
+    depends_on=depends_on,
+    files=answer_judge_files,
+    estimate=estimate,
+    is_training=True,
+)

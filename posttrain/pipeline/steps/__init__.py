@@ -1,1 +1,0 @@
-"""What each stage does: read its inputs, call one function below, write the artefacts."""
