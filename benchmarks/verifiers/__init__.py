@@ -1,0 +1,1 @@
+"""Verifiers and sandboxes: speed, agreement with people, attacks, forgeries and honest answers."""

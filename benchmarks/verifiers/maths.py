@@ -1,0 +1,77 @@
+"""How the maths verifier agrees with people: hand-labelled pairs of reference and answer."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.verifiers.tasks import make_task
+from posttrain.bench.measure import Result
+from posttrain.records import Outcome
+from posttrain.rewards import verify
+
+PAIRS = Path(__file__).with_name("maths_pairs.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """A reference, what a model might write, and whether a person takes it for right.
+
+    >>> Pair(reference="72", answer="So 72 clips.", equal=True, form="integer").equal
+    True
+    """
+
+    reference: str
+    answer: str
+    equal: bool
+    form: str
+    """What the pair is about: integer, units, hedged, ..."""
+
+
+def labelled_pairs() -> list[Pair]:
+    """The pairs that were written and labelled by hand for this project."""
+    with PAIRS.open(encoding="utf-8") as lines:
+        return [Pair(**json.loads(line)) for line in lines]
+
+
+def disagreements(pairs: Sequence[Pair]) -> list[tuple[Pair, Outcome]]:
+    """The pairs that verifier `math` decides otherwise, or not at all."""
+    found = [(pair, verify(make_task("math", pair.reference), pair.answer)) for pair in pairs]
+    return [(pair, outcome) for pair, outcome in found if outcome.passed is not pair.equal]
+
+
+def measure_agreement() -> Result:
+    """Agreement by form; every disagreement is listed with the verifier's reason."""
+    pairs = labelled_pairs()
+    found = disagreements(pairs)
+    sizes = Counter(pair.form for pair in pairs)
+    rights = Counter(pair.form for pair in pairs if pair.equal)
+    wrong = Counter(pair.form for pair, _ in found)
+    rows = [
+        [form, str(size), str(rights[form]), str(size - wrong[form])]
+        for form, size in sizes.items()
+    ]
+    share = 1 - len(found) / len(pairs)
+    total = ["all", str(len(pairs)), str(sum(rights.values())), str(len(pairs) - len(found))]
+    listed = [
+        {"reference": p.reference, "answer": p.answer, "equal": p.equal, "why": outcome.why}
+        for p, outcome in found
+    ]
+    return Result(
+        name="verify-maths",
+        title="The maths verifier against hand-labelled pairs",
+        columns=["form", "pairs", "labelled equal", "agreed"],
+        rows=[*rows, total],
+        figures={"pairs": len(pairs), "agreement": share, "disagreements": listed},
+        notes=[
+            f"Agreement {share:.1%}.",
+            *(
+                f"Otherwise: reference `{one['reference']}`, answer `{one['answer']}`, labelled "
+                f"{'equal' if one['equal'] else 'different'}; the verifier: {one['why']}"
+                for one in listed
+            ),
+        ],
+    )
