@@ -18,7 +18,15 @@ from posttrain.errors import RecipeError
 from posttrain.recipe import load_curriculum
 from posttrain.recipe.curricula import UniformCurriculum
 from posttrain.tables import read_arrays, write_arrays
-from tests.curriculum_cases import adaptive, by_capability, counted, group, ids, pool, prompt
+from tests.builders import (
+    adaptive,
+    by_capability,
+    counted_group,
+    make_group,
+    numbered_prompt,
+    prompt_pool,
+    proposed_ids,
+)
 
 SHIPPED = {
     path.stem: load_curriculum(path)
@@ -71,7 +79,7 @@ def test_first_batch_is_the_largest_remainder_division():
 
 
 def test_quotas_that_do_not_fit_are_named():
-    prompts = pool(math=2, code=2)
+    prompts = prompt_pool(math=2, code=2)
     for quotas, words in [
         ({"math": 1, "code": 1, "chat": 1}, "quotas name chat"),
         ({"math": 1}, "quotas lack code"),
@@ -88,28 +96,28 @@ def test_quotas_that_do_not_fit_are_named():
 def test_an_empty_pool_duplicates_and_strangers_are_named(spec):
     with pytest.raises(RecipeError, match="no prompts"):
         build_curriculum(spec, [], seed=0)
-    twice = [prompt(0), prompt(1), prompt(1)]
+    twice = [numbered_prompt(0), numbered_prompt(1), numbered_prompt(1)]
     with pytest.raises(ValueError, match=f"1 prompts .* twice, {twice[1].prompt_id}"):
         build_curriculum(spec, twice, seed=0)
-    curriculum = build_curriculum(spec, pool(a=2), seed=0)
+    curriculum = build_curriculum(spec, prompt_pool(a=2), seed=0)
     with pytest.raises(ValueError, match="prompt nobody is not in this curriculum"):
-        curriculum.observe(group("nobody", [True]))
+        curriculum.observe(make_group([True], prompt_id="nobody"))
     with pytest.raises(ValueError, match="num_prompts"):
-        ids(curriculum, -1)
+        proposed_ids(curriculum, -1)
     with pytest.raises(ValueError, match="'b' has no quota; there are a"):
-        ids(curriculum, 1, capability="b")
+        proposed_ids(curriculum, 1, capability="b")
     with pytest.raises(ValueError, match="'b' has no quota"):
-        curriculum.add(pool(b=1))
+        curriculum.add(prompt_pool(b=1))
     with pytest.raises(ValueError, match="twice"):
-        curriculum.add(pool(a=1))
+        curriculum.add(prompt_pool(a=1))
 
 
 def test_zero_share_leaves_a_capability_out_even_when_the_others_run_dry():
-    prompts = pool(math=3, code=9)
+    prompts = prompt_pool(math=3, code=9)
     curriculum = adaptive(prompts, quotas={"math": 1, "code": 0})
-    assert by_capability(prompts, ids(curriculum, 8)) == {"math": 3}
+    assert by_capability(prompts, proposed_ids(curriculum, 8)) == {"math": 3}
     with pytest.raises(ValueError, match="no quota"):
-        ids(curriculum, 1, capability="code")
+        proposed_ids(curriculum, 1, capability="code")
 
 
 @settings(max_examples=80, deadline=None)
@@ -122,34 +130,36 @@ def test_zero_share_leaves_a_capability_out_even_when_the_others_run_dry():
 )
 def test_proposals_are_distinct_allowed_and_as_many_as_there_are(spec, sizes, seed, asks, data):
     """Pools smaller than a batch, dry capabilities, all solved and all dead among them."""
-    prompts = pool(**sizes)
+    prompts = prompt_pool(**sizes)
     curriculum = build_curriculum(spec, prompts, seed=seed)
     everyone = [p.prompt_id for p in prompts]
     for step, ask in enumerate(asks):
         exclude = data.draw(st.sets(st.sampled_from(everyone)))
         capability = data.draw(st.sampled_from([None, *sorted(sizes)]))
-        proposed = ids(curriculum, ask, exclude=exclude, capability=capability)
+        proposed = proposed_ids(curriculum, ask, exclude=exclude, capability=capability)
         eligible = {p.prompt_id for p in prompts if capability in (None, p.capability)} - exclude
         assert len(set(proposed)) == len(proposed) == min(ask, len(eligible))
         assert set(proposed) <= eligible
         for prompt_id in proposed:
-            curriculum.observe(counted(prompt_id, data.draw(st.sampled_from([0, 4, 8])), step=step))
+            curriculum.observe(
+                counted_group(prompt_id, data.draw(st.sampled_from([0, 4, 8])), step=step)
+            )
 
 
 @settings(max_examples=40, deadline=None)
 @given(kinds, st.integers(0, 50), st.data())
 def test_quotas_hold_exactly_after_rejection(spec, seed, data):
     """Refills of one capability come from it and leave the others' shares alone."""
-    prompts = pool(a=60, b=60, c=60)
+    prompts = prompt_pool(a=60, b=60, c=60)
     curriculum = build_curriculum(spec, prompts, seed=seed)
     kept = Counter()
     for step in range(4):
-        batch = ids(curriculum, 9)
+        batch = proposed_ids(curriculum, 9)
         share = by_capability(prompts, batch)
         seen = set(batch)
         for capability, wanted in share.items():
             rejected = data.draw(st.integers(0, wanted))
-            refill = ids(curriculum, rejected, exclude=seen, capability=capability)
+            refill = proposed_ids(curriculum, rejected, exclude=seen, capability=capability)
             assert by_capability(prompts, refill) == Counter(
                 {capability: rejected} if rejected else {}
             )
@@ -157,7 +167,7 @@ def test_quotas_hold_exactly_after_rejection(spec, seed, data):
             seen |= set(refill)
             kept[capability] += wanted - rejected + len(refill)
         for prompt_id in seen:
-            curriculum.observe(counted(prompt_id, 4, step=step))
+            curriculum.observe(counted_group(prompt_id, 4, step=step))
     assert kept == {"a": 12, "b": 12, "c": 12}
 
 
@@ -176,7 +186,7 @@ def rounds(curriculum, steps, taken, *, first_step=0):
             go_on.append(
                 curriculum.continues(p.prompt_id, num_passed=min(passed, num), num_decided=num)
             )
-            curriculum.observe(counted(p.prompt_id, passed, step=step))
+            curriculum.observe(counted_group(p.prompt_id, passed, step=step))
         exclude = {p.prompt_id for p in proposals}
         refill = curriculum.propose(2, num_generations=8, exclude=exclude, capability="a")
         taken.append((probes, proposals, go_on, refill))
@@ -191,7 +201,7 @@ def rounds(curriculum, steps, taken, *, first_step=0):
     st.data(),
 )
 def test_saved_state_goes_on_exactly_and_equal_seeds_agree(spec, seed, steps, data):
-    prompts = pool(a=13, b=7, c=5)
+    prompts = prompt_pool(a=13, b=7, c=5)
     tags = {p.prompt_id: n % 7 for n, p in enumerate(prompts)}
     stop = data.draw(st.integers(1, len(steps) - 1))
 
@@ -228,7 +238,7 @@ def copied(state):
 
 @all_kinds
 def test_state_goes_through_a_file(spec, tmp_path):
-    prompts = pool(a=40, b=20)
+    prompts = prompt_pool(a=40, b=20)
     curriculum = build_curriculum(spec, prompts, seed=1)
     rounds(curriculum, [(9, 3), (9, 5)], [])
     write_arrays(tmp_path / "state.npz", curriculum.state_dict())
@@ -241,44 +251,46 @@ def test_state_goes_through_a_file(spec, tmp_path):
 @given(kinds, st.integers(0, 100), st.randoms())
 def test_the_order_of_observations_changes_nothing(spec, seed, random):
     """As with more processes, or fewer."""
-    prompts = pool(a=40, b=40)
+    prompts = prompt_pool(a=40, b=40)
     one = build_curriculum(spec, prompts, seed=seed)
     other = build_curriculum(spec, prompts, seed=seed)
     for step in range(5):
-        batch = ids(one, 12)
-        assert ids(other, 12) == batch
-        groups = [counted(i, (step + int(i[:2], 16)) % 9, step=step) for i in batch]
+        batch = proposed_ids(one, 12)
+        assert proposed_ids(other, 12) == batch
+        groups = [counted_group(i, (step + int(i[:2], 16)) % 9, step=step) for i in batch]
         for g in groups:
             one.observe(g)
         random.shuffle(groups)
         for g in groups:
             other.observe(g)
-    assert ids(one, 12) == ids(other, 12)
+    assert proposed_ids(one, 12) == proposed_ids(other, 12)
     assert repr(one.state_dict()) == repr(other.state_dict())
 
 
 def test_another_seed_proposes_otherwise():
-    prompts = pool(a=40)
-    assert ids(adaptive(prompts, seed=0), 10) != ids(adaptive(prompts, seed=1), 10)
+    prompts = prompt_pool(a=40)
+    assert proposed_ids(adaptive(prompts, seed=0), 10) != proposed_ids(
+        adaptive(prompts, seed=1), 10
+    )
 
 
 @all_kinds
 def test_state_of_another_pool_or_kind_is_refused_and_the_difference_named(spec):
-    state = build_curriculum(spec, pool(a=3), seed=0).state_dict()
-    last = pool(a=4)[3].prompt_id
+    state = build_curriculum(spec, prompt_pool(a=3), seed=0).state_dict()
+    last = prompt_pool(a=4)[3].prompt_id
     with pytest.raises(ValueError, match=rf"1 prompts of this pool are new to it \({last} first"):
-        build_curriculum(spec, pool(a=4), seed=0).load_state_dict(state)
+        build_curriculum(spec, prompt_pool(a=4), seed=0).load_state_dict(state)
     with pytest.raises(ValueError, match="1 of its prompts are not in this pool"):
-        build_curriculum(spec, pool(a=2), seed=0).load_state_dict(state)
+        build_curriculum(spec, prompt_pool(a=2), seed=0).load_state_dict(state)
     with pytest.raises(ValueError, match="in another order"):
-        build_curriculum(spec, pool(a=3)[::-1], seed=0).load_state_dict(state)
+        build_curriculum(spec, prompt_pool(a=3)[::-1], seed=0).load_state_dict(state)
     other = SHIPPED["mopps"] if spec.kind != "mopps" else UNIFORM
     with pytest.raises(ValueError, match=f"of kind {spec.kind}"):
-        build_curriculum(other, pool(a=3), seed=0).load_state_dict(state)
+        build_curriculum(other, prompt_pool(a=3), seed=0).load_state_dict(state)
 
 
 def test_state_of_other_tags_is_refused():
-    prompts = pool(a=30)
+    prompts = prompt_pool(a=30)
     tags = {p.prompt_id: i for i, p in enumerate(prompts)}
     with pytest.raises(ValueError, match="difficulty tags changed"):
         adaptive(prompts).load_state_dict(adaptive(prompts, tags=tags).state_dict())
@@ -286,12 +298,12 @@ def test_state_of_other_tags_is_refused():
 
 @all_kinds
 def test_new_prompts_take_part_and_survive_a_restart(spec):
-    old, new = pool(a=6, b=6), [prompt(i, "a", "new") for i in range(30)]
+    old, new = prompt_pool(a=6, b=6), [numbered_prompt(i, "a", "new") for i in range(30)]
     curriculum = build_curriculum(spec, old, seed=0)
     rounds(curriculum, [(6, 4)], [])
     curriculum.add(new)
     fresh = {p.prompt_id for p in new}
-    assert fresh & {i for _ in range(6) for i in ids(curriculum, 12)}
+    assert fresh & {i for _ in range(6) for i in proposed_ids(curriculum, 12)}
     again = build_curriculum(spec, old, seed=5)
     again.add(new)
     again.load_state_dict(curriculum.state_dict())
@@ -300,30 +312,30 @@ def test_new_prompts_take_part_and_survive_a_restart(spec):
 
 @all_kinds
 def test_a_dry_capability_leaves_its_places_to_the_others(spec):
-    prompts = pool(a=2, b=30)
-    batch = ids(build_curriculum(spec, prompts, seed=0), 10)
+    prompts = prompt_pool(a=2, b=30)
+    batch = proposed_ids(build_curriculum(spec, prompts, seed=0), 10)
     assert by_capability(prompts, batch) == {"a": 2, "b": 8}
 
 
 @all_kinds
 @pytest.mark.parametrize("num_passed", [0, 8], ids=["all dead", "all solved"])
 def test_a_pool_without_signal_still_fills_its_batches(spec, num_passed):
-    curriculum = build_curriculum(spec, pool(a=12, b=12), seed=0)
+    curriculum = build_curriculum(spec, prompt_pool(a=12, b=12), seed=0)
     for step in range(12):
         proposals = curriculum.propose(8, num_generations=8)
         assert len(proposals) == 8
         for p in proposals:
-            curriculum.observe(counted(p.prompt_id, num_passed, step=step))
+            curriculum.observe(counted_group(p.prompt_id, num_passed, step=step))
     assert "filled" in {p.reason for p in proposals} or not isinstance(curriculum, Adaptive)
 
 
 def test_undecided_groups_teach_nothing():
-    prompts = pool(a=3)
+    prompts = prompt_pool(a=3)
     for spec in SHIPPED.values():
         told, other = (build_curriculum(spec, prompts, seed=0) for _ in range(2))
-        told.observe(group(prompts[0].prompt_id, [None, None]))
+        told.observe(make_group([None, None], prompt_id=prompts[0].prompt_id))
         if isinstance(told, Adaptive) and isinstance(other, Adaptive):
-            assert ids(told, 0) == ids(other, 0) == []
+            assert proposed_ids(told, 0) == proposed_ids(other, 0) == []
             for one in prompts:
                 assert told.posterior(one.prompt_id) == other.posterior(one.prompt_id)
         else:
@@ -344,7 +356,7 @@ def test_places_of_a_dry_capability_come_from_the_richest(left, num):
 @pytest.mark.parametrize("name", ["adaptive", "adaptive_no_probe", "uniform", "mopps"])
 def test_prompts_that_nobody_can_verify_do_not_pile_up(name):
     """One in a hundred is never decided: not many more of a batch, whatever is scored."""
-    prompts = pool(a=1500, b=1500)
+    prompts = prompt_pool(a=1500, b=1500)
     rng = np.random.default_rng(0)
     rate_of = dict(zip((p.prompt_id for p in prompts), rng.random(3000).tolist(), strict=True))
     lost = {p.prompt_id for i, p in enumerate(prompts) if i % 100 == 0}
@@ -353,54 +365,54 @@ def test_prompts_that_nobody_can_verify_do_not_pile_up(name):
     for step in range(40):
         asked = curriculum.to_probe(64)
         curriculum.observe_likelihood(dict.fromkeys(asked), step=step)
-        batch = ids(curriculum, 64)
+        batch = proposed_ids(curriculum, 64)
         num_lost.append(len(lost.intersection(batch)))
         for prompt_id in batch:
             passes = rng.random(8) < rate_of[prompt_id]
             known = [None] * 8 if prompt_id in lost else passes.tolist()
-            curriculum.observe(group(prompt_id, known, step=step))
+            curriculum.observe(make_group(known, prompt_id=prompt_id, step=step))
     assert np.mean(num_lost[20:]) < 0.03 * 64
 
 
 @pytest.mark.parametrize("name", ["uniform", "dapo", "scalerl"])
 def test_the_whole_pool_is_seen_before_anything_twice(name):
-    prompts = pool(a=20)
+    prompts = prompt_pool(a=20)
     curriculum = build_curriculum(SHIPPED[name], prompts, seed=3)
-    batches = [ids(curriculum, 7) for _ in range(3)]
+    batches = [proposed_ids(curriculum, 7) for _ in range(3)]
     assert set().union(*batches) == {p.prompt_id for p in prompts}
     assert len(set(batches[0]) | set(batches[1])) == 14
 
 
 def test_scalerl_retires_by_the_rate_of_all_rollouts():
-    prompts = pool(a=6)
+    prompts = prompt_pool(a=6)
     curriculum = build_curriculum(SHIPPED["scalerl"], prompts, seed=0)
     solved, mixed = prompts[0].prompt_id, prompts[1].prompt_id
     for step, (one, other) in enumerate([(8, 8), (7, 5)]):  # 15 of 16, 13 of 16
-        curriculum.observe(counted(solved, one, step=step))
-        curriculum.observe(counted(mixed, other, step=step))
+        curriculum.observe(counted_group(solved, one, step=step))
+        curriculum.observe(counted_group(mixed, other, step=step))
     proposals = curriculum.propose(6, num_generations=8)
     assert {p.prompt_id for p in proposals if p.reason == "filled"} == {solved}
-    assert all(solved not in ids(curriculum, 5) for _ in range(10))
+    assert all(solved not in proposed_ids(curriculum, 5) for _ in range(10))
 
 
 def test_difficulty_pools_weigh_by_the_latest_group_only():
-    prompts = pool(a=300)
+    prompts = prompt_pool(a=300)
     curriculum = build_curriculum(SHIPPED["difficulty_pools"], prompts, seed=0)
     rate = {p.prompt_id: (0, 4, 8)[i % 3] for i, p in enumerate(prompts)}
     for p in prompts:
-        curriculum.observe(counted(p.prompt_id, 4, step=0))
-        curriculum.observe(counted(p.prompt_id, rate[p.prompt_id], step=1))
-    drawn = Counter(rate[i] for _ in range(400) for i in ids(curriculum, 3))
+        curriculum.observe(counted_group(p.prompt_id, 4, step=0))
+        curriculum.observe(counted_group(p.prompt_id, rate[p.prompt_id], step=1))
+    drawn = Counter(rate[i] for _ in range(400) for i in proposed_ids(curriculum, 3))
     # Weights 0.2, 1, 0.2.
     assert drawn[4] / 1200 == pytest.approx(1 / 1.4, abs=0.05)
     assert drawn[0] / 1200 == pytest.approx(0.2 / 1.4, abs=0.04)
 
 
 def test_mopps_follows_its_text():
-    prompts = pool(a=1)
+    prompts = prompt_pool(a=1)
     curriculum = build_curriculum(SHIPPED["mopps"], prompts, seed=0)
     for step, num_passed in enumerate([6, 1]):
-        curriculum.observe(counted(prompts[0].prompt_id, num_passed, step=step))
+        curriculum.observe(counted_group(prompts[0].prompt_id, num_passed, step=step))
     decision = curriculum.propose(1, num_generations=8)[0].decision
     # alpha: 1 -> 0.5 + 0.5 + 6 -> 0.5 * 7 + 0.5 + 1; beta: 1 -> 0.5 + 0.5 + 2 -> 0.5 * 3 + 0.5 + 7
     assert (decision["alpha"], decision["beta"]) == (5.0, 9.0)

@@ -10,13 +10,20 @@ from hypothesis import strategies as st
 
 from posttrain.curriculum import build_curriculum
 from posttrain.recipe.curricula import UniformCurriculum
-from tests.curriculum_cases import adaptive, counted, group, ids, pool, prompt
+from tests.builders import (
+    adaptive,
+    counted_group,
+    make_group,
+    numbered_prompt,
+    prompt_pool,
+    proposed_ids,
+)
 
 
 @given(st.lists(st.integers(0, 8), max_size=30), st.floats(0.05, 0.95), st.floats(0.1, 20))
 def test_posterior_is_the_closed_form_where_nothing_moves(passes, mean, strength):
     """One prompt without discount: Beta(kappa m + passes, kappa (1 - m) + fails)."""
-    prompts = pool(a=2)
+    prompts = prompt_pool(a=2)
     curriculum = adaptive(
         prompts,
         discount=1.0,
@@ -26,10 +33,12 @@ def test_posterior_is_the_closed_form_where_nothing_moves(passes, mean, strength
         probe=0,
     )
     before = curriculum.posterior(prompts[1].prompt_id)
-    curriculum.observe(counted(prompts[0].prompt_id, 4, step=0))  # the global mean moves with it
+    curriculum.observe(
+        counted_group(prompts[0].prompt_id, 4, step=0)
+    )  # the global mean moves with it
     for step, num_passed in enumerate(passes):
-        curriculum.observe(counted(prompts[1].prompt_id, num_passed, step=step))
-    ids(curriculum, 1)
+        curriculum.observe(counted_group(prompts[1].prompt_id, num_passed, step=step))
+    proposed_ids(curriculum, 1)
     alpha, beta = curriculum.posterior(prompts[1].prompt_id)
     assert 0 < alpha < math.inf
     assert 0 < beta < math.inf
@@ -43,18 +52,20 @@ def test_posterior_is_the_closed_form_where_nothing_moves(passes, mean, strength
 
 def prior_of(curriculum, level=None):
     """What is believed of an untried prompt of capability a."""
-    ids(curriculum, 0)
-    stranger = prompt(1_000_000 + len(curriculum.state_dict()["pool"]["order"]), "a", level)
+    proposed_ids(curriculum, 0)
+    stranger = numbered_prompt(
+        1_000_000 + len(curriculum.state_dict()["pool"]["order"]), "a", level
+    )
     curriculum.add([stranger])
     return curriculum.posterior(stranger.prompt_id)
 
 
 def test_older_groups_count_for_less():
-    prompts = pool(a=4)
+    prompts = prompt_pool(a=4)
     curriculum = adaptive(prompts, discount=0.5, probe=0)
     for step, num_passed in enumerate([8, 0, 4]):
-        curriculum.observe(counted(prompts[0].prompt_id, num_passed, step=step))
-    ids(curriculum, 1)
+        curriculum.observe(counted_group(prompts[0].prompt_id, num_passed, step=step))
+    proposed_ids(curriculum, 1)
     alpha, beta = curriculum.posterior(prompts[0].prompt_id)
     base_alpha, base_beta = prior_of(curriculum)
     assert alpha - base_alpha == pytest.approx(0.25 * 8 + 4)
@@ -62,17 +73,17 @@ def test_older_groups_count_for_less():
 
 
 def test_a_dead_level_is_known_from_a_few_of_its_prompts():
-    easy = [prompt(i, "a", "easy") for i in range(50)]
-    dead = [prompt(i, "a", "dead") for i in range(50)]
+    easy = [numbered_prompt(i, "a", "easy") for i in range(50)]
+    dead = [numbered_prompt(i, "a", "dead") for i in range(50)]
     curriculum = adaptive(easy + dead, explore_min=0, explore_max=0, probe=0, temperature=0.05)
     for p in dead[:12]:
-        curriculum.observe(counted(p.prompt_id, 0))
+        curriculum.observe(counted_group(p.prompt_id, 0))
     for p in easy[:12]:
-        curriculum.observe(counted(p.prompt_id, 4))
-    chosen = set(ids(curriculum, 30))
+        curriculum.observe(counted_group(p.prompt_id, 4))
+    chosen = set(proposed_ids(curriculum, 30))
     assert len(chosen & {p.prompt_id for p in easy}) >= 29
     for p in dead[12:]:  # and that it came back to life
-        curriculum.observe(counted(p.prompt_id, 4, step=60))
+        curriculum.observe(counted_group(p.prompt_id, 4, step=60))
     alpha, beta = prior_of(curriculum, "dead")
     assert alpha / (alpha + beta) > 0.4
 
@@ -86,8 +97,9 @@ def stepped(curriculum, rate_of, *, num_steps, batch=16, seed=0, logprob_of=None
             wanted = curriculum.to_probe(2 * batch)
             curriculum.observe_likelihood({i: logprob_of[i] for i in wanted}, step=step)
         signals.append([])
-        for prompt_id in ids(curriculum, batch):
-            scored = group(prompt_id, (rng.random(8) < rate_of[prompt_id]).tolist(), step)
+        for prompt_id in proposed_ids(curriculum, batch):
+            passed = (rng.random(8) < rate_of[prompt_id]).tolist()
+            scored = make_group(passed, prompt_id=prompt_id, step=step)
             curriculum.observe(scored)
             signals[-1].append(scored.has_signal)
     return np.array(signals).mean(axis=1)
@@ -96,7 +108,7 @@ def stepped(curriculum, rate_of, *, num_steps, batch=16, seed=0, logprob_of=None
 def mixed_pool(num=2000, alive=0.1, seed=0):
     """Prompts without levels: alive ones at 0.2 to 0.8, the others at 0 and 1."""
     rng = np.random.default_rng(seed)
-    prompts = [prompt(i, "a") for i in range(num)]
+    prompts = [numbered_prompt(i, "a") for i in range(num)]
     rates = np.where(rng.random(num) < alive, rng.uniform(0.2, 0.8, num), rng.integers(0, 2, num))
     return prompts, dict(zip((p.prompt_id for p in prompts), rates.tolist(), strict=True))
 
@@ -137,7 +149,7 @@ def test_tags_of_half_of_the_prompts_are_used_and_nan_is_none():
     first = stepped(one, rate_of, num_steps=12)
     assert stepped(other, rate_of, num_steps=12).tolist() == first.tolist()
     tagged = set(half)
-    chosen = ids(one, 200)
+    chosen = proposed_ids(one, 200)
     alive = [i for i in chosen if 0 < rate_of[i] < 1]
     assert sum(i in tagged for i in alive) > 0.7 * len(alive)
     with pytest.raises(ValueError, match="infinite"):
@@ -162,7 +174,7 @@ def test_the_likelihood_probe_earns_its_weight_or_turns_itself_off():
 
 
 def test_what_has_no_answer_to_score_is_not_asked_about_again():
-    some, none = pool(a=100), pool(b=100)
+    some, none = prompt_pool(a=100), prompt_pool(b=100)
     curriculum = adaptive(some + none)
     others = {p.prompt_id for p in none}
     asked: list[str] = []
@@ -182,14 +194,14 @@ def test_what_has_no_answer_to_score_is_not_asked_about_again():
 
 
 def test_a_likelihood_that_is_none_is_refused():
-    curriculum = adaptive(pool(a=2))
+    curriculum = adaptive(prompt_pool(a=2))
     for value in (math.nan, 0.5):
         with pytest.raises(ValueError, match="no log-probability"):
-            curriculum.observe_likelihood({pool(a=2)[0].prompt_id: value}, step=0)
+            curriculum.observe_likelihood({prompt_pool(a=2)[0].prompt_id: value}, step=0)
 
 
 def test_solved_prompts_are_reviewed_and_unsolved_ones_wait_longer_each_time():
-    prompts = pool(a=40)
+    prompts = prompt_pool(a=40)
     curriculum = adaptive(
         prompts, review=0.1, retry=0.1, backoff=4, probe=0, explore_min=0, explore_max=0
     )
@@ -202,7 +214,7 @@ def test_solved_prompts_are_reviewed_and_unsolved_ones_wait_longer_each_time():
             if p.prompt_id in dead and p.reason in ("retried", "selected"):
                 retries.setdefault(p.prompt_id, []).append(step)
             passed = 8 if p.prompt_id in solved else 0 if p.prompt_id in dead else 4
-            curriculum.observe(counted(p.prompt_id, passed, step=step))
+            curriculum.observe(counted_group(p.prompt_id, passed, step=step))
     assert reasons["reviewed"] == pytest.approx(60, abs=12)
     waits = [np.diff(steps) for steps in retries.values() if len(steps) > 2]
     assert waits
@@ -214,13 +226,13 @@ def test_solved_prompts_are_reviewed_and_unsolved_ones_wait_longer_each_time():
 
 def test_the_explored_share_follows_what_is_alive():
     def explored(rate):
-        prompts = pool(a=3000)
+        prompts = prompt_pool(a=3000)
         curriculum = adaptive(prompts, explore_min=0.02, explore_max=0.2, probe=0)
         reasons = Counter()
         for step in range(30):
             for p in curriculum.propose(20, num_generations=8):
                 reasons[p.reason] += 1
-                curriculum.observe(counted(p.prompt_id, rate, step=step))
+                curriculum.observe(counted_group(p.prompt_id, rate, step=step))
         return reasons["explored"] / reasons.total()
 
     assert explored(4) == pytest.approx(0.2, abs=0.03)
@@ -228,12 +240,12 @@ def test_the_explored_share_follows_what_is_alive():
 
 
 def test_the_band_moves_to_harder_prompts_as_the_capability_is_mastered():
-    prompts = pool(a=400)
+    prompts = prompt_pool(a=400)
     curriculum = adaptive(prompts, probe=0)
     centres = []
     for step in range(40):
         for p in curriculum.propose(10, num_generations=8):
-            curriculum.observe(counted(p.prompt_id, 2 if step < 20 else 7, step=step))
+            curriculum.observe(counted_group(p.prompt_id, 2 if step < 20 else 7, step=step))
         centres.append(curriculum.metrics()["curriculum/a/centre"])
     assert centres[15] == pytest.approx(0.5, abs=0.02)
     assert 0.4 <= centres[-1] < 0.45
@@ -258,11 +270,11 @@ def test_pilots_where_they_save_and_their_continuation():
 
 
 def test_a_failed_pilot_is_stopped_though_no_group_ever_had_signal():
-    prompts = pool(a=600)
+    prompts = prompt_pool(a=600)
     curriculum = adaptive(prompts, probe=0)
     for step in range(4):
         for p in curriculum.propose(16, num_generations=16):
-            curriculum.observe(counted(p.prompt_id, 0, num=16, step=step))
+            curriculum.observe(counted_group(p.prompt_id, 0, num=16, step=step))
     proposals = curriculum.propose(16, num_generations=16)
     pilots = [(p.prompt_id, p.num_pilot) for p in proposals if p.num_pilot]
     assert curriculum.metrics()["curriculum/signal_per_rollout"] == 0.0
@@ -273,8 +285,8 @@ def test_a_failed_pilot_is_stopped_though_no_group_ever_had_signal():
 
 
 def test_a_stratum_without_likelihoods_does_not_keep_others_from_being_asked():
-    prompts = [prompt(i, "a", "mute") for i in range(100)]
-    prompts += [prompt(i, "a", "told") for i in range(2000)]
+    prompts = [numbered_prompt(i, "a", "mute") for i in range(100)]
+    prompts += [numbered_prompt(i, "a", "told") for i in range(2000)]
     level = {p.prompt_id: p.level for p in prompts}
     rng = np.random.default_rng(0)
     rates = np.where(rng.random(len(prompts)) < 0.1, 0.5, 1e-4)
@@ -288,16 +300,16 @@ def test_a_stratum_without_likelihoods_does_not_keep_others_from_being_asked():
         curriculum.observe_likelihood(told, step=step)
         for p in curriculum.propose(16, num_generations=8):
             num_passed = int(rng.binomial(8, rate_of[p.prompt_id]))
-            curriculum.observe(counted(p.prompt_id, num_passed, step=step))
+            curriculum.observe(counted_group(p.prompt_id, num_passed, step=step))
 
 
 def test_predictions_are_calibrated_on_a_policy_that_does_not_move():
     rng = np.random.default_rng(3)
-    prompts = pool(a=400)
+    prompts = prompt_pool(a=400)
     rate_of = dict(zip((p.prompt_id for p in prompts), rng.beta(0.5, 0.7, 400), strict=True))
     curriculum = adaptive(prompts, probe=0)
     stepped(curriculum, rate_of, num_steps=150)
-    ids(curriculum, 1)
+    proposed_ids(curriculum, 1)
     assert curriculum.metrics()["curriculum/error"] < 0.05
     bins = [b for b in curriculum.reliability() if b[2] > 500]
     assert len(bins) >= 4

@@ -12,13 +12,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_cases import BAD_ROWS, QA, chat, gym, jsonl, load, recipe, source
 
 from posttrain import data
 from posttrain.data import reading
 from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.rewards import verify
 from posttrain.tables import read_table
+from tests.builders import (
+    BAD_ROWS,
+    QA,
+    chat,
+    data_recipe,
+    file_source,
+    gym_source,
+    load_bundle,
+    write_jsonl,
+)
 
 # ---- the shapes of rows
 
@@ -42,28 +51,34 @@ from posttrain.tables import read_table
 def test_each_layout_gives_the_same_conversation(
     row: dict[str, Any], columns: dict[str, str], tmp_path: Path
 ) -> None:
-    jsonl(tmp_path, [row])
-    bundle = load(recipe(sft=[source(columns=columns)]), tmp_path)
+    write_jsonl(tmp_path, [row])
+    bundle = load_bundle(data_recipe(sft=[file_source(columns=columns)]), tmp_path)
     assert [s.messages for s in bundle.samples] == [chat("hi", "hello")]
-    rl = load(recipe(rl=[source(columns=columns, verifier="exact")]), tmp_path)
+    rl = load_bundle(data_recipe(rl=[file_source(columns=columns, verifier="exact")]), tmp_path)
     assert [(p.messages, p.reference) for p in rl.prompts] == [(chat("hi"), "hello")]
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "d.parquet")
-    table = load(recipe(sft=[source("d.parquet", columns=columns)]), tmp_path)
+    table = load_bundle(data_recipe(sft=[file_source("d.parquet", columns=columns)]), tmp_path)
     assert [s.sample_id for s in table.samples] == [s.sample_id for s in bundle.samples]
 
 
 def test_system_and_suffix_frame_the_question(tmp_path: Path) -> None:
-    jsonl(
+    write_jsonl(
         tmp_path, [{"messages": chat("a", "b", "c", "d")}, {"messages": chat("e", "f", system="S")}]
     )
-    bundle = load(recipe(sft=[source(system="Be brief.", suffix=" Now!")]), tmp_path)
+    bundle = load_bundle(
+        data_recipe(sft=[file_source(system="Be brief.", suffix=" Now!")]), tmp_path
+    )
     assert bundle.samples[0].messages == chat("a", "b", "c Now!", "d", system="Be brief.")
     assert bundle.samples[1].messages == chat("e Now!", "f", system="Be brief.\n\nS")
 
 
 def test_a_worked_answer_is_taught_whole_and_compared_by_its_result(tmp_path: Path) -> None:
-    jsonl(tmp_path, [{"question": "2*36?", "answer": "36+36 = <<36+36=72>>72\n#### 72"}, QA[0]])
-    bundle = load(recipe(sft=[source(verifier="math")], rl=[source(verifier="math")]), tmp_path)
+    write_jsonl(
+        tmp_path, [{"question": "2*36?", "answer": "36+36 = <<36+36=72>>72\n#### 72"}, QA[0]]
+    )
+    bundle = load_bundle(
+        data_recipe(sft=[file_source(verifier="math")], rl=[file_source(verifier="math")]), tmp_path
+    )
     sample, prompt = bundle.samples[0], bundle.prompts[0]
     assert sample.messages[-1]["content"].endswith("#### 72")
     assert sample.reference == prompt.reference == "72"
@@ -71,12 +86,14 @@ def test_a_worked_answer_is_taught_whole_and_compared_by_its_result(tmp_path: Pa
     task = data.prompt_of(sample)
     assert task is not None
     assert (task.messages, task.prompt_id) == (prompt.messages, prompt.prompt_id)
-    assert data.prompt_of(load(recipe(sft=[source()]), tmp_path).samples[0]) is None
+    assert (
+        data.prompt_of(load_bundle(data_recipe(sft=[file_source()]), tmp_path).samples[0]) is None
+    )
 
 
 def test_a_number_is_an_answer(tmp_path: Path) -> None:
-    jsonl(tmp_path, [{"question": "?", "answer": 72}, {"question": "??", "answer": 0.5}])
-    bundle = load(recipe(sft=[source()]), tmp_path)
+    write_jsonl(tmp_path, [{"question": "?", "answer": 72}, {"question": "??", "answer": 0.5}])
+    bundle = load_bundle(data_recipe(sft=[file_source()]), tmp_path)
     assert [s.messages[-1]["content"] for s in bundle.samples] == ["72", "0.5"]
 
 
@@ -90,8 +107,8 @@ def test_a_bad_row_is_quarantined_with_line_and_reason(
     reason: str, row: bytes | dict[str, Any], tmp_path: Path
 ) -> None:
     good = {"messages": chat("a", "b")}
-    jsonl(tmp_path, [good, b"", row, {"messages": chat("c", "d")}])
-    bundle = load(recipe(sft=[source()], max_bad_rows=0.5), tmp_path)
+    write_jsonl(tmp_path, [good, b"", row, {"messages": chat("c", "d")}])
+    bundle = load_bundle(data_recipe(sft=[file_source()], max_bad_rows=0.5), tmp_path)
     assert len(bundle.samples) == 2
     (left,) = bundle.quarantine
     assert (left["reason"], left["line"], left["malformed"]) == (reason, 3, True)
@@ -109,8 +126,8 @@ def test_a_line_of_more_than_10_mb_is_skipped_whole(
     exact = json.dumps({"messages": chat("a", "b"), "pad": ""})
     exact = exact[:-2] + "p" * (1000 - len(exact)) + '"}'
     assert len(exact) == 1000
-    jsonl(tmp_path, [long, exact.encode(), {"messages": chat("c", "d")}, long])
-    bundle = load(recipe(sft=[source()], max_bad_rows=0.5), tmp_path)
+    write_jsonl(tmp_path, [long, exact.encode(), {"messages": chat("c", "d")}, long])
+    bundle = load_bundle(data_recipe(sft=[file_source()], max_bad_rows=0.5), tmp_path)
     assert [s.messages[0]["content"] for s in bundle.samples] == ["a", "c"]
     assert [(q["line"], q["reason"]) for q in bundle.quarantine] == [
         (1, "too_long"),
@@ -121,34 +138,41 @@ def test_a_line_of_more_than_10_mb_is_skipped_whole(
 def test_bom_and_crlf_and_a_missing_last_newline_do_no_harm(tmp_path: Path) -> None:
     lines = [json.dumps({"messages": chat(c, "b")}).encode() for c in "xyz"]
     (tmp_path / "d.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
-    assert len(load(recipe(sft=[source()]), tmp_path).samples) == 3
+    assert len(load_bundle(data_recipe(sft=[file_source()]), tmp_path).samples) == 3
 
 
 def test_too_many_bad_rows_stop_the_run_and_leave_the_quarantine(tmp_path: Path) -> None:
     rows: list[Any] = [{"messages": chat(f"q{n}", "a")} for n in range(97)]
-    jsonl(tmp_path, [*rows, b"{", b"{", {"messages": []}])
+    write_jsonl(tmp_path, [*rows, b"{", b"{", {"messages": []}])
     path = tmp_path / "out" / "quarantine.parquet"
     with pytest.raises(data.BadRows, match=r"3 of 100 rows are unusable \(3\.00%") as caught:
-        load(recipe(sft=[source()], max_bad_rows=0.02), tmp_path, quarantine_path=path)
+        load_bundle(
+            data_recipe(sft=[file_source()], max_bad_rows=0.02), tmp_path, quarantine_path=path
+        )
     assert caught.value.exit_code == 4
     assert "2 broken_json, 1 missing_turn; the first, line 98" in caught.value.message
     assert read_table(path) == caught.value.quarantine
     assert len(caught.value.quarantine) == 3
-    assert len(load(recipe(sft=[source()], max_bad_rows=0.03), tmp_path).samples) == 97
+    assert (
+        len(load_bundle(data_recipe(sft=[file_source()], max_bad_rows=0.03), tmp_path).samples)
+        == 97
+    )
 
 
 def test_duplicates_do_not_count_as_bad(tmp_path: Path) -> None:
-    jsonl(tmp_path, [{"messages": chat("q", "a")}] * 50)
-    bundle = load(recipe(sft=[source()], max_bad_rows=0.0), tmp_path)
+    write_jsonl(tmp_path, [{"messages": chat("q", "a")}] * 50)
+    bundle = load_bundle(data_recipe(sft=[file_source()], max_bad_rows=0.0), tmp_path)
     assert len(bundle.samples) == 1
     assert Counter(q["reason"] for q in bundle.quarantine) == {"duplicate": 49}
     assert not any(q["malformed"] for q in bundle.quarantine)
 
 
 def test_a_verifier_that_does_not_fit_stops_the_run(tmp_path: Path) -> None:
-    jsonl(tmp_path, [{"question": f"q{n}", "answer": "because the cat sat"} for n in range(9)])
+    write_jsonl(
+        tmp_path, [{"question": f"q{n}", "answer": "because the cat sat"} for n in range(9)]
+    )
     with pytest.raises(data.BadRows, match=r"9 verifier_fit.*no mathematical expression"):
-        load(recipe(rl=[source(verifier="math")]), tmp_path)
+        load_bundle(data_recipe(rl=[file_source(verifier="math")]), tmp_path)
 
 
 # ---- errors of the recipe
@@ -169,28 +193,28 @@ def test_a_column_that_is_not_there_names_those_that_are(
     columns: dict[str, str], said: str, hint: str, tmp_path: Path
 ) -> None:
     row = {"problem": "1+1", "solution": "2"}
-    jsonl(tmp_path, [row])
+    write_jsonl(tmp_path, [row])
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "d.parquet")
     for name in ("d.jsonl", "d.parquet"):
         with pytest.raises(RecipeError) as caught:
-            load(recipe(sft=[source(name, columns=columns)]), tmp_path)
+            load_bundle(data_recipe(sft=[file_source(name, columns=columns)]), tmp_path)
         assert said in caught.value.message
         assert f"sft.data[0]: {name}" in caught.value.message
         assert hint in caught.value.hint
 
 
 def test_errors_name_the_source(tmp_path: Path) -> None:
-    jsonl(tmp_path, QA)
+    write_jsonl(tmp_path, QA)
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "wide.jsonl").write_text("{}", encoding="utf-16")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     (tmp_path / "d.csv").write_text("a,b")
     cases: list[tuple[dict[str, Any], str]] = [
-        (source("none.jsonl"), r"sft\.data\[0\]: none\.jsonl: no such file"),
-        (source("empty.jsonl"), r"empty\.jsonl holds no rows"),
-        (source("wide.jsonl"), "is UTF-16"),
-        (source("bad.parquet"), "not a readable Parquet file"),
-        (source("./d.csv"), "is none of .jsonl, .ndjson, .json, .parquet"),
+        (file_source("none.jsonl"), r"sft\.data\[0\]: none\.jsonl: no such file"),
+        (file_source("empty.jsonl"), r"empty\.jsonl holds no rows"),
+        (file_source("wide.jsonl"), "is UTF-16"),
+        (file_source("bad.parquet"), "not a readable Parquet file"),
+        (file_source("./d.csv"), "is none of .jsonl, .ndjson, .json, .parquet"),
         ({"reasoning_gym": ["chain_sun"], "size": 3},
          "no family 'chain_sun', the nearest is 'chain_sum'"),
         ({"reasoning_gym": {"chain_sum": {"min_term": 2}}, "size": 3},
@@ -201,10 +225,10 @@ def test_errors_name_the_source(tmp_path: Path) -> None:
     ]  # fmt: skip
     for given_source, said in cases:
         with pytest.raises(RecipeError, match=said) as caught:
-            load(recipe(sft=[given_source]), tmp_path)
+            load_bundle(data_recipe(sft=[given_source]), tmp_path)
         assert caught.value.hint
     with pytest.raises(RecipeError, match=r"rl\.data\[0\]: nothing can decide answers"):
-        load(recipe(rl=[source()]), tmp_path)
+        load_bundle(data_recipe(rl=[file_source()]), tmp_path)
 
 
 # ---- data sets by name, and counting
@@ -212,11 +236,11 @@ def test_errors_name_the_source(tmp_path: Path) -> None:
 
 def test_a_folder_is_read_as_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    jsonl(tmp_path / "set", QA, "train.jsonl")
-    what = recipe(sft=[source(str(tmp_path / "set"), size=7)])
-    assert len(load(what, tmp_path).samples) == 7
+    write_jsonl(tmp_path / "set", QA, "train.jsonl")
+    what = data_recipe(sft=[file_source(str(tmp_path / "set"), size=7)])
+    assert len(load_bundle(what, tmp_path).samples) == 7
     with pytest.raises(RecipeError, match="nosuch"):
-        load(recipe(sft=[source(str(tmp_path / "set"), split="nosuch")]), tmp_path)
+        load_bundle(data_recipe(sft=[file_source(str(tmp_path / "set"), split="nosuch")]), tmp_path)
 
 
 def test_a_name_that_is_neither_file_nor_data_set(
@@ -235,26 +259,30 @@ def test_a_name_that_is_neither_file_nor_data_set(
     with pytest.raises(
         RecipeError, match=r"sft\.data\[0\]: no/such is neither a file nor a data set"
     ):
-        load(recipe(sft=[source("no/such")]), tmp_path)
+        load_bundle(data_recipe(sft=[file_source("no/such")]), tmp_path)
     monkeypatch.setattr(datasets, "load_dataset_builder", offline)
     with pytest.raises(EnvironmentFault, match="cannot be fetched: no route"):
-        load(recipe(sft=[source("no/such")]), tmp_path)
+        load_bundle(data_recipe(sft=[file_source("no/such")]), tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(EnvironmentFault, match="needs the package datasets") as caught:
-        load(recipe(sft=[source("no/such")]), tmp_path)
+        load_bundle(data_recipe(sft=[file_source("no/such")]), tmp_path)
     assert caught.value.hint == "pip install datasets"
 
 
 def test_count_rows_is_cheap_and_right(tmp_path: Path) -> None:
-    jsonl(tmp_path, [*QA, b""])
+    write_jsonl(tmp_path, [*QA, b""])
     pq.write_table(pa.Table.from_pylist(QA), tmp_path / "d.parquet")
-    what = recipe(
-        sft=[source(), source("d.parquet", size=12)], rl=[gym("gcd", "lcm"), source(size=99)]
+    what = data_recipe(
+        sft=[file_source(), file_source("d.parquet", size=12)],
+        rl=[gym_source("gcd", "lcm"), file_source(size=99)],
     )
     assert data.count_rows(what, find=lambda n: tmp_path / n) == {"sft": 52, "rl": 80}
-    some = recipe(sft=[source("hub/name")], rl=[source("hub/name", size=9)])
+    some = data_recipe(sft=[file_source("hub/name")], rl=[file_source("hub/name", size=9)])
     assert data.count_rows(some, find=lambda n: tmp_path / n) == {"sft": None, "rl": 9}
-    assert data.count_rows(recipe(rl=[gym("gcd")]), find=Path) == {"sft": None, "rl": 20}
+    assert data.count_rows(data_recipe(rl=[gym_source("gcd")]), find=Path) == {
+        "sft": None,
+        "rl": 20,
+    }
 
 
 def test_loading_imports_no_training_library() -> None:
@@ -280,9 +308,9 @@ def test_loading_imports_no_training_library() -> None:
 def test_a_column_of_another_field_is_not_proposed(
     columns: dict[str, str], row: dict[str, str], proposed: str, tmp_path: Path
 ) -> None:
-    jsonl(tmp_path, [row])
+    write_jsonl(tmp_path, [row])
     with pytest.raises(RecipeError) as caught:
-        load(recipe(sft=[source(columns=columns)]), tmp_path)
+        load_bundle(data_recipe(sft=[file_source(columns=columns)]), tmp_path)
     assert caught.value.hint == f"under sft.data[0] write columns: {proposed}"
 
 
@@ -295,12 +323,12 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     raw[4:200] = b"\xff" * 196
     (tmp_path / "torn.parquet").write_bytes(raw)
     with pytest.raises(RecipeError, match=r"sft\.data\[0\]: torn\.parquet is not a readable"):
-        load(recipe(sft=[source("torn.parquet")]), tmp_path)
+        load_bundle(data_recipe(sft=[file_source("torn.parquet")]), tmp_path)
 
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_json_array_is_told_from_broken_rows(indent: int | None, tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(json.dumps(QA, indent=indent))
     with pytest.raises(RecipeError, match=r"d\.json is one JSON array, and one object a line") as e:
-        load(recipe(sft=[source("d.json")]), tmp_path)
+        load_bundle(data_recipe(sft=[file_source("d.json")]), tmp_path)
     assert "d-rows.jsonl" in e.value.hint

@@ -8,22 +8,21 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from data_cases import gym, hashes, load, recipe
-
 from posttrain import data
 from posttrain.records import Prompt, Sample
 from posttrain.rewards import verify
+from tests.builders import data_recipe, gym_source, load_bundle, question_hashes
 
 
 def test_families_give_sized_disjoint_scorable_sets(tmp_path: Path) -> None:
     level = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
-    what = recipe(
-        sft=[gym("chain_sum", "gcd", size=30, suffix=" Number only.")],
+    what = data_recipe(
+        sft=[gym_source("chain_sum", "gcd", size=30, suffix=" Number only.")],
         rl=[{"reasoning_gym": {"chain_sum": level, "countdown": {}}, "size": 25}],
-        suites=[{"name": "hard", "data": [gym("gcd", size=15, capability="number theory")]}],
+        suites=[{"name": "hard", "data": [gym_source("gcd", size=15, capability="number theory")]}],
         heldout=20,
     )
-    bundle = load(what, tmp_path)
+    bundle = load_bundle(what, tmp_path)
     assert Counter(s.capability for s in bundle.samples) == {"chain_sum": 30, "gcd": 30}
     assert Counter(p.capability for p in bundle.prompts) == {"chain_sum": 25, "countdown": 25}
     held = Counter(p.capability for p in bundle.suites["heldout"])
@@ -41,8 +40,9 @@ def test_families_give_sized_disjoint_scorable_sets(tmp_path: Path) -> None:
 
 
 def test_held_out_size_is_per_capability_over_its_families(tmp_path: Path) -> None:
-    bundle = load(
-        recipe(rl=[gym("chain_sum", "gcd", "lcm", capability="math")], heldout=10), tmp_path
+    bundle = load_bundle(
+        data_recipe(rl=[gym_source("chain_sum", "gcd", "lcm", capability="math")], heldout=10),
+        tmp_path,
     )
     families = Counter(p.meta["family"] for p in bundle.suites["heldout"])
     assert families == {"chain_sum": 4, "gcd": 3, "lcm": 3}
@@ -52,8 +52,8 @@ def test_held_out_size_is_per_capability_over_its_families(tmp_path: Path) -> No
 def test_a_small_family_is_drawn_to_its_end_and_that_is_said(tmp_path: Path) -> None:
     # a + b and a - b with a and b in 0..9: 200 questions.
     level = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
-    bundle = load(
-        recipe(rl=[{"reasoning_gym": {"chain_sum": level}, "size": 500}], heldout=10), tmp_path
+    bundle = load_bundle(
+        data_recipe(rl=[{"reasoning_gym": {"chain_sum": level}, "size": 500}], heldout=10), tmp_path
     )
     assert len(bundle.prompts) == 190
     assert len({p.prompt_id for p in (*bundle.prompts, *bundle.suites["heldout"])}) == 200
@@ -64,22 +64,26 @@ def test_a_small_family_is_drawn_to_its_end_and_that_is_said(tmp_path: Path) -> 
 
 
 def test_two_sources_of_one_family_do_not_repeat_each_other(tmp_path: Path) -> None:
-    bundle = load(recipe(rl=[gym("countdown"), gym("countdown")]), tmp_path)
+    bundle = load_bundle(
+        data_recipe(rl=[gym_source("countdown"), gym_source("countdown")]), tmp_path
+    )
     assert len(bundle.prompts) == 40
     assert not bundle.quarantine
 
 
 def test_a_source_gives_the_same_whatever_stands_beside_it(tmp_path: Path) -> None:
-    one = load(recipe(rl=[gym("gcd")]), tmp_path)
-    two = load(recipe(sft=[gym("gcd")], rl=[gym("lcm"), gym("gcd")]), tmp_path)
+    one = load_bundle(data_recipe(rl=[gym_source("gcd")]), tmp_path)
+    two = load_bundle(
+        data_recipe(sft=[gym_source("gcd")], rl=[gym_source("lcm"), gym_source("gcd")]), tmp_path
+    )
     gcd = [p for p in two.prompts if p.capability == "gcd"]
     assert gcd == one.prompts
-    assert not hashes(two.samples) & hashes(two.prompts)
-    assert load(recipe(rl=[gym("gcd")]), tmp_path, seed=1).prompts != one.prompts
+    assert not question_hashes(two.samples) & question_hashes(two.prompts)
+    assert load_bundle(data_recipe(rl=[gym_source("gcd")]), tmp_path, seed=1).prompts != one.prompts
 
 
 def test_families_without_an_answer_still_make_prompts(tmp_path: Path) -> None:
-    bundle = load(recipe(rl=[gym("propositional_logic", size=5)]), tmp_path)
+    bundle = load_bundle(data_recipe(rl=[gym_source("propositional_logic", size=5)]), tmp_path)
     assert [p.reference for p in bundle.prompts] == [""] * 5
     own = bundle.prompts[0].meta["entry"]["metadata"]["example_answer"]
     assert verify(bundle.prompts[0], own).passed is True
@@ -110,8 +114,11 @@ def test_the_tables_are_the_same_bytes_in_another_process(tmp_path: Path) -> Non
 def test_prompts_and_samples_survive_their_tables(tmp_path: Path) -> None:
     from posttrain.tables import read_records, write_records
 
-    bundle = load(
-        recipe(sft=[gym("rearc", size=3)], rl=[gym("rearc", "countdown", size=3)]), tmp_path
+    bundle = load_bundle(
+        data_recipe(
+            sft=[gym_source("rearc", size=3)], rl=[gym_source("rearc", "countdown", size=3)]
+        ),
+        tmp_path,
     )
     write_records(tmp_path / "p.parquet", bundle.prompts, Prompt)
     write_records(tmp_path / "s.parquet", bundle.samples, Sample)

@@ -15,7 +15,7 @@ from posttrain.models import PolicyPath, live_tensors, load_tokenizer, prompt_id
 from posttrain.models.loading import load_base
 from posttrain.recipe.models import EngineSpec
 from posttrain.records import with_system
-from tests.conftest import make_prompt
+from tests.builders import make_prompt
 
 PROMPTS = [[1, 20, 30, 40], [1, 50, 60], [1, 70, 80, 90, 100, 110]]
 SPEC = EngineSpec(kind="transformers", max_model_len=128, max_num_seqs=8)

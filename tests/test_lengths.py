@@ -15,7 +15,7 @@ from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.recipe.models import Lora, Model
 from posttrain.records import Message, PreferencePair, Sample
 from posttrain.tables import read_records
-from tests.conftest import make_sample
+from tests.builders import make_sample
 
 KEY = "sft.trainer.max_length"
 ANSWERS = ("4", "four", "It is four, since two and two are. " * 3, "四つ \n", "2 + 2 = 4\n" * 9)

@@ -23,8 +23,14 @@ from posttrain.rl.compact import compact
 from posttrain.rl.places import engine_place
 from posttrain.rl.trainer import _is_masked
 from posttrain.tables import read_groups, read_json, read_table
-from tests.conftest import make_group, make_prompt
-from tests.scripted_engine import ScriptedEngine, pool, sampling_of, side_by_side
+from tests.builders import (
+    ScriptedEngine,
+    make_group,
+    make_prompt,
+    make_sampling,
+    side_by_side,
+    two_capabilities,
+)
 
 
 def collect(
@@ -37,12 +43,12 @@ def collect(
     step: int = 0,
     curriculum: Curriculum | None = None,
 ) -> tuple[Batch, dict[str, Prompt], ScriptedEngine]:
-    prompts = pool(num)
+    prompts = two_capabilities(num)
     engine = ScriptedEngine(tokenizer, prompts, right)
     by_id = {p.prompt_id: p for p in prompts}
     batch = collect_batch(
         curriculum or build_curriculum(UniformCurriculum(kind="uniform"), prompts, seed=0),
-        sampling_of(tokenizer, engine, by_id, step=step),
+        make_sampling(tokenizer, engine, by_id, step=step),
         num_groups=num_groups,
         max_refills=max_refills,
     )
@@ -103,7 +109,7 @@ def test_a_batch_is_full_and_everything_is_accounted_for(
     tiny_llama4: Path, rights: list[int], num_groups: int, max_refills: int
 ) -> None:
     tokenizer = load_tokenizer(tiny_llama4)
-    script = {p.prompt_id: right for p, right in zip(pool(20), rights, strict=True)}
+    script = {p.prompt_id: right for p, right in zip(two_capabilities(20), rights, strict=True)}
     batch, _, _ = collect(
         tokenizer, lambda p: script[p.prompt_id], num_groups=num_groups, max_refills=max_refills
     )
@@ -269,13 +275,13 @@ def test_two_engines_share_the_prompts_and_one_process_of_each_speaks(
 ) -> None:
     """Four processes in pairs: every prompt is generated once, and all see all of them."""
     places = [engine_place(rank=r, world_size=4, tensor_parallel_size=2) for r in range(4)]
-    prompts = pool(20)
+    prompts = two_capabilities(20)
 
     def batch(place: Any) -> tuple[Batch, ScriptedEngine]:
         engine = ScriptedEngine(tokenizer, prompts, lambda p: 2)
         found = collect_batch(
             build_curriculum(UniformCurriculum(kind="uniform"), prompts, seed=0),
-            sampling_of(tokenizer, engine, {p.prompt_id: p for p in prompts}, place=place),
+            make_sampling(tokenizer, engine, {p.prompt_id: p for p in prompts}, place=place),
             num_groups=6,
             max_refills=0,
         )
@@ -300,7 +306,7 @@ def test_offloading_is_for_one_process(
     monkeypatch.setattr(stage, "trainer_arguments", lambda *a, **k: two)
     with pytest.raises(RecipeError, match=r"rl\.offload_policy") as error:
         train(
-            pool(2),
+            two_capabilities(2),
             policy=PolicyPath(base=tiny_llama4),
             model=Model(base=str(tiny_llama4)),
             engine=EngineSpec(kind="transformers"),

@@ -25,7 +25,7 @@ from posttrain.rl.compact import compact
 from posttrain.rl.session import STATE_FILE, RolloutSession
 from posttrain.rl.trainer import CurriculumGRPOTrainer
 from posttrain.tables import read_metrics, read_table, write_json
-from tests.conftest import make_prompt
+from tests.builders import make_prompt
 
 pytestmark = pytest.mark.slow
 

@@ -25,8 +25,13 @@ from posttrain.rl.health import check_health
 from posttrain.rl.likelihood import MAX_ANSWER_TOKENS, answer_ids, score_references
 from posttrain.rl.places import engine_place
 from posttrain.tables import read_table, write_groups
-from tests.conftest import make_prompt
-from tests.scripted_engine import ScriptedEngine, pool, sampling_of, side_by_side
+from tests.builders import (
+    ScriptedEngine,
+    make_prompt,
+    make_sampling,
+    side_by_side,
+    two_capabilities,
+)
 
 REASONS = ("selected", "explored", "reviewed", "retried", "filled")
 
@@ -79,18 +84,18 @@ def spend(
     tokenizer: Any,
     curriculum: Piloting,
     right: Callable[[Prompt], int],
-    prompts: Sequence[Prompt] = tuple(pool(20)),
+    prompts: Sequence[Prompt] = tuple(two_capabilities(20)),
     **how: Any,
 ) -> tuple[Batch, ScriptedEngine]:
     engine = ScriptedEngine(tokenizer, prompts, right)
     by_id = {p.prompt_id: p for p in prompts}
     given = {"num_groups": 4, "max_refills": 1, **how}
-    return collect_batch(curriculum, sampling_of(tokenizer, engine, by_id), **given), engine
+    return collect_batch(curriculum, make_sampling(tokenizer, engine, by_id), **given), engine
 
 
 def test_a_pilot_that_shows_promise_is_drawn_to_the_end(tokenizer: Any) -> None:
     """One right answer a call: of the pilot's two and of the rest's two, so two of four."""
-    curriculum = Piloting(pool(20))
+    curriculum = Piloting(two_capabilities(20))
     batch, engine = spend(tokenizer, curriculum, lambda p: 1)
     assert batch.uses == ["trained"] * 4
     assert [(len(g.rollouts), g.num_passed) for g in batch.groups] == [(4, 2)] * 4
@@ -100,7 +105,7 @@ def test_a_pilot_that_shows_promise_is_drawn_to_the_end(tokenizer: Any) -> None:
 
 
 def test_a_pilot_without_promise_is_stopped_observed_and_replaced(tokenizer: Any) -> None:
-    curriculum = Piloting(pool(20))
+    curriculum = Piloting(two_capabilities(20))
     batch, engine = spend(tokenizer, curriculum, lambda p: int(p.capability == "a"))
     stopped = [g for g, u in zip(batch.groups, batch.uses, strict=True) if u == "stopped"]
     assert [len(g.rollouts) for g in stopped] == [2, 2]
@@ -113,7 +118,7 @@ def test_a_pilot_without_promise_is_stopped_observed_and_replaced(tokenizer: Any
 
 def test_a_pilot_of_which_nothing_was_decided_is_stopped(tokenizer: Any) -> None:
     """References that `choice` cannot read."""
-    prompts = [dataclasses.replace(p, verifier="choice") for p in pool(20)]
+    prompts = [dataclasses.replace(p, verifier="choice") for p in two_capabilities(20)]
     curriculum = Piloting(prompts, goes_on=lambda p, d: True)
     batch, engine = spend(tokenizer, curriculum, lambda p: 1, prompts, max_refills=0)
     assert [len(asked) for asked in engine.asked] == [4]
@@ -123,7 +128,7 @@ def test_a_pilot_of_which_nothing_was_decided_is_stopped(tokenizer: Any) -> None
 
 
 def test_a_run_ends_where_nothing_is_left_to_learn_or_to_ask(tokenizer: Any) -> None:
-    batch, _ = spend(tokenizer, Piloting(pool(20)), lambda p: 0, max_refills=0)
+    batch, _ = spend(tokenizer, Piloting(two_capabilities(20)), lambda p: 0, max_refills=0)
     check_health(batch, 0, num_groups=4, steps_without_signal=8, most=9)
     with pytest.raises(HealthStop, match="no group had signal for 9 steps"):
         check_health(batch, 8, num_groups=4, steps_without_signal=9, most=9)
@@ -132,7 +137,7 @@ def test_a_run_ends_where_nothing_is_left_to_learn_or_to_ask(tokenizer: Any) -> 
 
 
 def test_a_pilot_that_fills_a_place_is_repeated_for_the_trainer_alone(tokenizer: Any) -> None:
-    batch, _ = spend(tokenizer, Piloting(pool(20)), lambda p: 0, max_refills=0)
+    batch, _ = spend(tokenizer, Piloting(two_capabilities(20)), lambda p: 0, max_refills=0)
     assert [len(g.rollouts) for g in batch.groups] == [2] * 4
     assert [len(g.rollouts) for g in batch.training_groups] == [4] * 4
     assert all(g.rollouts[:2] == g.rollouts[2:] for g in batch.training_groups)
@@ -141,7 +146,7 @@ def test_a_pilot_that_fills_a_place_is_repeated_for_the_trainer_alone(tokenizer:
 
 
 def test_a_whole_group_fills_a_place_before_a_pilot(tokenizer: Any) -> None:
-    curriculum = Piloting(pool(20), num_pilot=lambda n: 2 if n < 4 else None)
+    curriculum = Piloting(two_capabilities(20), num_pilot=lambda n: 2 if n < 4 else None)
     batch, _ = spend(tokenizer, curriculum, lambda p: 0)
     fillers = [g for g, u in zip(batch.groups, batch.uses, strict=True) if u == "filler"]
     assert [len(g.rollouts) for g in fillers] == [4] * 4
@@ -150,7 +155,7 @@ def test_a_whole_group_fills_a_place_before_a_pilot(tokenizer: Any) -> None:
 
 def test_sizes_that_differ_take_one_call(tokenizer: Any) -> None:
     curriculum = Piloting(
-        pool(20), num_pilot=[3, None, 2, 1].__getitem__, goes_on=lambda p, d: True
+        two_capabilities(20), num_pilot=[3, None, 2, 1].__getitem__, goes_on=lambda p, d: True
     )
     batch, engine = spend(tokenizer, curriculum, lambda p: 1, max_refills=0)
     assert [len(asked) for asked in engine.asked] == [3 + 4 + 2 + 1, 1 + 2 + 3]
@@ -165,24 +170,32 @@ def test_no_refill_begins_where_there_is_enough_or_too_much_was_spent(tokenizer:
         return 2 if prompt.capability == "b" else 0
 
     whole: dict[str, Any] = {"num_pilot": lambda n: None}
-    batch, engine = spend(tokenizer, Piloting(pool(20), **whole), is_b, refill_below=0.5)
+    batch, engine = spend(
+        tokenizer, Piloting(two_capabilities(20), **whole), is_b, refill_below=0.5
+    )
     assert len(engine.asked) == 1
     assert Counter(batch.uses) == {"trained": 2, "filler": 2}
     assert not batch.is_capped, "half was asked for, half came"
-    batch, engine = spend(tokenizer, Piloting(pool(20), **whole), is_b, refill_below=0.6)
+    batch, engine = spend(
+        tokenizer, Piloting(two_capabilities(20), **whole), is_b, refill_below=0.6
+    )
     assert len(engine.asked) == 2
     batch, _ = spend(
-        tokenizer, Piloting(pool(20), **whole), lambda p: 0, max_refills=9, max_rollouts=3.0
+        tokenizer,
+        Piloting(two_capabilities(20), **whole),
+        lambda p: 0,
+        max_refills=9,
+        max_rollouts=3.0,
     )
     assert batch.refill_rounds == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_of_more_than_there_are_places_the_most_mixed_are_trained_on(tokenizer: Any) -> None:
     """Half as many again are drawn; capabilities keep their shares of the places."""
-    rights = {p.prompt_id: 1 + i % 2 for i, p in enumerate(pool(20))}
+    rights = {p.prompt_id: 1 + i % 2 for i, p in enumerate(two_capabilities(20))}
     batch, _ = spend(
         tokenizer,
-        Piloting(pool(20), num_pilot=lambda n: None),
+        Piloting(two_capabilities(20), num_pilot=lambda n: None),
         lambda p: rights[p.prompt_id],
         num_groups=4,
         oversample=3.0,
@@ -220,7 +233,7 @@ def test_the_accounts_sum_to_what_was_generated(
 ) -> None:
     """In the batch, and in the tables that are read back; against the engine's own count."""
     tokenizer = load_tokenizer(tiny_llama4)
-    prompts = pool(20)
+    prompts = two_capabilities(20)
     script = {p.prompt_id: right for p, right in zip(prompts, rights, strict=True)}
     curriculum = Piloting(
         prompts,
@@ -239,7 +252,9 @@ def test_the_accounts_sum_to_what_was_generated(
     by_id = {p.prompt_id: p for p in prompts}
     batch = collect_batch(
         curriculum,
-        sampling_of(tokenizer, Counting(tokenizer, prompts, lambda p: script[p.prompt_id]), by_id),
+        make_sampling(
+            tokenizer, Counting(tokenizer, prompts, lambda p: script[p.prompt_id]), by_id
+        ),
         num_groups=num_groups,
         max_refills=max_refills,
     )
@@ -272,7 +287,7 @@ def test_two_engines_and_one_lead_to_the_same_proposals(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given equal outcomes, whatever the processes: pilots, rests and refills of three steps."""
-    prompts = pool(20)
+    prompts = two_capabilities(20)
     by_id = {p.prompt_id: p for p in prompts}
     systems = ["Be brief.", "Think."]
 
@@ -283,7 +298,7 @@ def test_two_engines_and_one_lead_to_the_same_proposals(
         )
         found: list[Any] = []
         for step in range(3):
-            sampling = sampling_of(
+            sampling = make_sampling(
                 tokenizer, engine, by_id, place=place, step=step, systems=[*systems, None]
             )
             asked = [p.prompt_id for p in prompts[:7]]
@@ -311,13 +326,13 @@ def test_two_engines_and_one_lead_to_the_same_proposals(
 
 
 def test_a_system_instruction_is_drawn_per_step_and_prompt(tokenizer: Any) -> None:
-    prompts = pool(20)
+    prompts = two_capabilities(20)
     by_id = {p.prompt_id: p for p in prompts}
     systems = ["Be brief.", "Think."]
     drawn: Counter[str | None] = Counter()
     for step in range(10):
         engine = ScriptedEngine(tokenizer, prompts, lambda p: 1, systems)
-        sampling = sampling_of(tokenizer, engine, by_id, step=step, systems=[*systems, None])
+        sampling = make_sampling(tokenizer, engine, by_id, step=step, systems=[*systems, None])
         batch = collect_batch(Piloting(prompts), sampling, num_groups=8, max_refills=0)
         assert [g.system for g in batch.groups] == [
             sampling.system_of(g.prompt_id) for g in batch.groups
@@ -348,7 +363,7 @@ def test_what_the_policy_would_write_is_scored_and_nothing_else(tokenizer: Any) 
         make_prompt("long " * 30, "5"),
     ]
     engine = ScriptedEngine(tokenizer, prompts, lambda p: 1)
-    sampling = sampling_of(tokenizer, engine, {p.prompt_id: p for p in prompts})
+    sampling = make_sampling(tokenizer, engine, {p.prompt_id: p for p in prompts})
     found = score_references([p.prompt_id for p in prompts], sampling, max_model_len=40).scored
     assert len(engine.scored) == 1
     assert found[0].logprob == -2.0
@@ -369,7 +384,7 @@ def test_the_scored_likelihood_is_the_chance_to_write_the_answer(tiny_llama4: Pa
     spec = EngineSpec(kind="transformers", max_model_len=64)
     engine = TransformersEngine(load_base(tiny_llama4, dtype="float32"), spec)
     prompts = [make_prompt(f"{i}+1", str(i + 1)) for i in range(3)]
-    sampling = sampling_of(tokenizer, engine, {p.prompt_id: p for p in prompts})  # type: ignore[arg-type]
+    sampling = make_sampling(tokenizer, engine, {p.prompt_id: p for p in prompts})  # type: ignore[arg-type]
     found = score_references([p.prompt_id for p in prompts], sampling, max_model_len=64).scored
     model = AutoModelForCausalLM.from_pretrained(tiny_llama4, dtype=torch.float32)
     for prompt, one in zip(prompts, found, strict=True):

@@ -19,8 +19,7 @@ from posttrain.records import Prompt, RolloutGroup
 from posttrain.rl.places import engine_place
 from posttrain.rl.sampling import Sampling
 from posttrain.rl.variants import Variant, arithmetic_truth, false_positives, write_variants
-from tests.conftest import make_group, make_prompt
-from tests.scripted_engine import side_by_side
+from tests.builders import make_group, make_prompt, side_by_side
 
 SPEC = Variants(num_answers=8, instruction="Harder: {question}")
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from posttrain.recipe.deciding import FormatTerm, LanguageTerm, LengthTerm, Shaping
 from posttrain.rewards.shaping import mean_terms, script_share, shaped_rewards, shaping_terms
-from tests.conftest import make_group
+from tests.builders import make_group
 
 ALL = Shaping(
     length=LengthTerm(weight=0.2, free_tokens=1, full_tokens=3),

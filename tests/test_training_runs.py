@@ -15,7 +15,7 @@ from posttrain.recipe.models import Lora, Model
 from posttrain.records import PreferencePair
 from posttrain.tables import file_sha256, read_json, read_metrics, write_json
 from posttrain.training import MARKER, SPENT, newest_checkpoint
-from tests.conftest import make_sample
+from tests.builders import make_sample
 
 
 class Killed(Exception):
