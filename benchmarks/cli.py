@@ -21,7 +21,7 @@ COMMANDS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("--help",), 0.15),
     (("check", "recipes/quickstart.yaml"), 0.5),
 )
-"""Arguments and the limit for their median, in seconds."""
+"""Arguments of each command, and the limit of its median in seconds."""
 
 
 def bench(

@@ -1,4 +1,4 @@
-"""The command line of a bed."""
+"""The command line that all beds share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posttrain.errors import RecipeError
 
 
 def run_bed(command: Callable[..., None]) -> None:
-    """Run a bed as a command whose options are the function's; report errors as posttrain does."""
+    """Run a bed as a command with the function's options; report errors as `posttrain` does."""
     app = typer.Typer(
         add_completion=False,
         rich_markup_mode=None,

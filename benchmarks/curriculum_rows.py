@@ -17,7 +17,7 @@ from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.files import shipped_files
 
 TARGETS = (0.5, 0.75, 0.9)
-"""Shares of uniform's final gain."""
+"""Shares of uniform's final gain in held-out pass@1."""
 COSTS = ("tokens", "rollouts", "steps", "seconds", "scored_tokens")
 SHUFFLED = "adaptive, shuffled tags"
 MAX_SPENT = 1.5
@@ -32,9 +32,9 @@ class Trace:
     """A finished run."""
 
     points: list[dict[str, float]]
-    """Held-out pass@1 (held_out) and every cost so far, per evaluation."""
+    """Held-out pass@1 (held_out) and all costs so far, at each evaluation."""
     purposes: dict[str, int]
-    """Generated tokens by what became of them."""
+    """Generated tokens by what they were used for."""
     reliability: list[tuple[float, float, int]]
     metrics: dict[str, float]
     wall_seconds: float

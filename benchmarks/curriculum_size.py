@@ -26,7 +26,7 @@ from posttrain.tables import read_arrays, write_arrays
 ARMS = ("uniform", "mopps", "adaptive")
 NUM_PROPOSED, NUM_OBSERVED, NUM_PROBED, GROUP_SIZE = 1024, 128, 512, 8
 NUM_STEPS_BEFORE = 150
-"""Past the number of known prompts from which `adaptive` looks at a sample of them only."""
+"""Steps before timing; after them `adaptive` looks at a sample of the known prompts only."""
 OPERATIONS = {
     "propose": f"propose {NUM_PROPOSED:,}, ms",
     "observe": f"observe {NUM_OBSERVED} groups, ms",
@@ -50,7 +50,7 @@ def bench(
 
 
 def bench_curriculum_size(*, num_prompts: int = 1_000_000, num_rounds: int = 20) -> Result:
-    """Time every arm's calls on one pool, in turns, after a run of some steps."""
+    """Time the calls of every arm on one pool, in turns, after some steps of a run."""
     prompts, rates, tags = _draw(num_prompts)
     specs = shipped_curricula()
 
@@ -124,7 +124,7 @@ def bench_curriculum_size(*, num_prompts: int = 1_000_000, num_rounds: int = 20)
 
 
 class _User:
-    """A curriculum in use: groups come back as its prompts' pass rates have it."""
+    """A curriculum in use, whose groups follow the prompts' pass rates."""
 
     def __init__(
         self, build: Callable[[str], Curriculum], arm: str, rates: dict[str, float]
@@ -137,7 +137,7 @@ class _User:
         self.num_bytes = 0
 
     def run(self, num_steps: int, bar: Bar) -> None:
-        """Steps of a run, not timed."""
+        """Take steps that are not timed."""
         for _ in range(num_steps):
             for group in self._groups(self._propose(NUM_OBSERVED)):
                 self._curriculum.observe(group)
@@ -145,7 +145,7 @@ class _User:
             bar.advance(1)
 
     def measure(self, file: Path) -> dict[str, float]:
-        """Operation -> seconds, each once."""
+        """Time each operation once; return seconds by operation."""
         seconds: dict[str, float] = {}
         started = time.perf_counter()
         proposed = self._propose(NUM_PROPOSED)
@@ -196,7 +196,7 @@ class _User:
 def _draw(
     num_prompts: int,
 ) -> tuple[list[Prompt], dict[str, float], dict[str, float]]:
-    """Prompts, their pass rates, and tags that follow these with noise."""
+    """Draw prompts, their pass rates, and tags that follow these with noise."""
     rng = np.random.default_rng(0)
     difficulty = rng.normal(1.0, 2.0, num_prompts)
     rates = 1.0 / (1.0 + np.exp(difficulty))
@@ -219,7 +219,7 @@ def _draw(
 
 
 def _traced_bytes(build: Callable[[str], Curriculum], arm: str) -> int:
-    """What one curriculum allocates and keeps."""
+    """Return the bytes that one curriculum allocates and keeps."""
     tracemalloc.start()
     try:
         kept: Any = build(arm)

@@ -1,4 +1,4 @@
-"""How much cheaper one arm is than another: paired over seeds, with an interval."""
+"""Cost ratios of arms, paired over seeds, with intervals; and their learning curves."""
 
 from __future__ import annotations
 
@@ -39,35 +39,35 @@ RATIO_COLUMNS = [
     "seconds",
     "with scored tokens",
 ]
-"""Of `ratio_cells`."""
+"""Columns that `ratio_cells` fills."""
 _COSTS = ("tokens", "rollouts", "steps", "seconds", "all_tokens")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
-    """How many times cheaper, over paired seeds: geometric mean and 95 % interval."""
+    """Ratio of two arms' costs over paired seeds: geometric mean and 95 % interval."""
 
     mean: float
     low: float
     high: float
-    """NaN, as `low`, of a single seed: nothing is known of its spread."""
+    """Upper end; NaN, like `low`, with a single seed."""
     num_bounds: int
-    """Seeds in which the arm never got there: its ratio is at most what it was counted with."""
+    """Seeds in which the arm missed the target: the ratio is at most the one given."""
     num_open: int
-    """Seeds in which the other never got there: the ratio is at least that."""
+    """Seeds in which the other arm missed it: the ratio is at least the one given."""
     num_seeds: int
 
     def text(self) -> str:
-        """As people read it."""
+        """Format the mean with the sign of a bound."""
         sign = "<= " if self.num_bounds else ">= " if self.num_open else ""
         return f"{'?' if self.num_bounds and self.num_open else sign}{self.mean:.2f}"
 
     def interval(self) -> str:
-        """As people read it."""
+        """Format the interval."""
         return "one seed" if math.isnan(self.low) else f"{self.low:.2f} to {self.high:.2f}"
 
     def values(self) -> dict[str, float | None]:
-        """As a program reads it."""
+        """Return the ratio as JSON values."""
         return {
             "ratio": self.mean,
             "low": None if math.isnan(self.low) else self.low,
@@ -81,7 +81,7 @@ class Ratio:
 def paired_ratio(
     theirs: Sequence[float], ours: Sequence[float], *, num_bounds: int = 0, num_open: int = 0
 ) -> Ratio:
-    """Of costs with equal seeds, theirs over ours; Student's interval of their logs.
+    """Divide their costs by ours, seed by seed; the interval is Student's, of the logs.
 
     Resampling so few seeds would give intervals too narrow: of three normal logs the bootstrap's
     hold the mean in 74 % of cases, of eight in 86 %.
@@ -100,7 +100,7 @@ def paired_ratio(
 
 
 def costs(rows: Sequence[Row], share: float, cost: str) -> tuple[list[float], int]:
-    """Each seed's cost to a target, and how many are what was spent in vain."""
+    """Return each seed's cost to a target, its whole cost where it missed, and how many missed."""
     found: list[float] = []
     bounds = 0
     for row in sorted(rows, key=lambda row: row["seed"]):
@@ -112,7 +112,7 @@ def costs(rows: Sequence[Row], share: float, cost: str) -> tuple[list[float], in
 
 
 def cost_ratio(base: Sequence[Row], arm: Sequence[Row], share: float, cost: str) -> Ratio:
-    """Of the cost to a target over the seeds that both have."""
+    """Return the ratio of costs to a target over the seeds that both arms have."""
     both = {row["seed"] for row in base} & {row["seed"] for row in arm}
     theirs, num_open = costs([row for row in base if row["seed"] in both], share, cost)
     ours, num_bounds = costs([row for row in arm if row["seed"] in both], share, cost)
@@ -120,7 +120,7 @@ def cost_ratio(base: Sequence[Row], arm: Sequence[Row], share: float, cost: str)
 
 
 def all_ratios(base: Sequence[Row], arm: Sequence[Row]) -> dict[str, Ratio]:
-    """By "cost share of uniform's gain"; all_tokens counts scored tokens as generated ones."""
+    """Return ratios by "cost share"; all_tokens adds scored tokens to generated ones."""
     return {
         f"{cost} {share:g}": cost_ratio(base, arm, share, cost)
         for share in TARGETS
@@ -129,7 +129,7 @@ def all_ratios(base: Sequence[Row], arm: Sequence[Row]) -> dict[str, Ratio]:
 
 
 def ratio_cells(ratios: Mapping[str, Ratio]) -> list[str]:
-    """See RATIO_COLUMNS."""
+    """Format one row's cells of RATIO_COLUMNS."""
     main = ratios["tokens 0.9"]
     return [
         main.text(),
@@ -140,7 +140,7 @@ def ratio_cells(ratios: Mapping[str, Ratio]) -> list[str]:
 
 
 def by_pool_and_arm(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """In the order in which they came."""
+    """Group rows by pool and arm, in their order."""
     of: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         of[row["pool"]][row["arm"]].append(row)
@@ -148,7 +148,7 @@ def by_pool_and_arm(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
 
 
 def told_how(seeds: Sequence[int], num_groups: int, group_size: int) -> str:
-    """What a table's ratios are, for its notes."""
+    """Describe a table's ratios for its notes."""
     return (
         "Cost of uniform over the arm's to reach 90 % (75, 50) of uniform's final gain in "
         f"held-out pass@1: above 1 the arm is cheaper. {len(seeds)} paired seeds ({seeds[0]} to "
@@ -160,9 +160,9 @@ def told_how(seeds: Sequence[int], num_groups: int, group_size: int) -> str:
 
 
 def write_plots(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
-    """One SVG per pool: gain in held-out pass@1 over generated tokens, means over seeds.
+    """Plot gain in held-out pass@1 over generated tokens, means over seeds; one SVG per pool.
 
-    Gains, as arms with other seeds start from other policies.
+    Gains, because arms with different seeds start from different policies.
     """
     import altair as alt
 

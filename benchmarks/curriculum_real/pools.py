@@ -1,4 +1,4 @@
-"""The real bed's pools: prompts by what the starting policy does with them, tags, held-out."""
+"""Pools of the real bed: prompts by the starting policy's pass rates, tags, held-out prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from posttrain.records import Prompt
 GROUP_SIZE = 8
 HELD_OUT_PER_LEVEL = 12
 ALIVE_FROM, DEAD_UP_TO = 0.5, 0.15
-"""Chance that a group of GROUP_SIZE has signal. What lies between is left out, so that the share of
+"""Bounds on P(group is mixed). Prompts in between are left out of pools, so that the share of
 alive prompts is what the pool's name says."""
 Kind = Literal["alive", "hard", "solved"]
 Rate = Callable[[Sequence[Prompt]], Floats]
@@ -26,23 +26,23 @@ _CHUNK, _MAX_CHUNKS = 512, 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RealPoolSpec:
-    """One pool and how long uniform trains on it."""
+    """Contents of one pool, and how uniform trains on it."""
 
     alive: float
     """Share of prompts whose groups are likely to have signal at the start."""
     num_prompts: int
     num_steps: int
-    """Of the uniform arm; what others may spend follows from its tokens."""
+    """Optimizer steps of uniform; the limits of other arms follow from its tokens."""
     learning_rate: float
-    """One at which uniform does not first lose what the decay of SFT's learning rate had settled.
-    The fewer groups have signal, the lower: Adam makes all steps equally large."""
+    """Learning rate at which uniform does not first lose what SFT's decaying rate had settled;
+    lower where fewer groups have signal, because Adam makes all steps equally large."""
     higher_rate: float
-    """Of the arms that are named so: one that gains uniform little or nothing, as its few groups
-    with signal are too noisy for longer steps."""
+    """Learning rate of the arms at a higher rate: uniform gains little or nothing at it, because
+    its few groups with signal are too noisy for longer steps."""
     dead_hard: float = 0.9
-    """Share of the dead ones that the starting policy never solves; the rest it always does."""
+    """Share of the dead prompts that the starting policy never solves; the rest it always solves."""
     tag_correlation: float = 0.7
-    """Of tag and the starting policy's logit of failing (Pearson), over the pool."""
+    """Pearson correlation of tags with the starting policy's logit of failing."""
     shuffled_tags: bool = False
 
 
@@ -72,28 +72,28 @@ REAL_POOLS: Mapping[str, RealPoolSpec] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RealPool:
-    """A drawn pool."""
+    """Prompts of one pool and seed."""
 
     prompts: list[Prompt]
     rates_P: Floats
-    """Of the starting policy; nobody who chooses prompts sees them."""
+    """Pass rates of the starting policy, which no curriculum sees."""
     tags: Mapping[str, float]
     held_out: list[Prompt]
-    """Evenly over capabilities and levels, none of the pool's questions."""
+    """Prompts outside the pool, equally many of each capability and level."""
 
     @property
     def alive(self) -> float:
-        """Mean chance of signal at the start."""
+        """Mean P(group is mixed) at the start."""
         return float(signal_chance(self.rates_P).mean())
 
 
 def signal_chance(rates: Floats) -> Floats:
-    """Of a group of GROUP_SIZE, that it is neither all right nor all wrong."""
+    """P(group of GROUP_SIZE is mixed), neither all right nor all wrong."""
     return 1.0 - rates**GROUP_SIZE - (1.0 - rates) ** GROUP_SIZE
 
 
 def draw_held_out(seed: int) -> list[Prompt]:
-    """HELD_OUT_PER_LEVEL different prompts of each capability and level."""
+    """Draw HELD_OUT_PER_LEVEL different prompts of each capability and level."""
     rng = np.random.default_rng([seed, 5])
     found: dict[str, Prompt] = {}
     for capability in CAPABILITIES:
@@ -106,7 +106,7 @@ def draw_held_out(seed: int) -> list[Prompt]:
 
 
 def draw_real_pool(spec: RealPoolSpec, rate: Rate, *, seed: int) -> RealPool:
-    """The prompts of one seed, the same for every arm; `rate` is the starting policy's.
+    """Draw the prompts of one seed, equal for every arm; `rate` returns pass rates at the start.
 
     Raises HealthStop where the policy leaves too few prompts of a kind.
     """
@@ -153,7 +153,7 @@ def draw_real_pool(spec: RealPoolSpec, rate: Rate, *, seed: int) -> RealPool:
 
 
 def kind_of(rate: float) -> Kind | None:
-    """What a pass rate makes a prompt; None for what lies between.
+    """Classify a prompt by its pass rate; None between the bounds.
 
     >>> kind_of(0.5), kind_of(0.0), kind_of(0.999), kind_of(0.05)
     ('alive', 'hard', 'solved', None)

@@ -1,4 +1,4 @@
-"""The real bed's table: paired ratios by the simulated bed's statistics."""
+"""The real bed's table: ratios of costs, paired over seeds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _COLUMNS = [
 
 
 def real_result(rows: Sequence[Row]) -> Result:
-    """Table and figures of all rows; every pool and seed has its uniform row."""
+    """Return table and figures of all rows; every pool and seed needs its uniform row."""
     of = by_pool_and_arm(rows)
     table: list[list[str]] = []
     figures: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""One arm on one pool with one seed, for real: rollouts, verifier, curriculum and TRL's loss.
+"""One run of the real bed: an arm on a pool with a seed, trained by the RL stage's own parts.
 
 The parts are those of `posttrain.rl.train`, without its tables' summary and its checkpoints: a run
 is short, and starts over where it was cut off.
@@ -53,7 +53,7 @@ ENGINE = EngineSpec(kind="transformers", max_num_seqs=512, max_model_len=64)
 
 
 class Metered:
-    """An engine, and how many rollouts and tokens it generated."""
+    """An engine that counts the rollouts and tokens it generates."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -68,7 +68,7 @@ class Metered:
         *,
         on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
-        """As the engine does, counted."""
+        """Generate as the engine does, and count."""
         completions_P_G = self._engine.generate(prompts_P, request, on_done=on_done)
         self.num_rollouts += sum(map(len, completions_P_G))
         self.num_tokens += sum(len(c.token_ids) for of_one in completions_P_G for c in of_one)
@@ -77,23 +77,23 @@ class Metered:
     def score(
         self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]
     ) -> list[list[float]]:
-        """As the engine does."""
+        """Score as the engine does."""
         return self._engine.score(prefixes_N, continuations_N)
 
     def sync_weights(
         self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int
     ) -> None:
-        """As the engine does."""
+        """Sync weights as the engine does."""
         self._engine.sync_weights(tensors, policy_version)
         self.policy_version = policy_version
 
     def close(self) -> None:
-        """As the engine does."""
+        """Close the engine."""
         self._engine.close()
 
 
 class Watch(TrainerCallback):
-    """Reads what every step spent, measures held-out at a cadence of tokens, ends the run."""
+    """Callback that adds up each step's costs, measures held-out pass@1 and ends the run."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Watch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure the start."""
+        """Measure held-out pass@1 at the start."""
         self.measure(kwargs["model"])
         self._clock = time.process_time()
 
@@ -134,7 +134,7 @@ class Watch(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add up the step; measure and stop where it is time."""
+        """Add the step's costs; measure and stop when due."""
         logs = logs or {}
         if "tokens/generated" not in logs:
             return  # TRL's summary at the end
@@ -159,7 +159,7 @@ class Watch(TrainerCallback):
         self._clock = time.process_time()
 
     def measure(self, model: torch.nn.Module) -> None:
-        """Add a point: held-out pass@1 of the policy now, and what was spent up to now."""
+        """Append a point: held-out pass@1 of the policy now, and the costs so far."""
         was_training = model.training
         model.eval()
         value = held_out_pass_rate(model, self._exam, self._capabilities)
@@ -172,7 +172,7 @@ class Watch(TrainerCallback):
 def held_out_pass_rate(
     model: torch.nn.Module, exam_P: Exam, capabilities_P: Sequence[str]
 ) -> float:
-    """Macro over capabilities, at temperature 1, exactly."""
+    """Return exact pass@1 at temperature 1, averaged over capabilities."""
     rates = pass_rates(model, exam_P)
     of = np.array(capabilities_P)
     return float(np.mean([rates[of == c].mean() for c in sorted(set(capabilities_P))]))
@@ -191,10 +191,10 @@ def train_arm(
     stop_at: float | None = None,
     label: str = "rl",
 ) -> Trace:
-    """Train until `max_steps`, `max_tokens`, or `stop_at` held out twice in a row.
+    """Train until `max_steps`, `max_tokens`, or until two measurements in a row reach `stop_at`.
 
-    Held-out is measured every `eval_every` generated tokens. A stop for health ends the run: what
-    was spent up to it counts, as it would for whoever ran it.
+    Held-out pass@1 is measured every `eval_every` generated tokens. HealthStop ends the run, whose
+    costs up to then count.
     """
     started = time.perf_counter()
     tokenizer = load_tokenizer(policy.base)

@@ -1,4 +1,4 @@
-"""Where real learners start: a nano Llama 4 that posttrain's own SFT has taught a part of it."""
+"""The policy that real learners start from: a nano Llama 4 after some SFT on the tasks."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from posttrain.tables import write_json
 
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 260, 64, 3e-3
 LEVEL_DECAY = 0.65
-"""Share of SFT samples that the next level gets: long strings are seen seldom, so that pass rates
-fall smoothly from solved to dead."""
+"""Ratio of SFT samples between a level and the one below. Long strings are seen seldom, so that
+pass rates fall smoothly from solved to dead."""
 _DONE = "START.json"
 _SEQUENCES_AT_ONCE = 512
 
 
 def model_spec(base: Path) -> Model:
-    """Every weight trains, in float32."""
+    """Return the model section of a recipe that trains every weight in float32."""
     return Model(base=str(base), dtype="float32", lora=None)
 
 
 def starting_policy(folder: Path, *, seed: int, num_steps: int = NUM_STEPS) -> PolicyPath:
-    """The policy that all arms of a seed start from, made once and kept in `folder`."""
+    """Return the policy that all arms of a seed start from, made once and kept in `folder`."""
     recipe = content_hash(
         seed, num_steps, BATCH_SIZE, LEARNING_RATE, LEVEL_DECAY, [*LEVELS], _code_hash()
     )
@@ -80,18 +80,18 @@ def starting_policy(folder: Path, *, seed: int, num_steps: int = NUM_STEPS) -> P
 
 
 def _code_hash() -> str:
-    """Of what makes and teaches the model."""
+    """Hash the code that makes and teaches the model."""
     here = Path(__file__).parent
     files = [here / f"real_{name}.py" for name in ("model", "start", "tasks")]
     return content_hash(*(path.read_text("utf-8") for path in (*files, here.parent / "sft.py")))
 
 
 Exam = list[tuple[list[int], list[int]]]
-"""Per prompt its tokens, and its answer's with the end of turn."""
+"""Token ids of each prompt, and of its answer with the end of turn."""
 
 
 def exam(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Exam:
-    """What `pass_rates` scores."""
+    """Tokenize prompts with their answers for `pass_rates`."""
     return [
         (
             prompt_ids(tokenizer, prompt.messages),
@@ -102,9 +102,9 @@ def exam(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Exam:
 
 
 def pass_rates(model: torch.nn.Module, exam_P: Exam) -> Floats:
-    """(P,) each prompt's pass rate at temperature 1, exactly.
+    """Return each prompt's exact pass rate at temperature 1, (P,).
 
-    It is the probability of the answer and its end of turn, the answer's only accepted form.
+    This is the probability of the answer and its end of turn, as no other form is accepted.
     """
     order = sorted(range(len(exam_P)), key=lambda i: len(exam_P[i][0]))
     rates = np.zeros(len(exam_P))
@@ -126,7 +126,7 @@ BEGIN, PAD, END, USER, ASSISTANT, UNKNOWN = (
     "<|unknown|>",
 )
 SPECIAL_TOKENS = (BEGIN, PAD, END, USER, ASSISTANT, UNKNOWN)
-"""Their ids are their places."""
+"""Special tokens in the order of their ids."""
 CHARACTERS = LETTERS + "".join(MARKS)
 
 # One token per role: the turns' heads would be most of a prompt of ten characters.

@@ -1,4 +1,4 @@
-"""All arms on all pools of the real bed with paired seeds; finished runs are never run again."""
+"""All arms on all real pools with paired seeds; finished runs are kept and not run again."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ from posttrain.records import Prompt, content_hash
 # An arm may take so many of uniform's steps before it is given up as a bound.
 MAX_STEPS = 3
 NUM_EVALS, TOKENS_PER_ROLLOUT = 40, 9
-"""About so often uniform is measured, every rollout taken to be so long; the other arms are
-measured after as many tokens as it."""
+"""Approximate number of uniform's evaluations, if a rollout has this many tokens; other arms are
+evaluated after as many tokens."""
 
 
 # What more groups with signal are worth shows in the learning rate that they allow.
@@ -58,7 +58,7 @@ _AT_HIGHER_RATE = ("uniform", "dapo", "adaptive", "adaptive_no_probe")
 
 
 def real_arms() -> dict[str, CurriculumSpec]:
-    """Shipped curricula, uniform first; adaptive with shuffled tags; some at a higher rate."""
+    """Return shipped curricula, adaptive with shuffled tags, and arms at a higher learning rate."""
     shipped = shipped_curricula()
     faster = {name + HIGHER_RATE: shipped[name] for name in _AT_HIGHER_RATE}
     return {**shipped, SHUFFLED: shipped["adaptive"], **faster}
@@ -73,10 +73,10 @@ def run_real_suite(
     cache: Path,
     sft_steps: int = NUM_STEPS,
 ) -> list[Row]:
-    """The rows of the arms, uniform always, on pools and seeds; new ones go to `ledger` at once.
+    """Return the rows of uniform and `arms` on all pools and seeds; append new ones to `ledger`.
 
-    A row counts as finished where pool, curriculum, seed and the code of them are the same.
-    Starting policies are kept in `cache`.
+    A row is finished if pool, curriculum, seed and the code behind them are equal. Starting
+    policies are kept in `cache`.
     """
     # More threads cost more than they bring at this size, and sums in one order repeat.
     torch.set_num_threads(1)
@@ -111,7 +111,7 @@ def run_real_suite(
 def finished_rows(
     ledger: Path, *, seeds: Sequence[int], pools: Sequence[str], arms: Sequence[str]
 ) -> list[Row]:
-    """What the ledger has of these, uniform first, where it has uniform's run with that seed."""
+    """Return the ledger's rows of these arms where uniform ran with the same pool and seed."""
     known = read_ledger(ledger)
     wanted = list(dict.fromkeys(["uniform", *arms]))
     rows = [
@@ -140,7 +140,7 @@ def run_real_arm(
     sft_steps: int = NUM_STEPS,
     pools: Mapping[str, RealPoolSpec] = REAL_POOLS,
 ) -> Row:
-    """One run as a ledger's row; `uniform` is the same seed's, None for that arm itself."""
+    """Run one arm; `uniform` is the row of the same pool and seed, None for uniform itself."""
     key = row_key(pool, arm, seed, sft_steps=sft_steps, pools=pools)
     spec = replace(pools[pool], shuffled_tags=arm == SHUFFLED)
     policy, drawn = _starting_point(spec, seed, cache, sft_steps)
@@ -201,7 +201,7 @@ def row_key(
     sft_steps: int = NUM_STEPS,
     pools: Mapping[str, RealPoolSpec] = REAL_POOLS,
 ) -> str:
-    """What a run's outcome depends on, in one hash; of uniform's, too, which sets the target."""
+    """Hash what a run's outcome depends on, uniform's run included, because it sets the target."""
     curriculum = real_arms()[arm]
     told = curriculum.model_dump(mode="json")
     own = (arm, told, asdict(pools[pool]), seed, sft_steps, _code())

@@ -1,4 +1,4 @@
-"""Procedural tasks that a million parameters can learn: strings of letters, harder as they grow.
+"""Procedural tasks on strings of letters, harder with length, that a million parameters can learn.
 
 Every answer has one accepted form, so the probability that a policy writes it and stops is its pass
 rate at temperature 1.
@@ -14,13 +14,13 @@ from posttrain.records import Message, Prompt, Sample
 
 LETTERS = "abcdefghij"
 LEVELS = range(2, 13)
-"""Letters in a string."""
+"""Numbers of letters in a string."""
 MAX_ANSWER_TOKENS = 14
-"""Twelve letters, the end of turn, and one too many."""
+"""Twelve letters, the end of turn, and one token too many."""
 
 
 def reverse(text: str) -> str:
-    """The last letter first.
+    """Reverse the letters.
 
     >>> reverse("abd")
     'dba'
@@ -29,7 +29,7 @@ def reverse(text: str) -> str:
 
 
 def sort(text: str) -> str:
-    """In the alphabet's order.
+    """Sort the letters.
 
     >>> sort("bdab")
     'abbd'
@@ -38,7 +38,7 @@ def sort(text: str) -> str:
 
 
 def shift(text: str) -> str:
-    """Every letter's successor, the last one's being the first.
+    """Replace every letter by the next one, and the last by the first.
 
     >>> shift("abj")
     'bca'
@@ -51,20 +51,20 @@ _TASKS: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "sort": ("S", sort),
     "shift": ("C", shift),
 }
-"""Capability -> the mark that asks for it, and what it is."""
+"""Capability -> the mark that asks for it, and its function."""
 CAPABILITIES = tuple(_TASKS)
 MARKS = tuple(mark for mark, _ in _TASKS.values())
 
 
 def draw_question(capability: str, level: int, rng: np.random.Generator) -> tuple[str, str]:
-    """A question of a level and its answer."""
+    """Draw a question of a level; return it with its answer."""
     mark, solve = _TASKS[capability]
     text = "".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=level))
     return mark + text, solve(text)
 
 
 def draw_prompt(capability: str, level: int, rng: np.random.Generator) -> Prompt:
-    """For RL: the level stays out of what a curriculum sees, and is kept in `meta` for tables."""
+    """Draw an RL prompt; its level is only in `meta`, where no curriculum looks."""
     question, answer = draw_question(capability, level, rng)
     return Prompt.make(
         messages=[Message(role="user", content=question)],
@@ -76,7 +76,7 @@ def draw_prompt(capability: str, level: int, rng: np.random.Generator) -> Prompt
 
 
 def draw_sample(capability: str, level: int, rng: np.random.Generator) -> Sample:
-    """For SFT."""
+    """Draw an SFT sample."""
     question, answer = draw_question(capability, level, rng)
     return Sample.make(
         messages=[

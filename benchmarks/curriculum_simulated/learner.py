@@ -42,21 +42,21 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """How a learner learns."""
+    """Parameters of a learner."""
 
     learning: float = 0.5
     transfer: float = 0.1
-    """Share of a skill's movement that every other skill gets."""
+    """Share of a skill's movement that is passed on to every other skill."""
     forgetting: float = 0.1
     memory: float = 0.5
     noise: float = 0.3
     scale: bool = False
-    """Whether advantages are divided by the group's standard deviation."""
+    """True to divide advantages by the group's standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """One prompt's rollouts: true outcomes and the rewards that the verifier gave, (n,) each."""
+    """Rollouts of one prompt: true outcomes and the verifier's rewards, (n,) each."""
 
     prompt: int
     outcomes: Bools
@@ -64,13 +64,13 @@ class Group:
 
     @property
     def spread(self) -> float:
-        """n q (1 - q) of the rewards: 0 without signal."""
+        """n q (1 - q) of the rewards, 0 without signal."""
         q = float(self.rewards.mean())
         return len(self.rewards) * q * (1.0 - q)
 
 
 class Learner:
-    """Abilities per skill and what was memorised per prompt."""
+    """Abilities by skill, and what was memorised of each prompt."""
 
     def __init__(
         self,
@@ -90,16 +90,16 @@ class Learner:
         self._transfer = np.full((num, num), rates.transfer) + np.eye(num) * (1 - rates.transfer)
 
     def pass_rates(self, prompts: Ints | slice = slice(None)) -> Floats:
-        """p of some prompts, or of all."""
+        """Return the pass rates of some prompts, or of all."""
         z = self.ability[self._skill_P[prompts]] + self._memorised_P[prompts]
         return sigmoid(z - self._difficulty_P[prompts])
 
     def held_out(self, difficulty_TH: Floats) -> float:
-        """Macro pass@1 over skills, exactly, of held-out prompts (skills x prompts)."""
+        """Return exact pass@1 of held-out prompts (skills x prompts), averaged over skills."""
         return float(sigmoid(self.ability[:, None] - difficulty_TH).mean())
 
     def learn(self, groups: list[Group], *, batch: int, group_size: int) -> None:
-        """One optimizer step; `batch` is the number of groups that were asked for."""
+        """Take one optimizer step; `batch` is the number of groups that was asked for."""
         rates = self._rates
         moved_T = np.zeros(len(self.ability))
         noise = np.zeros(len(self.ability))

@@ -1,4 +1,4 @@
-"""The simulated bed's pools: what the prompts are, how long uniform may train, what is wrong."""
+"""Pools of the simulated bed: their prompts, the length of training, and what disturbs it."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ USUAL_RATES = Rates()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolSpec:
-    """One pool and how it is used."""
+    """Contents of one pool, and how uniform trains on it."""
 
     alive: float
-    """Share of prompts with moderate difficulty; the others are far out of reach or solved."""
+    """Share of prompts of moderate difficulty; the others are far out of reach or solved."""
     alive_spread: float = 1.5
-    """Standard deviation, in logits, of the difficulty of those."""
+    """Standard deviation of the alive prompts' difficulty, in logits."""
     num_prompts: int
     num_steps: int
-    """Of the uniform arm; what others may spend follows from its tokens."""
+    """Optimizer steps of uniform; the limits of other arms follow from its tokens."""
     dead_hard: float = 0.65
-    """Share of the dead ones that is too hard; the rest is solved."""
+    """Share of the dead prompts that are too hard; the others are solved."""
     tag_correlation: float = 0.7
-    """Of tag and difficulty (Pearson)."""
+    """Pearson correlation of tags with difficulty."""
     probe_noise: float | None = 0.5
-    """Standard deviation, in nats, of log-likelihood around log p; None: it tells nothing, as with
-    long reasoning answers."""
+    """Standard deviation of the answer's log-likelihood around log p, in nats; None where
+    likelihood is unrelated to p, as with long reasoning answers."""
     shuffled_tags: bool = False
     flips: float = 0.0
-    """Chance that the verifier reports the opposite."""
+    """Probability that the verifier reports the opposite."""
     random_reward: bool = False
     rates: Rates = USUAL_RATES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimPool:
-    """A drawn pool."""
+    """Prompts of one pool and seed."""
 
     prompts: list[Prompt]
     skill_P: Ints
@@ -78,11 +78,10 @@ POOLS: Mapping[str, PoolSpec] = {
 
 
 def draw_pool(spec: PoolSpec, seed: int) -> SimPool:
-    """The prompts of one seed, the same for every arm.
+    """Draw the prompts of one seed, equal for every arm.
 
-    Abilities start at 0. Alive ones have difficulty N(0.3, alive_spread), dead ones are 5 to 12
-    logits away. Held-out prompts are as the alive ones of a pool with the usual spread, whatever
-    the pool.
+    Abilities start at 0. Alive prompts have difficulty N(0.3, alive_spread), dead ones are 5 to 12
+    logits away. Held-out prompts have difficulty N(0.3, 1.5) in every pool.
     """
     rng = np.random.default_rng([seed, 1])
     num = spec.num_prompts

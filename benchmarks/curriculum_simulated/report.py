@@ -1,4 +1,4 @@
-"""The simulated bed's tables and plots: paired ratios with intervals, bounds, ceilings."""
+"""The simulated bed's table: ratios of costs, paired over seeds, with bounds and ceilings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COLUMNS = [
 
 
 def simulated_result(rows: Sequence[Row]) -> Result:
-    """Table and figures of all rows."""
+    """Return table and figures of all rows."""
     of = by_pool_and_arm(rows)
     table: list[list[str]] = []
     figures: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def simulated_result(rows: Sequence[Row]) -> Result:
 
 
 def describe_pool(pool: str) -> dict[str, float]:
-    """Share of alive prompts at the start, and the ceilings that follow."""
+    """Return the share of alive prompts at the start, and the ceilings that follow from it."""
     p = 1.0 / (1.0 + np.exp(draw_pool(POOLS[pool], 0).difficulty_P))
     alive = float((1 - p**GROUP_SIZE - (1 - p) ** GROUP_SIZE).mean())
     return {
@@ -113,7 +113,7 @@ def _shares(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _random_reward(pool: str, by_arm: Mapping[str, Sequence[Row]], figures: dict[str, Any]) -> str:
-    """With rewards that mean nothing no arm may gain."""
+    """Report each arm's change under random rewards, where none may gain."""
     told: list[str] = []
     for arm, rows in by_arm.items():
         change = float(np.mean([row["final"] - row["start"] for row in rows]))

@@ -1,4 +1,4 @@
-"""One arm on one pool with one seed: everything it spent, and what it could do at each point."""
+"""One run of the simulated bed: an arm on a pool with a seed, its costs and held-out pass@1."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _SECONDS_PER_STEP, _TOKENS_PER_SECOND_OF_ONE = 2.0, 60.0
 
 @dataclass(kw_only=True, slots=True)
 class Spent:
-    """What was paid so far; by purpose, and in all."""
+    """Costs so far."""
 
     tokens: int = 0
     rollouts: int = 0
     steps: int = 0
     seconds: float = 0.0
-    """By the model in `charge`, not by a clock."""
+    """Seconds by a model of the hardware, not by a clock."""
     scored_tokens: int = 0
 
 
 class Simulation:
-    """A learner, its engine and its verifier."""
+    """A learner with its engine and verifier."""
 
     def __init__(self, spec: PoolSpec, seed: int) -> None:
         self.spec = spec
@@ -55,11 +55,11 @@ class Simulation:
         self.purposes: Counter[str] = Counter()
 
     def held_out(self) -> float:
-        """Exact macro pass@1."""
+        """Return exact pass@1, averaged over skills."""
         return self.learner.held_out(self.pool.held_out_TH)
 
     def roll_out(self, prompts: Sequence[int], numbers: Sequence[int]) -> list[Group]:
-        """One round of generation: `numbers` rollouts of each prompt, charged."""
+        """Generate `numbers` rollouts of each prompt in one batch, and charge them."""
         index = np.array(prompts, dtype=np.int64)
         p_N = self.learner.pass_rates(index)
         # The harder for the policy, the longer: 60 tokens where it is solved, 180 where it is lost.
@@ -83,7 +83,7 @@ class Simulation:
         return groups
 
     def score(self, prompts: Sequence[int]) -> Floats:
-        """(N,) log-likelihoods of the reference answers, charged as scored tokens."""
+        """Return log-likelihoods of reference answers, (N,), and charge them as scored tokens."""
         self.spent.scored_tokens += len(prompts) * (PROMPT_TOKENS + ANSWER_TOKENS)
         self.spent.seconds += len(prompts) * (PROMPT_TOKENS + ANSWER_TOKENS) / _SCORED_PER_SECOND
         noise = self.rng.standard_normal(len(prompts))
@@ -93,7 +93,7 @@ class Simulation:
         return np.minimum(np.log(p_N) + self.spec.probe_noise * noise - 0.3, 0.0)
 
     def step(self, curriculum: Curriculum, spec: CurriculumSpec) -> None:
-        """Probe, propose, pilot, continue, refill, learn: as the RL stage does."""
+        """Take one RL step as the RL stage does: probe, propose, pilot, continue, refill, learn."""
         self._tokens_of: dict[int, int] = {}
         self._probe(curriculum, spec)
         number = self.spent.steps
@@ -163,7 +163,7 @@ class Simulation:
             )
 
     def _train(self, groups: list[Group]) -> None:
-        """Learn from the groups with most spread, at most a batch of them; charge the step."""
+        """Learn from at most a batch of the groups with most spread, and charge the step."""
         useful = sorted((g for g in groups if g.spread > 0), key=lambda g: -g.spread)
         trained = useful[:BATCH]
         self.learner.learn(trained, batch=BATCH, group_size=GROUP_SIZE)
@@ -185,7 +185,7 @@ def simulate(
     max_tokens: int | None = None,
     stop_at: float | None = None,
 ) -> Trace:
-    """Train until uniform's number of steps, or until `max_tokens` or `stop_at` twice in a row.
+    """Train for uniform's number of steps, or until `max_tokens` or twice in a row `stop_at`.
 
     `curriculum` None is the oracle.
     """
@@ -242,7 +242,7 @@ def _scored(prompt_id: str, group: Group, step: int) -> RolloutGroup:
 
 
 class Oracle(Uniform):
-    """The prompts with the greatest p (1 - p), as they are now. For simulations only."""
+    """Curriculum that knows all pass rates and takes the prompts with the largest p (1 - p)."""
 
     def __init__(
         self, prompts: list[Prompt], *, pass_rates: Callable[[], Floats], seed: int

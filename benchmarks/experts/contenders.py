@@ -27,10 +27,10 @@ ALPHA_OVER_RANK = 2.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertWork:
-    """What every contender trains on.
+    """Shapes of a model and its batch.
 
-    Without layers it is one mixture layer alone, and the loss a fixed linear function of its
-    output; with layers a whole language model.
+    Without layers it is a single mixture layer, whose loss is a fixed linear function of its
+    output; with layers it is a whole language model.
     """
 
     num_experts: int
@@ -45,7 +45,7 @@ class ExpertWork:
 
     @property
     def config(self) -> Llama4TextConfig:
-        """The model's configuration: Scout's proportions, every layer a mixture."""
+        """Llama 4 configuration with Scout's proportions, every layer a mixture."""
         return Llama4TextConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -63,7 +63,7 @@ class ExpertWork:
 
 
 class OneLayer(nn.Module):
-    """A mixture layer alone."""
+    """A single mixture layer."""
 
     def __init__(self, config: Llama4TextConfig) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class OneLayer(nn.Module):
 
 
 def base_model(work: ExpertWork, device: str) -> nn.Module:
-    """The frozen model of `work` with random weights, the same in every call."""
+    """Build the frozen model of `work` with random weights, the same in every call."""
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
         model = Llama4ForCausalLM(work.config) if work.num_layers else OneLayer(work.config)
@@ -107,7 +107,7 @@ def _adapted(
 
 
 REST = r".*\.self_attn\.(q|k|v|o)_proj|.*\.shared_expert\.(gate|up|down)_proj"
-"""What every contender but `attention only` adapts besides the routed experts."""
+"""Modules besides the routed experts that every contender but `attention only` adapts."""
 
 
 def _rest(work: ExpertWork) -> str:
@@ -115,20 +115,20 @@ def _rest(work: ExpertWork) -> str:
 
 
 def stock(model: nn.Module, work: ExpertWork) -> nn.Module:
-    """transformers' dense experts, reached through PEFT's `target_parameters`, as shipped."""
+    """Adapt transformers' dense experts through PEFT's `target_parameters`, as shipped."""
     names = [f"feed_forward.experts.{name}" for name in ("gate_up_proj", "down_proj")]
     return _adapted(model, work, modules=_rest(work) or [], parameters=names)
 
 
 def attention_only(model: nn.Module, work: ExpertWork) -> nn.Module:
-    """transformers' dense experts, frozen; adapters on attention alone."""
+    """Freeze transformers' dense experts; adapt attention alone."""
     if not work.num_layers:
         return model
     return _adapted(model, work, modules=r".*\.self_attn\.(q|k|v|o)_proj")
 
 
 def linearised(model: nn.Module, work: ExpertWork) -> nn.Module:
-    """Each expert an MLP of linear layers that all tokens go through, in a loop, as axolotl."""
+    """Make each expert an MLP of linear layers; all tokens go through each, as in axolotl."""
     for moe in _moes(model):
         experts = SequentialLlama4TextExperts(work.config)
         for index, mlp in enumerate(experts):
@@ -139,7 +139,7 @@ def linearised(model: nn.Module, work: ExpertWork) -> nn.Module:
 
 
 def loop(model: nn.Module, work: ExpertWork) -> nn.Module:
-    """A loop over the experts, each on its routed tokens, plain autograd, as torchtune."""
+    """Loop over the experts, each on its routed tokens, with plain autograd, as in torchtune."""
     adapted = _adapted(model, work, modules=_rest(work)) if work.num_layers else model
     for moe in _moes(adapted):
         moe.experts = cast(Any, LoopExperts(moe.experts, work.rank))
@@ -188,14 +188,14 @@ def _loop_moe(moe: Llama4TextMoe, hidden_states: Tensor) -> tuple[Tensor, Tensor
 
 
 def ours(model: nn.Module, work: ExpertWork) -> nn.Module:
-    """posttrain's grouped experts with their own adapters."""
+    """Use posttrain's grouped experts with their own adapters."""
     use_grouped_experts(model)
     modules = rf"{_rest(work)}|.*feed_forward\.experts"
     return _adapted(model, work, modules=modules, own_layers=True)
 
 
 def dense_floor(model: nn.Module, work: ExpertWork) -> nn.Module:
-    """No mixture at all: a dense MLP of an expert's size in its place, with the same adapters."""
+    """Replace the mixture by a dense MLP of an expert's size, with the same adapters."""
     for name, moe in [(n, m) for n, m in model.named_modules() if isinstance(m, Llama4TextMoe)]:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, DenseFeedForward(moe, work.config))
@@ -203,7 +203,7 @@ def dense_floor(model: nn.Module, work: ExpertWork) -> nn.Module:
 
 
 class DenseFeedForward(nn.Module):
-    """The shared expert and one more of a routed expert's size, both on every token."""
+    """The shared expert and an MLP of a routed expert's size, both on every token."""
 
     def __init__(self, moe: Llama4TextMoe, config: Llama4TextConfig) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class DenseFeedForward(nn.Module):
         _fill(self.only_expert, moe.experts, 0)
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
-        """Return output (N, H) and, where router logits would be, nothing."""
+        """Return output (N, H), and None in place of router logits."""
         hidden_NH = hidden_states.reshape(-1, hidden_states.shape[-1])
         return self.shared_expert(hidden_NH) + self.only_expert(hidden_NH), None
 
@@ -244,5 +244,5 @@ CONTENDERS: Mapping[str, Callable[[nn.Module, ExpertWork], nn.Module]] = {
 
 
 def contender(name: str, work: ExpertWork, device: str = "cpu") -> nn.Module:
-    """Build one, in training mode."""
+    """Build a contender in training mode."""
     return CONTENDERS[name](copy.deepcopy(base_model(work, device)), work).train()

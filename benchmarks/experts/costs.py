@@ -1,4 +1,4 @@
-"""What one training step computes and holds, counted in a step that is not timed."""
+"""FLOPs and memory of one training step, counted in a step that is not timed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from benchmarks.experts.contenders import ExpertWork
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """One step: forward, backward, AdamW."""
+    """Cost of one step: forward, backward, AdamW."""
 
     flops: int
-    """Of matrix products and attention, a multiply-add counted as two."""
+    """FLOPs of matrix products and attention; a multiply-add counts as two."""
     saved_bytes: int
-    """Held for the backward pass, weights not counted."""
+    """Bytes saved for the backward pass, without weights."""
     peak_bytes: int
-    """Most memory in tensors above that before the step: on the CPU every storage counted as it
-    comes and goes, on CUDA the allocator's."""
+    """Peak bytes in tensors above those before the step: on the CPU by storage, on CUDA by the
+    allocator."""
 
 
 def cost_of(
@@ -64,7 +64,7 @@ def cost_of(
 
 
 def _reset_peak(tensor: Tensor) -> int:
-    """Bytes that CUDA's allocator has given out."""
+    """Reset CUDA's peak; return the bytes allocated now."""
     if not tensor.is_cuda:
         return 0
     torch.cuda.synchronize()
@@ -73,7 +73,7 @@ def _reset_peak(tensor: Tensor) -> int:
 
 
 def loss_of(model: nn.Module, inputs: tuple[Tensor, Tensor], work: ExpertWork) -> Tensor:
-    """The step's loss; in bfloat16 under autocast, as it is trained."""
+    """Compute the step's loss, under autocast in bfloat16."""
     with torch.autocast(
         inputs[0].device.type, torch.bfloat16, enabled=work.dtype == torch.bfloat16
     ):
@@ -83,7 +83,7 @@ def loss_of(model: nn.Module, inputs: tuple[Tensor, Tensor], work: ExpertWork) -
 
 
 class TensorPeak(TorchDispatchMode):
-    """Peak of the bytes of tensors made inside: each storage from its making to its end."""
+    """Peak of the bytes of tensors made inside, each storage from its allocation to its end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,5 +119,5 @@ def _address(tensor: Tensor) -> int:
 
 
 def _grouped(a: list[int], b: list[int], *args: Any, **kwargs: Any) -> int:
-    """Rows by weights (N, K) x (E, K, O), or rows by rows (I, N) x (N, O)."""
+    """Count FLOPs of rows by weights (N, K) x (E, K, O), or rows by rows (I, N) x (N, O)."""
     return 2 * a[0] * a[1] * b[-1]

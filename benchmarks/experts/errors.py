@@ -1,4 +1,4 @@
-"""How far grouped experts are from transformers' own, and packed weights from plain ones."""
+"""Errors of grouped experts against transformers, and of packed weights against plain ones."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ NUM_STEPS = 50
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|, in fp64."""
+    """Return |found - expected| / |expected|, computed in fp64."""
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def _randomise(model: nn.Module) -> None:
-    """Adapters that change something; the same in every call."""
+    """Give adapters weights that change the output, the same in every call."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -43,9 +43,10 @@ def _randomise(model: nn.Module) -> None:
 
 
 def errors(work: ExpertWork, dtype: torch.dtype) -> dict[str, float]:
-    """Relative errors of one step against transformers' forward with W + BA as weights, in `dtype`.
+    """Return relative errors of one step against transformers' forward with W + BA as weights.
 
-    loss; logits, or of a layer its output and its input's gradient; gradients of A, B and router.
+    Computed in `dtype`: the loss; the logits, or a layer's output and input gradient; gradients of
+    A, B and router.
     """
     model = ours(base_model(work, "cpu"), work).train()
     _randomise(model)
@@ -100,7 +101,7 @@ def _output(model: nn.Module, inputs: tuple[Tensor, Tensor], work: ExpertWork) -
 
 
 def _summed(plain: nn.Module, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with adapters added, differentiable in the factors, and the router's own."""
+    """Return weights with adapters added, differentiable in the factors, and the router's own."""
     weights: dict[str, Tensor] = {}
     for name, A in factors.items():
         module, _, rest = name.removeprefix("base_model.model.").partition(".lora_A.default.")

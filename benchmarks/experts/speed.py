@@ -1,4 +1,4 @@
-"""What a step of LoRA on Llama 4's routed experts costs, against what one would use instead."""
+"""Time and memory of a step of LoRA on Llama 4's routed experts, against the alternatives."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WORKS: Mapping[str, ExpertWork] = {
         num_experts=128, hidden_size=512, intermediate_size=1024, rank=8, num_tokens=2048
     ),
 }
-"""What the targets are about."""
+"""Shapes that the targets are about."""
 SCOUT_LAYERS: Mapping[str, ExpertWork] = {
     f"a layer of Scout's shape, {num_tokens:,} tokens": ExpertWork(
         num_experts=16,
@@ -51,9 +51,9 @@ SCOUT_LAYERS: Mapping[str, ExpertWork] = {
     )
     for num_tokens in (8192, 16384)
 }
-"""For CUDA, in bfloat16."""
+"""Shapes for CUDA, in bfloat16."""
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
-"""bfloat16 without sparsity, from NVIDIA's data sheets."""
+"""Peak TFLOP/s in bfloat16 without sparsity, from NVIDIA's data sheets."""
 SWEPT = ExpertWork(
     num_experts=16, hidden_size=640, intermediate_size=1024, rank=16, num_tokens=2048
 )
@@ -62,12 +62,12 @@ SWEEPS: Mapping[str, ExpertWork] = {
     **{f"rank {n}": replace(SWEPT, rank=n) for n in (4, 64)},
     **{f"{n:,} tokens": replace(SWEPT, num_tokens=n) for n in (512, 8192)},
 }
-"""One thing changed at a time from `one layer, E = 16`."""
+"""Shapes that differ from `one layer, E = 16` in one value."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """A contender in training: its cost, and its step, which returns seconds."""
+    """A contender in training: its cost, and a step that returns its seconds."""
 
     cost: Cost
     step: Callable[[int], float]
@@ -96,7 +96,7 @@ def training(name: str, work: ExpertWork, device: str) -> Training:
 
 
 def inputs_of(work: ExpertWork, device: str) -> tuple[Tensor, Tensor]:
-    """Token ids (B, T) twice for a model; for a layer its input (N, H) and the loss's weights."""
+    """Return token ids (B, T) twice for a model; input (N, H) and loss weights for a layer."""
     generator = torch.Generator().manual_seed(1)
     if work.num_layers:
         shape = (work.num_tokens // work.sequence_length, work.sequence_length)
@@ -117,7 +117,7 @@ def bench_experts(
     device: str = "cpu",
     num_rounds: int = 5,
 ) -> Result:
-    """Train every contender, ours among them, on every work, in turns."""
+    """Train every contender, posttrain among them, on every shape, in turns."""
     rows: list[list[str]] = []
     figures: dict[str, Any] = {}
     for title, shape in works.items():
@@ -154,7 +154,7 @@ def bench_experts(
 
 
 def _mfu(figures: Mapping[str, Any], device: str) -> list[str]:
-    """Of each work posttrain's share of the device's peak, where that is known."""
+    """Describe posttrain's model FLOPs utilisation on a known GPU."""
     if device != "cuda":
         return []
     name = torch.cuda.get_device_name()

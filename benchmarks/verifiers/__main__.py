@@ -1,4 +1,4 @@
-"""`python -m benchmarks.verifiers`: every part writes a result of its own."""
+"""`python -m benchmarks.verifiers`: one result per part."""
 
 from __future__ import annotations
 

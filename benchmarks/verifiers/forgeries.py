@@ -1,4 +1,4 @@
-"""Answers that try to pass without solving: none may."""
+"""Answers that try to pass without solving the task; none may pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Right answers in the many ways that people and models write them: all must pass."""
+"""Right answers in the many ways that people and models write them; all must pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.verifiers.tasks import FUNCTION, PROGRAM, make_task
 from posttrain.records import Prompt
 
 THREADED = frozenset({"a program with a big stack in a thread"})
-"""Right as well, but WebAssembly has no threads."""
+"""Right answers that need a thread, which WebAssembly does not have."""
 
 
 def honest_answers() -> list[tuple[str, Prompt, str]]:

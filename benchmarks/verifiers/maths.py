@@ -1,4 +1,4 @@
-"""How the maths verifier agrees with people: hand-labelled pairs of reference and answer."""
+"""Agreement of the maths verifier with people, on hand-labelled pairs of reference and answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAIRS = Path(__file__).with_name("maths_pairs.jsonl")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """A reference, what a model might write, and whether a person takes it for right.
+    """A reference, an answer, and a person's judgement whether they are equal.
 
     >>> Pair(reference="72", answer="So 72 clips.", equal=True, form="integer").equal
     True
@@ -28,23 +28,23 @@ class Pair:
     answer: str
     equal: bool
     form: str
-    """What the pair is about: integer, units, hedged, ..."""
+    """Kind of the pair: integer, units, hedged, ..."""
 
 
 def labelled_pairs() -> list[Pair]:
-    """The pairs that were written and labelled by hand for this project."""
+    """Read the pairs that were labelled by hand for this project."""
     with PAIRS.open(encoding="utf-8") as lines:
         return [Pair(**json.loads(line)) for line in lines]
 
 
 def disagreements(pairs: Sequence[Pair]) -> list[tuple[Pair, Outcome]]:
-    """The pairs that verifier `math` decides otherwise, or not at all."""
+    """Return the pairs that the verifier `math` decides otherwise, or not at all."""
     found = [(pair, verify(make_task("math", pair.reference), pair.answer)) for pair in pairs]
     return [(pair, outcome) for pair, outcome in found if outcome.passed is not pair.equal]
 
 
 def measure_agreement() -> Result:
-    """Agreement by form; every disagreement is listed with the verifier's reason."""
+    """Measure agreement by form; list every disagreement with the verifier's reason."""
     pairs = labelled_pairs()
     found = disagreements(pairs)
     sizes = Counter(pair.form for pair in pairs)

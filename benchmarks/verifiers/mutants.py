@@ -1,4 +1,4 @@
-"""Programs with one small thing changed, by their syntax trees."""
+"""Programs with one small change each, made in their syntax trees."""
 
 from __future__ import annotations
 
@@ -27,10 +27,7 @@ _OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
 
 
 def mutants(code: str, function: str) -> Iterator[str]:
-    """Each program that differs from `code` in one operator, comparison or constant of a function.
-
-    Only of that one: others in a prefix may be there for the tests alone.
-    """
+    """Yield each program that differs from `code` in one operator or constant of `function`."""
     tree = ast.parse(code)
     inside = {id(n) for top in tree.body if _is(top, function) for n in ast.walk(top)}
     for number, node in enumerate(ast.walk(tree)):

@@ -1,4 +1,4 @@
-"""Outcomes per second of each verifier, and what hung answers do to the pool."""
+"""Outcomes per second of each verifier, and the effect of hung answers on the pool."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ HUNG_SHARE = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taken:
-    """One pass over some answers."""
+    """Times of one pass over some answers."""
 
     seconds: float
     seconds_decided: float
-    """Until the last answer that was decided; those that hang are given up later."""
+    """Seconds until the last decided answer; hung ones are given up later."""
     latencies: Sequence[float]
-    """Seconds that each verifier call took."""
+    """Seconds of each verifier call."""
     undecided: int
 
 
 def verify_speed(*, num_answers: int = 400, num_rounds: int = 5) -> Result:
-    """Outcomes per second and the latency tail of every verifier that generates from nothing."""
+    """Measure outcomes per second and latency of every verifier with generated answers."""
     rows: list[list[str]] = []
     figures: dict[str, object] = {}
     for verifier in VERIFIERS:
@@ -74,7 +74,7 @@ def verify_speed(*, num_answers: int = 400, num_rounds: int = 5) -> Result:
 
 
 def verify_hung(*, num_answers: int = 4000, num_rounds: int = 5) -> Result:
-    """Maths answers with and without a share that hangs, in turns; the ratio of throughputs."""
+    """Measure throughput with and without a share of hung maths answers, in turns."""
     clean = work_of("math", num_answers)
     hung = with_hung(clean, HUNG_SHARE)
     _pass(clean[:20])
@@ -152,17 +152,17 @@ Work = tuple[Prompt, str]
 """A task and an answer to it."""
 
 HUNG = r"\boxed{9^{9^{9^9}}}"
-"""Keeps a computer algebra system at work until it is killed."""
+"""An answer that keeps a computer algebra system busy until it is killed."""
 _FAMILIES = ("chain_sum", "gcd", "letter_counting", "number_sorting", "knights_knaves")
 
 
 def work_of(verifier: str, size: int, *, seed: int = 0) -> list[Work]:
-    """`size` answers for a verifier."""
+    """Generate `size` answers for a verifier."""
     return list(itertools.islice(_MAKERS[verifier](random.Random(f"{verifier} {seed}")), size))
 
 
 def with_hung(work: Sequence[Work], share: float, *, seed: int = 0) -> list[Work]:
-    """The same with that share of answers, drawn at random, replaced by ones that hang."""
+    """Replace that share of answers, drawn at random, by hung ones."""
     places = set(random.Random(seed).sample(range(len(work)), round(share * len(work))))
     return [
         (make_task("math", "7"), HUNG) if place in places else one for place, one in enumerate(work)

@@ -1,4 +1,4 @@
-"""The tasks that the answers of this bed are given to."""
+"""The tasks that answers are verified for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROGRAM = json.dumps(
 
 
 def make_task(verifier: str, reference: str, **meta: object) -> Prompt:
-    """Return a prompt that only its verifier and reference matter of."""
+    """Return a prompt for verification, whose message does not matter."""
     return Prompt.make(
         messages=[{"role": "user", "content": "?"}],
         reference=reference,

@@ -1,1 +1,1 @@
-"""Benchmarks: what posttrain costs, with the machine and the commit beside every figure."""
+"""Measurements of a user's machine and runs."""

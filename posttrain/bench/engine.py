@@ -1,4 +1,4 @@
-"""What generating through posttrain costs against vLLM used by hand, on a recipe's own prompts."""
+"""Throughput of generation through posttrain against vLLM alone, on a recipe's own prompts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Kind = Literal["posttrain", "raw", "raw-logprobs"]
 Generate = Callable[[int], list[list[list[int]]]]
 """Seed -> token ids [P][G][T]."""
 LIMIT = 0.95
-"""Least share of raw vLLM's throughput that posttrain must reach."""
+"""Lowest accepted share of vLLM's throughput."""
 OURS, RAW = "posttrain", "vLLM"
 KINDS: Mapping[str, Kind] = {
     OURS: "posttrain",
@@ -37,11 +37,11 @@ KINDS: Mapping[str, Kind] = {
 def bench_engine(
     loaded: LoadedRecipe, *, cache_dir: Path, num_prompts: int = 64, num_rounds: int = 7
 ) -> Result:
-    """Generate what one RL step of `loaded` would ask for, in turns by three contenders.
+    """Generate the rollouts of one RL step of `loaded`, in turns by three contenders.
 
-    posttrain's engine; `vllm.LLM.generate` asking for tokens only, the strictest comparison; and
-    the same asking for the log-probabilities that RL needs. Each holds its own engine in its own
-    process; only one works at a time. All seed alike, so that they sample the same tokens.
+    They are posttrain's engine; `vllm.LLM.generate` returning tokens only, the strictest
+    comparison; and the same returning the log-probabilities that RL needs. Each holds an engine in
+    its own process, and only one works at a time. Equal seeds sample equal tokens.
     """
     work = work_of(loaded, cache_dir=cache_dir, num_prompts=num_prompts)
     if work.spec.kind != "vllm":
@@ -61,7 +61,7 @@ def bench_engine(
 
 
 def work_of(loaded: LoadedRecipe, *, cache_dir: Path, num_prompts: int) -> Work:
-    """The recipe's base model, engine, RL prompts and sampling, as one RL step would use them."""
+    """Return the base model, engine, RL prompts and sampling of one RL step of a recipe."""
     import importlib.util
 
     from posttrain.data import load_data
@@ -94,7 +94,7 @@ def work_of(loaded: LoadedRecipe, *, cache_dir: Path, num_prompts: int) -> Work:
 
 
 def summarise(taken: Mapping[str, list[Measured]], *, work: Work, name: str) -> Result:
-    """Throughput per contender, and each round's ratio to the others."""
+    """Return throughput per contender, and ratios paired by round."""
     rates = {who: [m.num_tokens / m.seconds for m in runs] for who, runs in taken.items()}
     ratios = {
         who: spread_of([ours / other for ours, other in zip(rates[OURS], theirs, strict=True)])
@@ -153,7 +153,7 @@ def summarise(taken: Mapping[str, list[Measured]], *, work: Work, name: str) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What every contender is asked to do."""
+    """Model, engine, prompts and sampling that every contender gets."""
 
     base: Path
     spec: EngineSpec
@@ -164,7 +164,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """One pass over the work."""
+    """Result of one pass over the work."""
 
     seconds: float
     num_tokens: int
@@ -173,7 +173,7 @@ class Measured:
 
 
 class Contender:
-    """A child process that holds an engine; leaving the context ends it."""
+    """An engine in a child process, which ends with the context."""
 
     def __init__(self, name: str, work: Work, kind: Kind) -> None:
         context = multiprocessing.get_context("spawn")
@@ -200,7 +200,7 @@ class Contender:
             self._process.join()
 
     def measure(self, seed: int) -> Measured:
-        """Generate once; the same seed samples the same tokens."""
+        """Generate once; equal seeds sample equal tokens."""
         self._ours.send(seed)
         answer = self._receive()
         assert isinstance(answer, Measured)
@@ -220,7 +220,7 @@ class Contender:
 
 
 def _serve(pipe: Connection, work: Work, kind: Kind) -> None:
-    """Run in the child: start, say so, then measure once for every seed that arrives."""
+    """Start an engine in the child process, then measure once for every seed that arrives."""
     generate = _through_posttrain(work) if kind == "posttrain" else _by_hand(work, kind)
     pipe.send(None)
     while True:
@@ -252,7 +252,7 @@ def _through_posttrain(work: Work) -> Generate:
 
 
 def _by_hand(work: Work, kind: Kind) -> Generate:
-    """vLLM as its documentation uses it, with the recipe's limits, in one process as ours."""
+    """Use vLLM as its documentation does, with the recipe's limits, in one process."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """The middle and the extremes of one figure's measurements.
+    """Median and extremes of repeated measurements.
 
     >>> spread_of([3.0, 1.0, 2.0])
     Spread(median=2.0, low=1.0, high=3.0, num_runs=3)
@@ -35,7 +35,7 @@ class Spread:
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """Summarise at least one measurement."""
+    """Summarise one or more measurements."""
     return Spread(
         median=statistics.median(values), low=min(values), high=max(values), num_runs=len(values)
     )
@@ -44,7 +44,7 @@ def spread_of(values: Sequence[float]) -> Spread:
 def take_turns(
     contenders: Mapping[str, Callable[[int], T]], *, num_rounds: int, num_warmups: int = 1
 ) -> dict[str, list[T]]:
-    """Call every contender once a round with the round's number, each time another one first.
+    """Call every contender once per round with the round's number, each time another one first.
 
     Turns share out what drifts (caches, heat, neighbours), so one round's measurements may be
     compared with each other. Warm-up rounds have negative numbers and are not kept.
@@ -62,16 +62,16 @@ def take_turns(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What one benchmark found."""
+    """Result of one benchmark."""
 
     name: str
-    """Also the stem of the two files."""
+    """Stem of the two files."""
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    """Cells as people read them."""
+    """Formatted cells."""
     figures: Mapping[str, Any]
-    """The same and more, as JSON values."""
+    """JSON values of the same, and more."""
     notes: Sequence[str] = ()
 
 
@@ -85,7 +85,7 @@ def write_result(result: Result, folder: Path) -> list[Path]:
 
 
 def describe_circumstances() -> dict[str, Any]:
-    """The command, when, on what machine, with which versions, at which commit."""
+    """Return command, date, machine, versions and commit."""
     environment = describe_environment()
     return {
         "command": shlex.join([*_program(), *sys.argv[1:]]),
@@ -112,7 +112,7 @@ def _program() -> list[str]:
 
 
 def markdown(result: Result, context: Mapping[str, Any]) -> str:
-    """The page: title, circumstances, table, notes."""
+    """Format the page: title, circumstances, table, notes."""
     machine = context["machine"]
     commit = context["commit"] or "not from a checkout"
     changed = " with uncommitted changes" if context["uncommitted_changes"] else ""
@@ -134,7 +134,7 @@ def markdown(result: Result, context: Mapping[str, Any]) -> str:
 
 
 def cpu_model() -> str:
-    """The processor's name as its maker gives it, or the architecture where nobody says."""
+    """Return the processor's name, or the architecture where the name is unknown."""
     try:
         named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
@@ -151,7 +151,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _has_changes() -> bool | None:
-    """Whether tracked files of the checkout differ from its commit; None outside a checkout."""
+    """Return True if tracked files differ from the commit; None outside a checkout."""
     folder = Path(__file__).parent
     asked = ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no", "--", ":/"]
     try:
