@@ -40,7 +40,7 @@ class RealPoolSpec:
     """Learning rate of the arms at a higher rate: uniform gains little or nothing at it, because
     its few groups with signal are too noisy for longer steps."""
     dead_hard: float = 0.9
-    """Share of the dead prompts that the starting policy never solves; the rest it always solves."""
+    """Share of the dead prompts that the starting policy never solves; the rest is solved."""
     tag_correlation: float = 0.7
     """Pearson correlation of tags with the starting policy's logit of failing."""
     shuffled_tags: bool = False
