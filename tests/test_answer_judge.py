@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.errors import HealthStop, RecipeError
-from posttrain.judge import AnswerJudge, read_labelled
-from posttrain.judge.calibration import Labelled, calibrate
-from posttrain.judge.quoting import quoted
+from posttrain.judge import AnswerVerifier, read_labelled
+from posttrain.judge.answers import quoted
+from posttrain.judge.calibration import LabelledAnswer, calibrate
 from posttrain.recipe.judges import RubricJudge
 from posttrain.records import Message, Outcome, Prompt
 from posttrain.rewards import check_fits, settle, submit, use_judge, verify
@@ -70,9 +70,9 @@ class PoliteEngine:
         return math.log(like if label == "5" else 1 - like)
 
 
-def judge(threshold: float | None = None) -> tuple[AnswerJudge, PoliteEngine]:
+def judge(threshold: float | None = None) -> tuple[AnswerVerifier, PoliteEngine]:
     engine = PoliteEngine()
-    made = AnswerJudge(
+    made = AnswerVerifier(
         RUBRIC,
         engine,  # pyright: ignore[reportArgumentType]
         CharTokenizer(),  # pyright: ignore[reportArgumentType]
@@ -82,9 +82,9 @@ def judge(threshold: float | None = None) -> tuple[AnswerJudge, PoliteEngine]:
     return made, engine
 
 
-def labelled(num: int) -> list[Labelled]:
+def labelled(num: int) -> list[LabelledAnswer]:
     return [
-        Labelled(
+        LabelledAnswer(
             messages=[{"role": "user", "content": "Say hello."}],
             answer="please " * (3 if good else 0) + str(i),
             good=good,
@@ -125,7 +125,7 @@ def test_chance_seldom_calls_a_judge_good(
     num_good: int, num_bad: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every order of the answers, which a judge that guesses makes equally likely."""
-    monkeypatch.setattr("posttrain.judge.auc._NUM_BOOTSTRAPS", 50)
+    monkeypatch.setattr("posttrain.judge.calibration._NUM_BOOTSTRAPS", 50)
     num = num_good + num_bad
     orders = list(itertools.combinations(range(num), num_good))
     trusted = 0
@@ -148,7 +148,7 @@ def test_a_clean_division_is_not_certain() -> None:
 def test_the_interval_of_the_auc_covers_the_truth_near_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("posttrain.judge.auc._NUM_BOOTSTRAPS", 100)
+    monkeypatch.setattr("posttrain.judge.calibration._NUM_BOOTSTRAPS", 100)
     rng = np.random.default_rng(0)
     shift, truth = 2.33, 0.95  # of two normal scores
     too_high = 0
@@ -190,10 +190,10 @@ def test_a_judge_that_divides_is_calibrated_and_then_decides() -> None:
 def test_a_judge_no_better_than_chance_stops_the_run() -> None:
     made, _ = judge()
     rows = [
-        Labelled(messages=row.messages, answer=row.answer, good=i < 10)
+        LabelledAnswer(messages=row.messages, answer=row.answer, good=i < 10)
         for i, row in enumerate(labelled(10))
     ]
-    with pytest.raises(HealthStop, match="may be chance"):
+    with pytest.raises(HealthStop, match="do not tell good answers"):
         made.calibrate(rows)
 
 

@@ -8,17 +8,18 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from posttrain.engines import Completion
 from posttrain.errors import EnvironmentFault, RecipeError
-from posttrain.judge import judge_identity, judge_samples, judge_summary, run_pilot
-from posttrain.judge.pilot import pilot_samples
+from posttrain.judge import attempt_samples, judge_identity, judge_samples, judge_summary
+from posttrain.judge.ask import JUDGES
+from posttrain.judge.check import pilot_samples
 from posttrain.judge.rubric import conversation, fill
 from posttrain.prune import prune
-from posttrain.recipe.judges import LikelihoodJudge, RubricJudge
+from posttrain.recipe.judges import JudgeSpec, LikelihoodJudge, RubricJudge
 from posttrain.recipe.schema import Pilot, Prune
 from posttrain.records import Outcome, Rollout, RolloutGroup, Sample
 
@@ -103,7 +104,13 @@ def judge(samples, spec, tmp_path: Path, engine: Any = None, **keys):
     tokenizer: Any = Letters()
     engine = engine or KnownEngine()
     return judge_samples(
-        samples, spec, engine, tokenizer, judge_id="j", ledger=tmp_path / "ledger.sqlite", **keys
+        samples,
+        spec,
+        engine,
+        tokenizer,
+        judge_id="j",
+        ledger_path=tmp_path / "ledger.sqlite",
+        **keys,
     )
 
 
@@ -243,7 +250,7 @@ def test_judges_share_a_ledger_without_mixing(tmp_path):
     engine, tokenizer = KnownEngine(), Letters()
     for name, spec in [("a", likelihood()), ("b", likelihood(scale_nats=9.0)), ("a", likelihood())]:
         arguments: Any = ([sample("q")], spec, engine, tokenizer)
-        (verdict,) = judge_samples(*arguments, judge_id=name, ledger=tmp_path / "x" / "ledger")
+        (verdict,) = judge_samples(*arguments, judge_id=name, ledger_path=tmp_path / "x" / "ledger")
         assert verdict.judge == name
     assert len(engine.asked) == 2
 
@@ -321,7 +328,7 @@ def test_pilot_tries_verifiable_samples_that_fit_and_keeps_their_ids():
 
     def pilot(num_samples: int) -> list[RolloutGroup]:
         spec = Pilot(num_samples=num_samples, num_generations=3)
-        return run_pilot(samples, engine, tokenizer, spec, max_model_len=1000, seed=0)
+        return attempt_samples(samples, engine, tokenizer, spec, max_model_len=1000, seed=0)
 
     groups = pilot(8)
     assert {g.prompt_id for g in groups} == {s.sample_id for s in samples[:3]}
@@ -370,14 +377,14 @@ def test_summary_says_whether_the_judge_earned_its_right(tmp_path):
     scores = [i / 40 for i in range(40)]
     good = summary_of(samples, scores, [10 - i // 4 for i in range(40)], tmp_path)
     assert good["earned"] is True
-    assert good["verdict"].startswith("The judge earns its right to prune: ")
+    assert good["verdict"].startswith("The judge passes its check: ")
     assert good["spearman"]["within"]["low"] > 0.9
     assert good["capabilities"]["math"]["num_dropped"] == 20
     assert good["capabilities"]["math"]["cut"] == 0.5
     assert good["capabilities"]["math"]["score_quantiles"]["0.5"] == pytest.approx(39 / 80)
     backwards = summary_of(samples, scores, [i // 4 for i in range(40)], tmp_path)
     assert backwards["earned"] is False
-    assert "backwards" in backwards["verdict"]
+    assert "hard samples as easy" in backwards["verdict"]
     chance = summary_of(samples, scores, [(i * 7) % 11 for i in range(40)], tmp_path)
     assert chance["earned"] is False
     assert "contains 0" in chance["verdict"]
@@ -390,7 +397,7 @@ def test_a_few_samples_in_order_earn_nothing(tmp_path):
         summary = summary_of(few, scores, passes, tmp_path)
         assert summary["earned"] is None
         assert (
-            f"{num} of at least 10. Raise sft.pilot.num_samples by {10 - num}"
+            f"{num} samples, and the check needs 10. Raise sft.pilot.num_samples by {10 - num}"
             in (summary["verdict"])
         )
         within = summary["spearman"]["within"]
@@ -406,7 +413,7 @@ def test_capabilities_of_two_samples_compare_little(tmp_path):
     pairs = [sample(f"{c}{i}", capability=c) for c in "abcde" for i in range(2)]
     summary = summary_of(pairs, [0.1, 0.9] * 5, [9, 1] * 5, tmp_path)
     assert summary["earned"] is None
-    assert "10 of at least 14" in summary["verdict"]
+    assert "measured 10 samples, and the check needs 14" in summary["verdict"]
     assert summary["spearman"]["within"]["mean"] == pytest.approx(1.0)
 
 
@@ -431,3 +438,11 @@ def test_summary_without_a_measurement_says_so(tmp_path):
     flat = summary_of(samples, [0.5, 0.5], [1, 2], tmp_path)
     assert flat["earned"] is None
     assert flat["spearman"]["overall"]["mean"] is None
+
+
+def test_every_kind_of_judge_in_the_recipe_has_its_function():
+    kinds = {
+        get_args(spec.model_fields["kind"].annotation)[0]
+        for spec in get_args(get_args(JudgeSpec)[0])
+    }
+    assert set(JUDGES) == kinds

@@ -147,7 +147,7 @@ def test_everything_that_happened_has_its_place(html: str) -> None:
         "Rows that were set aside", "asks what a held-out prompt asks", "not JSON",
         "Kept and dropped", "cut at score", "Within capabilities Spearman's rank correlation is",
         "Hardest by the judge",
-        "The judge earns its right to prune", "Easiest by the judge: dropped", "Training curves",
+        "The judge passes its check", "Easiest by the judge: dropped", "Training curves",
         "Where the proposed prompts went", "no signal: all passed", "Weight-sync parity",
         "Preference pairs by corner case", "truncation", "Rollouts from the last RL steps",
         "the verifier ran out of time", "recipe.resolved.json", "environment.json", "commit",

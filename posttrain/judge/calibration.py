@@ -1,22 +1,29 @@
-"""From which score a judged answer passes: the cut that best divides answers of known quality."""
+"""The score from which a judged answer passes, found on answers of known quality."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from posttrain.errors import RecipeError
-from posttrain.judge.auc import auc, auc_interval
 from posttrain.records import Message
 from posttrain.tables import read_table
 
+Floats = npt.NDArray[np.float64]
+
+_NUM_BOOTSTRAPS = 1_000
+_TAIL = 0.025
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Labelled:
+class LabelledAnswer:
     """An answer of known quality."""
 
     messages: list[Message]
@@ -26,18 +33,18 @@ class Labelled:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """A threshold and how far the judge can be trusted with it.
+    """A threshold, and how well the judge separates good from bad answers.
 
     >>> calibrate([0.1, 0.2, 0.8, 0.9], [False, False, True, True]).threshold
     0.5
     """
 
     threshold: float
-    """An answer passes from this score on."""
+    """Lowest passing score."""
     auc: float
     """Probability that a good answer scores above a bad one, ties counting half."""
     auc_low: float
-    """Lower end of its 95 % interval."""
+    """Lower end of the AUC's 95 % interval."""
     auc_high: float
     false_pass_rate: float
     """Share of bad answers that pass."""
@@ -46,20 +53,20 @@ class Calibration:
     num_good: int
     num_bad: int
     num_unscored: int = 0
-    """Answers that the judge had no score for; they are in no other figure."""
+    """Number of answers without a score, which are in no other figure."""
 
     def as_json(self) -> dict[str, Any]:
-        """Every field."""
+        """Return every field."""
         return asdict(self)
 
 
 def calibrate(
     scores_N: Sequence[float | None], good_N: Sequence[bool], *, seed: int = 0
 ) -> Calibration:
-    """The threshold with the highest Youden's J: true-pass rate minus false-pass rate.
+    """Find the threshold with the highest Youden's J, true-pass rate minus false-pass rate.
 
-    Of equal ones the highest, as a false pass is what a policy learns to exploit. It lies half-way
-    between two observed scores. Raises ValueError where there is not at least one scored answer of
+    Of equal ones the highest is taken, because a policy learns to exploit false passes. It lies
+    half-way between two observed scores. Raises ValueError without at least one scored answer of
     each kind.
     """
     scored = [(s, g) for s, g in zip(scores_N, good_N, strict=True) if s is not None]
@@ -88,7 +95,7 @@ def calibrate(
     )
 
 
-def read_labelled(path: Path) -> list[Labelled]:
+def read_labelled(path: Path) -> list[LabelledAnswer]:
     """Rows of a JSONL or Parquet file with `question` or `messages`, `answer`, and `good`.
 
     Raises RecipeError that names the row and the column.
@@ -97,7 +104,7 @@ def read_labelled(path: Path) -> list[Labelled]:
     return [_labelled(path, number, row) for number, row in enumerate(rows, 1)]
 
 
-def _labelled(path: Path, number: int, row: dict[str, Any]) -> Labelled:
+def _labelled(path: Path, number: int, row: dict[str, Any]) -> LabelledAnswer:
     def wrong(what: str) -> RecipeError:
         return RecipeError(
             f"{path.name}, row {number}: {what}",
@@ -116,4 +123,56 @@ def _labelled(path: Path, number: int, row: dict[str, Any]) -> Labelled:
         raise wrong("answer is no text")
     if not isinstance(good, bool):
         raise wrong("good is neither true nor false")
-    return Labelled(messages=messages, answer=answer, good=good)
+    return LabelledAnswer(messages=messages, answer=answer, good=good)
+
+
+def auc(good: Floats, bad: Floats) -> float:
+    """Return the probability that a good answer scores above a bad one, ties counting half.
+
+    This is Mann and Whitney's U over the number of pairs.
+    """
+    ordered = np.sort(bad)
+    below = np.searchsorted(ordered, good, side="left")
+    up_to = np.searchsorted(ordered, good, side="right")
+    return float(np.mean((below + up_to) / 2) / len(bad))
+
+
+def auc_interval(good: Floats, bad: Floats, *, seed: int = 0) -> tuple[float, float]:
+    """Return both ends of the AUC's 95 % interval, each the wider of two estimates.
+
+    The percentile bootstrap, over good and bad answers separately, knows how scores spread, but is
+    certain where scores separate the two (nearly) cleanly. `score_end` is not, but knows only the
+    number of answers.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    drawn = [
+        auc(rng.choice(good, len(good)), rng.choice(bad, len(bad))) for _ in range(_NUM_BOOTSTRAPS)
+    ]
+    low, high = np.quantile(drawn, [_TAIL, 1.0 - _TAIL])
+    found, counts = auc(good, bad), (len(good), len(bad))
+    return (
+        min(float(low), score_end(found, *counts)),
+        max(float(high), 1.0 - score_end(1.0 - found, *counts)),
+    )
+
+
+def score_end(found: float, num_good: int, num_bad: int) -> float:
+    """Return the smallest AUC that `found` does not exceed significantly, at 2.5 %.
+
+    Newcombe (2006, Statistics in Medicine 25, method 5): the normal test with the variance that
+    Hanley and McNeil (1982) give the AUC under test, here with half a step of U, 1 / (2 m n), for
+    continuity. At one half the variance is Mann and Whitney's own.
+    """
+    z = NormalDist().inv_cdf(1.0 - _TAIL)
+    num_pairs, mean_count = num_good * num_bad, (num_good + num_bad) / 2.0
+
+    def is_far_below(a: float) -> bool:
+        spread = 1.0 + (mean_count - 1.0) * ((1.0 - a) / (2.0 - a) + a / (1.0 + a))
+        error = math.sqrt(a * (1.0 - a) / num_pairs * spread)
+        return found - a - 0.5 / num_pairs > z * error
+
+    low, high = 0.0, found
+    for _ in range(50):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if is_far_below(middle) else (low, middle)
+    return low

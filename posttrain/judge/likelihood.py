@@ -1,4 +1,4 @@
-"""Difficulty as surprise: how unlikely the model finds the reference answer."""
+"""Difficulty as surprise: the reference answer's negative log-likelihood under the model."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from posttrain.records import Sample
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Question:
-    """One sample in tokens."""
+    """A sample's tokens."""
 
     prefix_ids: list[int]
     answer_ids: list[int]
-    """(T,) the answer and the end of the turn."""
+    """Token ids of the answer and the end of the turn, (T,)."""
 
 
 def surprise(spec: LikelihoodJudge, nll_with: float, nll_without: float | None) -> float:
-    """Nats per token, from the mean negative log-probabilities with and without the question.
+    """Combine mean negative log-likelihoods with and without the question into nats per token.
 
     (1 - contrast) * nll_with + contrast * scale_nats * nll_with / nll_without. The ratio is the
     instruction-following difficulty of Li et al. 2023, "From Quantity to Quality" (arXiv
-    2308.12032): near 0 the question gives the answer away, at 1 and above it is no help. Times
-    scale_nats, so that a ratio of 1 weighs as much as scale_nats of plain surprise.
+    2308.12032): near 0 the question gives the answer away, at 1 and above it does not help. It is
+    multiplied by scale_nats, so that a ratio of 1 weighs as much as scale_nats of plain surprise.
     """
     if spec.contrast == 0.0:
         return nll_with
@@ -49,10 +49,10 @@ def ask_likelihood(
     *,
     max_model_len: int | None,
 ) -> list[Opinion]:
-    """Score 1 - exp(-surprise / scale_nats) per sample, in order.
+    """Return the score 1 - exp(-surprise / scale_nats) of each sample, in order.
 
     The parts of an opinion: nll_with (nats per token of the answer and the end of its turn, given
-    the question), nll_without (given an empty question; where contrast > 0), num_tokens.
+    the question), nll_without (given an empty question; if contrast > 0), num_tokens.
     """
     empty_ids = prompt_ids(tokenizer, [{"role": "user", "content": ""}])
     opinions: dict[int, Opinion] = {}
@@ -102,7 +102,7 @@ def _in_tokens(
 def _mean_nll(
     engine: Engine, sequences: Mapping[int, tuple[list[int], list[int]]]
 ) -> dict[int, float]:
-    """Nats per continuation token."""
+    """Return mean negative log-likelihood per continuation token, in nats."""
     if not sequences:
         return {}
     scored = engine.score([p for p, _ in sequences.values()], [c for _, c in sequences.values()])

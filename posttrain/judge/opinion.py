@@ -1,4 +1,4 @@
-"""What one judge thinks of one sample, before it is signed."""
+"""A judge's score of one sample, before it becomes a verdict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opinion:
-    """A score with its reason; None = the judge has none.
+    """A score with its reason; the score is None where the judge gives none.
 
     >>> Opinion(score=None, reason="the answer is empty").parts
     {}
@@ -20,9 +20,9 @@ class Opinion:
 
 
 def too_long(num_tokens: int, max_model_len: int | None) -> Opinion | None:
-    """The opinion on a sequence that does not fit the engine; None where it fits.
+    """Return an unscored opinion if a sequence does not fit the engine, else None.
 
-    One place is left free: engines score a sequence by generating one token after it.
+    One token is kept free, because engines score a sequence by generating one token after it.
     """
     if max_model_len is None or num_tokens < max_model_len:
         return None

@@ -1,4 +1,4 @@
-"""Difficulty as a grade: the expectation over a rubric's labels."""
+"""Difficulty as a grade: the expected score over a rubric's labels."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def ask_rubric(
     *,
     max_model_len: int | None,
 ) -> list[Opinion]:
-    """Expected label score per sample, in order; no opinion where the labels lack probability.
+    """Return the expected label score of each sample, in order.
 
     With p the probability of each label's token as the first of the reply, and m their sum, the
-    score is sum(p * score) / m, and there is none where m < min_label_mass. The parts of an
-    opinion: p / m per label, and `label_mass`. Raises RecipeError where a label is not one token.
+    score is sum(p * score) / m; there is none if m < min_label_mass. The parts of an opinion: p / m
+    by label, and `label_mass`. Raises RecipeError if a label is not one token.
     """
     opinions: dict[int, Opinion] = {}
     prefixes: dict[int, list[int]] = {}
@@ -52,7 +52,7 @@ def ask_rubric(
 
 
 def conversation(sample: Sample, spec: RubricJudge) -> list[Message]:
-    """What the judge is asked about one sample."""
+    """Return the messages that ask the judge about one sample."""
     values = {"question": _question(sample), "answer": sample.messages[-1]["content"]}
     return [
         {"role": "system", "content": spec.system},
@@ -61,7 +61,7 @@ def conversation(sample: Sample, spec: RubricJudge) -> list[Message]:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Put each value in place of its `{name}`, in one pass: what a value holds is never read.
+    """Replace each `{name}` by its value, in one pass: placeholders inside values stay as they are.
 
     >>> fill("Q: {question} A: {answer} {other}", {"question": "what is {answer}?", "answer": "4"})
     'Q: what is {answer}? A: 4 {other}'
@@ -73,7 +73,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 def label_tokens(
     spec: RubricJudge, tokenizer: PreTrainedTokenizerBase, messages: list[Message]
 ) -> dict[str, int]:
-    """Label -> its token right after the chat prompt; RecipeError where it is not exactly one."""
+    """Return each label's token after the chat prompt; RecipeError if it is not exactly one."""
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
     prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     assert isinstance(prompt, str)
@@ -120,7 +120,7 @@ def _opinion(spec: RubricJudge, logprobs: Mapping[str, float]) -> Opinion:
 
 
 def _question(sample: Sample) -> str:
-    """The turns before the answer but for system turns; roles are named where there are several."""
+    """Return the turns before the answer, without system turns; with roles if there are several."""
     turns = [turn for turn in sample.messages[:-1] if turn["role"] != "system"]
     if len(turns) == 1:
         return turns[0]["content"]

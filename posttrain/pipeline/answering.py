@@ -15,7 +15,7 @@ from posttrain.records import Prompt
 from posttrain.tables import write_json
 
 if TYPE_CHECKING:
-    from posttrain.judge import AnswerJudge
+    from posttrain.judge import AnswerVerifier
 
 CALIBRATION_FILE = "answer_judge.json"
 SANDBOX_FILE = "sandbox.json"
@@ -52,10 +52,10 @@ def answers_decided(context: StageContext, prompts: Sequence[Prompt]) -> Generat
 
 
 @contextmanager
-def _judge(context: StageContext) -> Generator[AnswerJudge]:
+def _judge(context: StageContext) -> Generator[AnswerVerifier]:
     from posttrain.engines import make_engine
     from posttrain.engines.openai import OpenAIEngine
-    from posttrain.judge import AnswerJudge, read_labelled
+    from posttrain.judge import AnswerVerifier, read_labelled
     from posttrain.models import PolicyPath, load_tokenizer, resolve_base
     from posttrain.recipe.models import Model
 
@@ -72,7 +72,7 @@ def _judge(context: StageContext) -> Generator[AnswerJudge]:
     with closing(engine):
         if isinstance(engine, OpenAIEngine):
             engine.check_tokenizer(tokenizer)
-        judge = AnswerJudge(
+        judge = AnswerVerifier(
             rubric,
             engine,
             tokenizer,

@@ -34,7 +34,7 @@ def run(context: StageContext, section: Sft) -> Counts:
     """
     from posttrain.engines import make_engine
     from posttrain.engines.openai import OpenAIEngine
-    from posttrain.judge import judge_identity, judge_samples, run_pilot
+    from posttrain.judge import attempt_samples, judge_identity, judge_samples
     from posttrain.models import load_tokenizer
 
     recipe = context.recipe
@@ -50,7 +50,7 @@ def run(context: StageContext, section: Sft) -> Counts:
     def pilot(engine: Engine, max_model_len: int) -> list[RolloutGroup]:
         tasks = [_as_prompt(sample) for sample in samples if sample.verifier is not None]
         with answers_decided(context, tasks):
-            return run_pilot(
+            return attempt_samples(
                 samples, engine, tokenizer, spec, max_model_len=max_model_len, seed=context.seed
             )
 
@@ -68,7 +68,7 @@ def run(context: StageContext, section: Sft) -> Counts:
             engine,
             tokenizer,
             judge_id=judge_identity(context.judge, revision),
-            ledger=ledger,
+            ledger_path=ledger,
             max_model_len=judge_engine.max_model_len,
         )
         write_records(context.out_dir / "verdicts.parquet", verdicts, Verdict)
@@ -80,7 +80,7 @@ def run(context: StageContext, section: Sft) -> Counts:
             engine,
             tokenizer,
             judge_id=judge_identity(context.judge, revision),
-            ledger=ledger,
+            ledger_path=ledger,
             max_model_len=judge_engine.max_model_len,
         )
         write_records(

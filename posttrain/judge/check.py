@@ -1,22 +1,98 @@
-"""Whether the judge's scores say anything about what the model fails at."""
+"""Check a judge: the model attempts some samples; its failures are correlated with the scores."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from posttrain.data import prompt_of
+from posttrain.engines import Engine, SamplingRequest
+from posttrain.engines.rollouts import roll_out
+from posttrain.engines.room import tokens_without_room
+from posttrain.faults import fault_point
 from posttrain.metrics import Interval, average_ranks, pass_rates, spearman_interval
+from posttrain.progress import progress
 from posttrain.prune import PruneResult
-from posttrain.records import RolloutGroup, Sample, Verdict
+from posttrain.recipe.schema import Pilot
+from posttrain.records import Prompt, RolloutGroup, Sample, Verdict
 
 MIN_MEASURED = 10
-"""Of one capability; fewer pilot samples cannot tell whether the judge is right."""
+"""Fewest measured samples of one capability that can decide about a judge."""
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+_PROMPTS_PER_BATCH = 64
+
+
+def attempt_samples(
+    samples: Sequence[Sample],
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: Pilot,
+    *,
+    max_model_len: int,
+    seed: int,
+) -> list[RolloutGroup]:
+    """Let the engine's model attempt up to `num_samples` samples that have a verifier.
+
+    Samples whose question fills `max_model_len` tokens are not chosen. Capabilities get equal
+    numbers as far as their samples reach. In the groups, prompt_id is the sample's id, step is 0.
+    """
+    chosen = pilot_samples(
+        [
+            sample
+            for sample in samples
+            if sample.verifier is not None
+            and tokens_without_room(_task(sample).messages, tokenizer, max_model_len) is None
+        ],
+        spec.num_samples,
+        seed=seed,
+    )
+    groups: list[RolloutGroup] = []
+    with progress("judge pilot", total=len(chosen)) as bar:
+        for start in range(0, len(chosen), _PROMPTS_PER_BATCH):
+            batch = chosen[start : start + _PROMPTS_PER_BATCH]
+            request = SamplingRequest(
+                num_generations=spec.num_generations, max_tokens=spec.max_tokens, seed=seed + start
+            )
+            tried = roll_out([_task(sample) for sample in batch], engine, tokenizer, request)
+            fault_point("judge.after_pilot_generate")
+            groups += [
+                dataclasses.replace(group, prompt_id=sample.sample_id)
+                for sample, group in zip(batch, tried, strict=True)
+            ]
+            bar.advance(len(batch))
+    return groups
+
+
+def pilot_samples(samples: Sequence[Sample], num_samples: int, *, seed: int) -> list[Sample]:
+    """Choose samples with a verifier at random, capabilities taking turns."""
+    by_capability: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.verifier is not None:
+            by_capability.setdefault(sample.capability, []).append(sample)
+    rng = random.Random(seed)
+    for _, of_one in sorted(by_capability.items()):
+        rng.shuffle(of_one)
+    in_turn = [
+        (turn, capability, sample)
+        for capability, of_one in by_capability.items()
+        for turn, sample in enumerate(of_one)
+    ]
+    in_turn.sort(key=lambda entry: entry[:2])
+    return [sample for _, _, sample in in_turn[:num_samples]]
+
+
+def _task(sample: Sample) -> Prompt:
+    prompt = prompt_of(sample)
+    assert prompt is not None, "the pilot takes only samples with a verifier"
+    return prompt
 
 
 def judge_summary(
@@ -25,7 +101,7 @@ def judge_summary(
     pilot_groups: Sequence[RolloutGroup],
     prune_result: PruneResult,
 ) -> dict[str, Any]:
-    """What was judged and pruned, and the rank correlation of score and measured failure rate.
+    """Summarise judging and pruning, with the rank correlation of score and measured failure rate.
 
     Keys, JSON values only: `capabilities` (per capability num_samples, num_kept, num_dropped,
     num_unscored, cut, score_quantiles), `unscored_reasons`, `spearman` (`overall`, `within`, and
@@ -69,9 +145,7 @@ def judge_summary(
 
 
 def _ranked(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Scores and failure rates as ranks in (0, 1) of mean one half, so that capabilities can be
-    pooled.
-    """
+    """Return scores and failure rates as ranks in (0, 1) with mean 0.5, to pool capabilities."""
     scores, failures = (
         ((average_ranks([pair[side] for pair in pairs]) - 0.5) / max(1, len(pairs))).tolist()
         for side in (0, 1)
@@ -80,7 +154,7 @@ def _ranked(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _correlation(pairs: Sequence[tuple[float, float]], *, num_groups: int = 1) -> dict[str, Any]:
-    """None for what does not exist: JSON has no NaN."""
+    """Return the correlation as JSON values; None replaces NaN."""
     interval = spearman_interval(
         [score for score, _ in pairs], [failure for _, failure in pairs], num_groups=num_groups
     )
@@ -92,38 +166,37 @@ def _correlation(pairs: Sequence[tuple[float, float]], *, num_groups: int = 1) -
 
 
 def _decide(correlation: Mapping[str, Any], num_capabilities: int) -> tuple[bool | None, str]:
-    """Whether the judge earned its right to prune, and the sentence that says so."""
+    """Return True if the judge passes its check, None if it cannot be decided; and a sentence."""
     num_samples = correlation["num_samples"]
     if not num_samples:
         return None, (
-            "The judge was not checked: no sample of the pilot has a score and a decided attempt."
+            "The judge was not checked: no pilot sample has both a score and a decided attempt."
         )
     # The first sample of a capability has none to be compared with.
     least = MIN_MEASURED + num_capabilities - 1
     if num_samples < least:
         return None, (
-            "Too few samples were measured to tell whether the judge earns its right to prune: "
-            f"{num_samples} of at least {least}. Raise sft.pilot.num_samples by "
-            f"{least - num_samples} or more."
+            f"The judge was not checked: the pilot measured {num_samples} samples, and the check "
+            f"needs {least}. Raise sft.pilot.num_samples by {least - num_samples} or more."
         )
     if correlation["mean"] is None:
         return None, (
-            f"The judge could not be checked: over the pilot's {num_samples} samples its score, or "
-            "the measured failure rate, is the same for all of a capability."
+            f"The judge could not be checked on the pilot's {num_samples} samples: within every "
+            "capability all have the same score, or the same measured failure rate."
         )
     interval = Interval(mean=correlation["mean"], low=correlation["low"], high=correlation["high"])
     numbers = (
         f"rank correlation of score and measured failure rate within capabilities "
-        f"{interval.mean:.2f}, 95% interval {interval.low:.2f} to {interval.high:.2f}, "
+        f"{interval.mean:.2f}, 95 % interval {interval.low:.2f} to {interval.high:.2f}, "
         f"over {num_samples} samples"
     )
     if interval.low > 0.0:
-        return True, f"The judge earns its right to prune: {numbers}."
+        return True, f"The judge passes its check: {numbers}."
     if interval.high < 0.0:
-        return False, f"The judge has it backwards and drops what is hard: {numbers}."
-    return False, (
-        f"The judge has not earned its right to prune, the interval contains 0: {numbers}."
-    )
+        return False, (
+            f"The judge fails its check, because it scores hard samples as easy: {numbers}."
+        )
+    return False, f"The judge fails its check, because the interval contains 0: {numbers}."
 
 
 def _counts(
@@ -149,5 +222,5 @@ def _counts(
 
 
 def _tally(reasons: Iterable[str]) -> dict[str, int]:
-    """Number per reason, the commonest first; numbers inside a reason are folded."""
+    """Count reasons, the commonest first; numbers inside a reason are replaced by #."""
     return dict(Counter(re.sub(r"\d+(\.\d+)?", "#", reason) for reason in reasons).most_common())
