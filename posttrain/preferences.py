@@ -14,9 +14,6 @@ from posttrain.recipe.schema import Pairs
 from posttrain.records import PreferencePair, Prompt, Rollout, RolloutGroup, with_system
 from posttrain.rewards.detectors import detect
 
-# What verifiers say first of an answer that they could not read; what they quote comes after.
-_UNREADABLE = re.compile(r"unpars|cannot parse|could not parse|no (\w+ )?answer|no choice", re.I)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
@@ -88,7 +85,7 @@ def corner_case(rollout: Rollout, prompt: Prompt) -> str:
     found = detect(prompt, rollout.text, truncated=truncated)
     if found:
         return found[0]
-    if _UNREADABLE.match(rollout.outcome.why) or _stands_within(prompt.reference, rollout.text):
+    if rollout.outcome.kind == "no_answer" or _stands_within(prompt.reference, rollout.text):
         return "format"
     return "wrong_answer"
 

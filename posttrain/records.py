@@ -164,11 +164,25 @@ class Prompt:
         )
 
 
+OutcomeKind = Literal[
+    "passed",
+    # Failed: what the answer says.
+    "wrong", "no_answer", "several_answers", "too_few_answers", "too_long", "constraint_not_met",
+    "below_threshold", "opener_only", "truncated", "empty",
+    # Failed: how the answer's program ended. A verifier itself can run out of time and memory, too.
+    "does_not_load", "raised", "ended_early", "killed", "timeout", "out_of_memory",
+    "too_much_output", "too_many_files", "malformed_output",
+    # Undecided.
+    "bad_reference", "no_opinion", "verifier_crashed", "verifier_failed", "sandbox_failed",
+]  # fmt: skip
+"""Why an outcome is what it is, in a form that can be counted."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a verifier found.
+    """The result of verifying one completion.
 
-    >>> Outcome(passed=None, score=0.0, why="verifier timed out").passed is None
+    >>> Outcome(passed=None, score=0.0, why="timeout after 3 s", kind="timeout").passed is None
     True
     """
 
@@ -177,12 +191,29 @@ class Outcome:
     score: float
     """In [0, 1]; meaningless where passed is None."""
     why: str
+    """The reason in words, for one answer."""
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Named measurements behind the score."""
     seconds: float = 0.0
+    """Time that verification took."""
     extracted: str = ""
-    """What was read as the answer and how it was found; empty where the whole text counts."""
-    touches: tuple[str, ...] = ()
-    """What in the text looks like an attempt on the verifier; counted, never a verdict."""
+    """The answer that was read and where it was found; empty where the whole text counts."""
+    reward_hack_flags: tuple[str, ...] = ()
+    """Names of the verifier's reward-hack patterns found in the text; they decide nothing."""
+    kind: OutcomeKind | None = None
+    """None = not recorded, in tables from before there were kinds."""
+
+    @property
+    def label(self) -> str:
+        """The kind in words.
+
+        >>> Outcome(passed=None, score=0.0, why="", kind="out_of_memory").label
+        'undecided: out of memory'
+        """
+        if self.passed:
+            return "passed"
+        kind = "not recorded" if self.kind is None else self.kind.replace("_", " ")
+        return f"undecided: {kind}" if self.passed is None else kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

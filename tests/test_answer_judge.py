@@ -19,7 +19,7 @@ from posttrain.judge.answers import quoted
 from posttrain.judge.calibration import LabelledAnswer, calibrate
 from posttrain.recipe.judges import RubricJudge
 from posttrain.records import Message, Outcome, Prompt
-from posttrain.rewards import check_fits, settle, submit, use_judge, verify
+from posttrain.rewards import check_reference, settle, submit, use_judge, verify
 from posttrain.tables import read_groups
 
 RUBRIC = RubricJudge(
@@ -288,7 +288,7 @@ def test_without_a_judge_the_error_says_what_to_write() -> None:
     with pytest.raises(RecipeError, match="no judge is set") as caught:
         verify(ask(), "hello")
     assert "answer_judge" in caught.value.hint
-    assert check_fits(ask()) is None
+    assert check_reference(ask()) is None
 
 
 # ---- the whole way

@@ -20,10 +20,10 @@ from benchmarks.verifiers.honest import THREADED, honest_answers
 from benchmarks.verifiers.mutants import mutants
 from posttrain.recipe.deciding import SandboxSpec
 from posttrain.records import Message, Outcome, Prompt
-from posttrain.rewards import check_fits, sandbox, verify
-from posttrain.rewards.code import verify_code
-from posttrain.rewards.code_answer import answer_program
-from posttrain.rewards.humaneval import reference_from_check
+from posttrain.rewards import check_reference, sandbox, verify
+from posttrain.rewards.answers import answer_program
+from posttrain.rewards.code import CODE
+from posttrain.rewards.code_reference import reference_from_check
 from posttrain.rewards.sandbox import choose
 from posttrain.rewards.sandbox.base import Limits, Run, SandboxFailure
 
@@ -46,7 +46,7 @@ def prompt(reference: Any) -> Prompt:
 
 
 def decided(prompt: Prompt, answer: str) -> Outcome:
-    assert check_fits(prompt) is None
+    assert check_reference(prompt) is None
     return verify(prompt, answer)
 
 
@@ -214,7 +214,7 @@ def test_a_broken_sandbox_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None
             pass
 
     monkeypatch.setattr(choose, "_current", Broken())
-    outcome = verify_code(prompt(FUNCTION), "x = 1")
+    outcome = CODE.verify(prompt(FUNCTION), "x = 1")
     assert (outcome.passed, outcome.why) == (None, "sandbox: the helper died")
 
 
@@ -300,10 +300,10 @@ TESTS = [{"args": [1], "expect": 1}]
     ],
 )
 def test_references_that_do_not_fit(reference: Any, why: str) -> None:
-    told = check_fits(prompt(reference))
+    told = check_reference(prompt(reference))
     assert told is not None
     assert why.replace("\\", "") in told
-    assert verify_code(prompt(reference), "x = 1").passed is None
+    assert CODE.verify(prompt(reference), "x = 1").passed is None
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -315,12 +315,12 @@ def test_pickled_tests_are_refused_by_name(protocol: int) -> None:
         base64.b64encode(zlib.compress(pickled)).decode(),
     ]
     for shape in shapes:
-        told = check_fits(prompt(shape))
+        told = check_reference(prompt(shape))
         assert told is not None
         assert "pickle" in told, shape[:20]
 
 
 def test_good_references_fit() -> None:
-    assert check_fits(prompt(FUNCTION)) is None
-    assert check_fits(prompt(PROGRAM)) is None
-    assert check_fits(prompt({"tests": [{"stdout": "pickle"}], "language": "python"})) is None
+    assert check_reference(prompt(FUNCTION)) is None
+    assert check_reference(prompt(PROGRAM)) is None
+    assert check_reference(prompt({"tests": [{"stdout": "pickle"}], "language": "python"})) is None

@@ -25,13 +25,13 @@ def prompt(number=0, reference="42"):
     )
 
 
-def rollout(text, passed: bool | None, *, tokens=4, finish: Any = "stop", why="differs"):
+def rollout(text, passed: bool | None, *, tokens=4, finish: Any = "stop", kind: Any = "wrong"):
     return Rollout(
         completion_ids=list(range(tokens)),
         logprobs=[-1.0] * tokens,
         text=text,
         finish_reason=finish,
-        outcome=Outcome(passed=passed, score=float(bool(passed)), why=why),
+        outcome=Outcome(passed=passed, score=float(bool(passed)), why="differs", kind=kind),
     )
 
 
@@ -55,7 +55,7 @@ def mine(groups, prompts, *, seed=0, **keys):
         ("wait, no. " * 9, {}, "repetition"),
         ("the answer is 42", {}, "format"),
         ("**42**", {}, "format"),
-        ("forty", {"why": "unparseable answer"}, "format"),
+        ("forty", {"kind": "no_answer"}, "format"),
         ("41", {}, "wrong_answer"),
         ("142", {}, "wrong_answer"),
         ("42.5", {}, "wrong_answer"),
@@ -65,9 +65,7 @@ def mine(groups, prompts, *, seed=0, **keys):
         ("Я думаю, что это сорок один", {}, "wrong_language"),
         ("So it is \\boxed{41", {}, "format"),
         ("You are a calculator that never explains what it does.", {}, "leak"),
-        ("none of them", {"why": "no choice found"}, "format"),
-        ("false", {"why": "expected true, got not enough information"}, "wrong_answer"),
-        ("nothing", {"why": "expected 42, got It has no answer"}, "wrong_answer"),
+        ("forty", {"kind": None}, "wrong_answer"),
     ],
 )
 def test_corner_cases_are_named(text, keys, case):

@@ -12,7 +12,7 @@ from posttrain.records import Prompt
 from posttrain.rewards import reasoning_gym as gym
 from posttrain.rewards import verify
 from posttrain.rewards.answers import final_answer, tidy
-from posttrain.rewards.worker_main import decode, is_formula
+from posttrain.rewards.reasoning_gym import decode, is_formula
 
 FEW = ("chain_sum", "countdown", "knights_knaves", "base_conversion", "sokoban", "letter_counting")
 # What our worker changes on purpose: these scorers run what a model wrote.

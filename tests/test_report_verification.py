@@ -1,4 +1,4 @@
-"""The report on how answers were decided: reasons, attempts, rises, spot checks, shaping."""
+"""The report on verification: kinds of outcomes, reward-hack flags, rises, spot checks, shaping."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from posttrain.report.read import read_prompts, read_run
 from posttrain.report.verification import (
     Decided,
     read_decided,
+    reward_hack_blocks,
     section,
     spot_checks,
     sudden_rise,
-    watch_blocks,
 )
 from posttrain.tables import write_json
 
 
 def decided(
-    passed: bool | None, *, step: int = 0, touches: tuple[str, ...] = (), prompt_id: str = "p"
+    passed: bool | None, *, step: int = 0, flags: tuple[str, ...] = (), prompt_id: str = "p"
 ) -> Decided:
-    outcome = Outcome(passed=passed, score=float(bool(passed)), why="", touches=touches)
+    outcome = Outcome(passed=passed, score=float(bool(passed)), why="", reward_hack_flags=flags)
     return Decided(
         prompt_id=prompt_id, verifier="code", step=step, outcome=outcome, text="def f(): ..."
     )
@@ -63,15 +63,15 @@ def test_what_decided_is_told(tmp_path: Path) -> None:
     assert facts.items == [("sandbox", "landlock"), ("answer judge", "passes from 0.50")]
 
 
-def test_attempts_are_counted_with_those_that_pass() -> None:
-    rollouts = [decided(True, touches=("exit",)), decided(False, touches=("exit",))]
+def test_flagged_answers_are_counted_with_those_that_pass() -> None:
+    rollouts = [decided(True, flags=("exit",)), decided(False, flags=("exit",))]
     rollouts += [decided(False)] * 2
-    (table,) = [b for b in watch_blocks(rollouts) if isinstance(b, Table)]
+    (table,) = [b for b in reward_hack_blocks(rollouts) if isinstance(b, Table)]
     assert [(r.head, [c.text for c in r.cells]) for r in table.rows] == [
         ("code: exit", ["2", "50.0\u00a0%", "1"])
     ]
-    assert isinstance(watch_blocks([decided(True)])[0], Note)
-    assert watch_blocks([]) == []
+    assert isinstance(reward_hack_blocks([decided(True)])[0], Note)
+    assert reward_hack_blocks([]) == []
 
 
 def test_a_rise_is_seen_and_noise_is_not() -> None:
@@ -102,16 +102,15 @@ def test_two_attempts_after_none_are_no_rise() -> None:
     assert sudden_rise({**calm, 9: [True] * 12 + [False] * 52}) == 9
 
 
-def test_lone_successes_queue_with_attempts_first() -> None:
+def test_lone_successes_are_listed_with_flagged_ones_first() -> None:
     lone = [decided(i == 0, step=1, prompt_id="a") for i in range(4)]
     tried = [
-        decided(i == 0, step=0, prompt_id="b", touches=("exit",) if i == 0 else ())
-        for i in range(4)
+        decided(i == 0, step=0, prompt_id="b", flags=("exit",) if i == 0 else ()) for i in range(4)
     ]
     common = [decided(i < 2, step=2, prompt_id="c") for i in range(4)]
     small = [decided(True, step=3, prompt_id="d"), decided(False, step=3, prompt_id="d")]
     found = spot_checks([*lone, *tried, *common, *small], dict[str, Prompt]())
     assert isinstance(found, Examples)
     assert [item.title for item in found.items] == ["b", "a"]
-    assert "touches exit" in found.items[0].facts
+    assert "flagged: exit" in found.items[0].facts
     assert spot_checks(common, {}) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -17,11 +18,11 @@ from hypothesis import strategies as st
 
 from posttrain.errors import EnvironmentFault
 from posttrain.records import Prompt
-from posttrain.rewards import VERIFIERS, check_fits, close_workers, verify, workers
+from posttrain.rewards import VERIFIERS, check_reference, close_workers, verify, workers
 from posttrain.rewards import math as math_verifier
 from posttrain.rewards import reasoning_gym as gym
 from posttrain.rewards.answers import as_number, brief, final_answer, normalise
-from posttrain.rewards.worker_main import decode, encode, is_formula
+from posttrain.rewards.reasoning_gym import decode, encode, is_formula
 
 
 def make(verifier: str, reference: str, **meta: Any) -> Prompt:
@@ -184,19 +185,19 @@ def test_a_hanging_comparison_is_killed_and_the_next_one_works(
     assert verify(make("math", "\\frac{1}{2}"), "0.5").passed is True
 
 
-def idle_workers(kind: workers.Kind) -> list[int]:
+def idle_workers(kind: workers.WorkerKind) -> list[int]:
     return [worker.pid for worker in workers._crews[kind]._idle]  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_worker_that_sleeps_or_dies_is_replaced() -> None:
     prompt = gym_prompts("chain_sum")[0]
-    workers.ask("reasoning_gym", {"do": "families"}, seconds=60, patience=60)
-    (first,) = idle_workers("reasoning_gym")
+    workers.ask(gym.WORKER, {"do": "families"}, seconds=60, patience=60)
+    (first,) = idle_workers(gym.WORKER)
     slow = {"do": "make", "family": "chain_sum", "config": {}, "seed": 1, "size": 10**9}
     with pytest.raises(workers.WorkerFailure, match=r"timeout after 0\.5 s"):
-        workers.ask("reasoning_gym", slow, seconds=0.5)
-    workers.ask("reasoning_gym", {"do": "families"}, seconds=60, patience=60)
-    (second,) = idle_workers("reasoning_gym")
+        workers.ask(gym.WORKER, slow, seconds=0.5)
+    workers.ask(gym.WORKER, {"do": "families"}, seconds=60, patience=60)
+    (second,) = idle_workers(gym.WORKER)
     assert second != first
     wait_for_end(first)
     os.kill(second, signal.SIGKILL)
@@ -208,7 +209,7 @@ def test_a_worker_that_sleeps_or_dies_is_replaced() -> None:
 
 def test_a_server_that_died_is_replaced() -> None:
     prompt = gym_prompts("chain_sum")[0]
-    server = workers._crews["reasoning_gym"]._server  # pyright: ignore[reportPrivateUsage]
+    server = workers._crews[gym.WORKER]._server  # pyright: ignore[reportPrivateUsage]
     server._process.kill()  # pyright: ignore[reportPrivateUsage]
     server._process.wait()  # pyright: ignore[reportPrivateUsage]
     assert verify(prompt, prompt.reference).passed is True
@@ -217,8 +218,9 @@ def test_a_server_that_died_is_replaced() -> None:
 def test_no_worker_outlives_its_parent() -> None:
     program = (
         "from posttrain.rewards import workers\n"
-        "workers.ask('math', {'do': 'parse', 'text': '1'}, seconds=60, patience=60)\n"
-        "crew = workers._crews['math']\n"
+        "from posttrain.rewards.math import WORKER\n"
+        "workers.ask(WORKER, {'do': 'parse', 'text': '1'}, seconds=60, patience=60)\n"
+        "crew = workers._crews[WORKER]\n"
         "print(crew._server._process.pid, crew._idle[0].pid, flush=True)\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -254,7 +256,7 @@ def alive(pid: int) -> bool:
 )
 def test_reasoning_gym_takes_its_own_answer_and_no_other(family: str) -> None:
     for prompt in gym_prompts(family):
-        assert check_fits(prompt) is None
+        assert check_reference(prompt) is None
         assert verify(prompt, f" {prompt.reference}\n").passed is True
         assert verify(prompt, f"<answer>{prompt.reference}</answer>").passed is True
         wrong = verify(prompt, "surely not this")
@@ -357,24 +359,24 @@ def test_entries_survive_json(value: Any) -> None:
         (make("reasoning_gym", "4"), "meta lacks family, entry"),
         (
             make("nosuch", "4"),
-            "no verifier is named 'nosuch'; there are ",
+            "there is no verifier 'nosuch'; the verifiers are ",
         ),
     ],
 )
-def test_check_fits(prompt: Prompt, why: str | None) -> None:
-    found = check_fits(prompt)
+def test_check_reference(prompt: Prompt, why: str | None) -> None:
+    found = check_reference(prompt)
     assert found is None if why is None else why in str(found)
 
 
 def test_an_unknown_verifier_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match=r"there are .*exact.*math"):
-        verify(make("nosuch", "4"), "4")
+    with pytest.raises(ValueError, match=r"did you mean math.*the verifiers are .*exact"):
+        verify(make("maths", "4"), "4")
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     close_workers()
-    monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EnvironmentFault, match="math-verify") as caught:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EnvironmentFault, match="math_verify") as caught:
         verify(make("math", "x"), "y")
     assert caught.value.hint == "pip install math-verify"
 

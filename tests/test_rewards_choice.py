@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.records import Prompt
-from posttrain.rewards import check_fits, verify
+from posttrain.rewards import check_reference, verify
 
 CITIES = {"A": "Paris", "B": "Rome", "C": "Oslo", "D": "New York"}
 
@@ -129,7 +129,7 @@ def test_a_letter_alone_and_options_beside_it() -> None:
     ],
 )
 def test_fits(reference: Any, why: str | None) -> None:
-    found = check_fits(prompt(reference))
+    found = check_reference(prompt(reference))
     assert found is None if why is None else why in str(found)
     if why is not None:
         assert verify(prompt(reference), "A").passed is None

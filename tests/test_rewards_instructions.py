@@ -12,7 +12,7 @@ import pytest
 
 from posttrain.errors import EnvironmentFault
 from posttrain.records import Prompt
-from posttrain.rewards import check_fits, instructions, verify
+from posttrain.rewards import check_reference, instructions, verify
 from posttrain.rewards.instructions import constraint_kinds
 
 needs_checkers = pytest.mark.skipif(
@@ -97,7 +97,7 @@ def test_every_kind_against_the_checkers_themselves(direct: Any) -> None:
     for name in usable:
         given = KWARGS.get(name, {})
         task = prompt([name], [given])
-        assert check_fits(task) is None
+        assert check_reference(task) is None
         results: set[bool] = set()
         for text in texts:
             example = direct.InputExample(
@@ -140,7 +140,7 @@ def test_rows_with_empty_values_work_as_they_are() -> None:
     """The public rows give every key of every kind, null where it has no meaning."""
     nulls = dict.fromkeys((key for given in KWARGS.values() for key in given), None)
     task = prompt(["punctuation:no_comma"], [nulls])
-    assert check_fits(task) is None
+    assert check_reference(task) is None
     assert verify(task, "no comma").passed is True
 
 
@@ -175,7 +175,7 @@ def test_a_malformed_reference(reference: str, why: str) -> None:
         verifier="instructions",
         capability="c",
     )
-    assert why in str(check_fits(task))
+    assert why in str(check_reference(task))
 
 
 @needs_checkers
@@ -186,7 +186,7 @@ def test_kinds_without_their_data_are_told_beforehand() -> None:
         "change_case:capital_word_frequency",
     }
     for name in unavailable:
-        assert "nltk.downloader punkt_tab" in str(check_fits(prompt([name], [KWARGS[name]])))
+        assert "nltk.downloader punkt_tab" in str(check_reference(prompt([name], [KWARGS[name]])))
         assert verify(prompt([name], [KWARGS[name]]), "One. Two.").passed is None
 
 
@@ -201,5 +201,5 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         instructions.importlib.util, "find_spec", lambda name: None if name == "nltk" else name
     )
     with pytest.raises(EnvironmentFault, match="needs nltk") as caught:
-        check_fits(prompt(["punctuation:no_comma"], [{}]))
+        check_reference(prompt(["punctuation:no_comma"], [{}]))
     assert "posttrain[instructions]" in caught.value.hint

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from benchmarks.verifiers.maths import disagreements, labelled_pairs
 from posttrain.records import Prompt
-from posttrain.rewards import check_fits, verify, workers
-from posttrain.rewards.math import WALL_LIMIT, read_answer
+from posttrain.rewards import check_reference, verify, workers
+from posttrain.rewards import math as math_verifier
+from posttrain.rewards.math import WALL_LIMIT, WORKER, read_answer
 from posttrain.rewards.mathtext import plain_math, read_math
 
 # Hang in math-verify, are decided by it, or never reach it.
@@ -47,7 +48,7 @@ def test_the_hand_labelled_pairs() -> None:
 
 
 def test_every_labelled_reference_fits() -> None:
-    assert [pair for pair in labelled_pairs() if check_fits(prompt(pair.reference))] == []
+    assert [pair for pair in labelled_pairs() if check_reference(prompt(pair.reference))] == []
 
 
 def formulas(rng: random.Random) -> str:
@@ -156,45 +157,43 @@ def address_space(pid: int) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs Linux")
 def test_the_memory_limit_holds_and_the_worker_is_replaced() -> None:
-    from posttrain.rewards import worker_main
-
     # A quick answer's worker waits for the next one, whatever else the machine does.
-    workers.ask("math", {"do": "parse", "text": "1"}, seconds=60, patience=60)
+    workers.ask(WORKER, {"do": "parse", "text": "1"}, seconds=60, patience=60)
     pid = worker_pid()
     soft, _ = resource.prlimit(pid, resource.RLIMIT_AS)
-    assert soft == worker_main._MEMORY_LIMITS["math"]  # pyright: ignore[reportPrivateUsage]
+    assert soft == WORKER.memory_bytes
     assert soft <= 1 << 30
     # The same, brought near enough to be reached in a test: 60 MB do not fit into 40 more.
     resource.prlimit(pid, resource.RLIMIT_AS, (address_space(pid) + (40 << 20), -1))
     with pytest.raises(workers.WorkerFailure, match=r"crashed|MemoryError"):
-        workers.ask("math", {"do": "parse", "text": "1" * (60 << 20)}, seconds=60)
+        workers.ask(WORKER, {"do": "parse", "text": "1" * (60 << 20)}, seconds=60)
     assert passes("\\frac{1}{2}", "0.5") is True
 
 
 def worker_pid() -> int:
     """The maths worker that waits for the next request."""
-    return workers._crews["math"]._idle[-1].pid  # pyright: ignore[reportPrivateUsage]
+    return workers._crews[WORKER]._idle[-1].pid  # pyright: ignore[reportPrivateUsage]
 
 
-def test_a_reference_that_hangs_or_says_nothing_is_told_beforehand() -> None:
-    assert "no mathematical expression" in str(check_fits(prompt("because the cat sat")))
-    assert "at most 2000" in str(check_fits(prompt("1" * 2001)))
+def test_check_reference_refuses_what_math_verify_cannot_read() -> None:
+    assert "no mathematical expression" in str(check_reference(prompt("because the cat sat")))
+    assert "at most 2000" in str(check_reference(prompt("1" * 2001)))
     started = time.perf_counter()
-    hanging = check_fits(prompt("\\int_0^1 e^{e^{x^{7}}} \\sin(x^{11})^{13} dx"))
+    hanging = check_reference(prompt("\\int_0^1 e^{e^{x^{7}}} \\sin(x^{11})^{13} dx"))
     assert hanging is None or "cannot be checked" in hanging
     assert time.perf_counter() - started < 60
 
 
-def test_a_comparison_that_fails_of_itself_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    from posttrain.rewards import worker_math
-
+def test_a_comparison_that_fails_on_the_reference_alone_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def only_whole(one: list[object], other: list[object]) -> bool:
         if "odd" in other:
             raise TypeError("cannot compare")
         return one == other
 
-    monkeypatch.setattr(worker_math, "agree", only_whole)
-    assert worker_math.verified(["4"], ["4"]) is True
-    assert worker_math.verified(["4"], ["odd"]) is False
+    monkeypatch.setattr(math_verifier, "agree", only_whole)
+    assert math_verifier.verified(["4"], ["4"]) is True
+    assert math_verifier.verified(["4"], ["odd"]) is False
     with pytest.raises(TypeError, match="cannot compare"):
-        worker_math.verified(["odd"], ["odd"])
+        math_verifier.verified(["odd"], ["odd"])

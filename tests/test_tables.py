@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -11,7 +12,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +23,7 @@ from posttrain import tables
 from posttrain.errors import EnvironmentFault
 from posttrain.records import (
     Outcome,
+    OutcomeKind,
     PreferencePair,
     Prompt,
     Rollout,
@@ -60,6 +62,7 @@ outcomes = st.builds(
     why=text,
     parts=st.dictionaries(text, floats, max_size=3),
     seconds=floats,
+    kind=st.none() | st.sampled_from(get_args(OutcomeKind)),
 )
 rollouts = st.builds(
     Rollout,
@@ -157,8 +160,21 @@ def test_groups_of_before_a_field_was_added_are_read(tmp_path: Path) -> None:
     path = tmp_path / "g.parquet"
     tables.write_groups(path, groups, {"p1": make_prompt("p1", "math")})
     table = pq.read_table(path)
-    assert "extracted" in table.column_names
-    pq.write_table(table.drop_columns(["extracted"]), path)
+    assert {"extracted", "kind"} <= set(table.column_names)
+    pq.write_table(table.drop_columns(["extracted", "kind"]), path)
+    assert tables.read_groups(path) == groups
+
+
+def test_groups_of_before_touches_was_renamed_are_read(tmp_path: Path) -> None:
+    (group,) = [make_group(3, [True])]
+    outcome = dataclasses.replace(group.rollouts[0].outcome, reward_hack_flags=("exit",))
+    rollout = dataclasses.replace(group.rollouts[0], outcome=outcome)
+    groups = [dataclasses.replace(group, rollouts=(rollout,))]
+    path = tmp_path / "g.parquet"
+    tables.write_groups(path, groups, {"p1": make_prompt("p1", "math")})
+    table = pq.read_table(path)
+    old = ["touches" if name == "reward_hack_flags" else name for name in table.column_names]
+    pq.write_table(table.rename_columns(old), path)
     assert tables.read_groups(path) == groups
 
 

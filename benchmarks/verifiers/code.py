@@ -17,7 +17,7 @@ from posttrain.bench.measure import Result
 from posttrain.recipe.deciding import SandboxSpec
 from posttrain.records import Outcome, Prompt
 from posttrain.rewards import sandbox, verify
-from posttrain.rewards.humaneval import reference_from_check
+from posttrain.rewards.code_reference import reference_from_check
 from posttrain.rewards.sandbox.attacks import ATTACKS
 from posttrain.rewards.sandbox.base import Limits, Sandbox
 from posttrain.rewards.sandbox.choose import choose

@@ -109,22 +109,24 @@ def _object(text: str) -> dict[str, Any]:
 
 def _refuse_unfit(answers: Sequence[Answer]) -> None:
     """Each different task once: a reference that its verifier cannot use decides nothing."""
-    from posttrain.rewards import check_fits
+    from posttrain.rewards import check_reference, find_verifier
 
     seen: set[str] = set()
     for number, one in enumerate(answers, 1):
         if one.prompt.prompt_id in seen:
             continue
         seen.add(one.prompt.prompt_id)
-        if one.prompt.verifier == "judge":
+        name = one.prompt.verifier
+        why = check_reference(one.prompt)
+        if why is None and find_verifier(name).uses == "answer_judge":
             raise RecipeError(
-                f"answer {number}: verifier judge is a recipe's answer_judge, which runs in a run",
-                hint="verify rows of the other verifiers, or look at the run's rollout tables",
+                f"answer {number}: verifier {name} asks the answer_judge of a running recipe",
+                hint="verify answers of other verifiers, or read the run's rollout tables",
             )
-        if why := check_fits(one.prompt):
+        if why is not None:
             raise RecipeError(
-                f"answer {number}: verifier {one.prompt.verifier}: {why}",
-                hint="mend verifier and reference; docs/verifiers.md tells what each takes",
+                f"answer {number}: verifier {name}: {why}",
+                hint="correct verifier or reference; docs/verifiers.md lists what each one takes",
             )
 
 
@@ -142,30 +144,24 @@ def _decide(answers: Sequence[Answer]) -> list[Outcome]:
 
 
 def _row(one: Answer, outcome: Outcome) -> dict[str, Any]:
-    from posttrain.rewards.reasons import reason_of
-
     return {
         "verifier": one.prompt.verifier,
         "passed": outcome.passed,
         "score": outcome.score,
-        "reason": reason_of(outcome),
+        "kind": outcome.kind,
         "why": outcome.why,
         "extracted": outcome.extracted,
         "parts": dict(outcome.parts),
-        "touches": list(outcome.touches),
+        "reward_hack_flags": list(outcome.reward_hack_flags),
         "seconds": outcome.seconds,
         **({} if one.before is None else {"passed_before": one.before}),
     }
 
 
 def _summary(answers: Sequence[Answer], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    from posttrain.rewards.reasons import reason_of
-
     counts: dict[str, Counter[str]] = {}
     for one, outcome in zip(answers, outcomes, strict=True):
-        reason = reason_of(outcome)
-        undecided = "undecided: " if outcome.passed is None else ""
-        counts.setdefault(one.prompt.verifier, Counter())[undecided + reason] += 1
+        counts.setdefault(one.prompt.verifier, Counter())[outcome.label] += 1
     changed = [
         number
         for number, (one, outcome) in enumerate(zip(answers, outcomes, strict=True), 1)
@@ -175,7 +171,7 @@ def _summary(answers: Sequence[Answer], outcomes: Sequence[Outcome]) -> dict[str
         "answers": len(answers),
         "passed": sum(outcome.passed is True for outcome in outcomes),
         "undecided": sum(outcome.passed is None for outcome in outcomes),
-        "reasons": {name: dict(found.most_common()) for name, found in counts.items()},
+        "kinds": {name: dict(found.most_common()) for name, found in counts.items()},
         "changed": changed,
     }
 
@@ -188,7 +184,7 @@ def _show_one(outcome: Outcome) -> None:
     state = {True: "passed", False: "failed", None: "undecided"}[outcome.passed]
     facts = [("outcome", state), ("why", outcome.why), ("read as", outcome.extracted)]
     facts += [(name, f"{value:g}") for name, value in outcome.parts.items()]
-    facts += [("score", f"{outcome.score:g}"), ("touches", ", ".join(outcome.touches))]
+    facts += [("score", f"{outcome.score:g}"), ("flags", ", ".join(outcome.reward_hack_flags))]
     facts += [("took", f"{1000 * outcome.seconds:.0f} ms")]
     grid = Table.grid(padding=(0, 2))
     for name, value in facts:
@@ -204,12 +200,12 @@ def _show_summary(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]])
 
     console = Console()
     table = Table(title=Text("outcomes"), title_justify="left")
-    for name in ("verifier", "reason", "answers", "share"):
+    for name in ("verifier", "outcome", "answers", "share"):
         table.add_column(name, justify="right" if name in ("answers", "share") else "left")
-    for verifier, reasons in summary["reasons"].items():
-        total = sum(reasons.values())
-        for reason, count in reasons.items():
-            cells = (verifier, reason, f"{count:,}", f"{100 * count / total:.1f} %")
+    for verifier, kinds in summary["kinds"].items():
+        total = sum(kinds.values())
+        for kind, count in kinds.items():
+            cells = (verifier, kind, f"{count:,}", f"{100 * count / total:.1f} %")
             table.add_row(*map(Text, cells))
     console.print(table)
     undecided = [row for row in rows if row["passed"] is None]

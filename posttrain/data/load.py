@@ -20,6 +20,7 @@ from posttrain.errors import HealthStop, RecipeError
 from posttrain.recipe.rows import DataSource
 from posttrain.recipe.schema import Recipe
 from posttrain.records import Message, Prompt, Sample, content_hash
+from posttrain.rewards import find_verifier
 
 # Reasons for which a sound row leaves: they do not count against max_bad_rows.
 _SOUND = frozenset({"heldout", "duplicate", "no_answer"})
@@ -331,8 +332,9 @@ class _Loader:
             )
         name = Path(source.path).name if is_local(source.path) else source.path
         table = open_table(source.path, source.split, self.find, where)
+        verifier = None if source.verifier is None else find_verifier(source.verifier)
         layout = find_layout(
-            source.columns, table.columns, where, name, verifier=source.verifier, prompts=prompts
+            source.columns, table.columns, where, name, verifier=verifier, prompts=prompts
         )
 
         def converse(raw: Raw) -> tuple[Conversation, dict[str, Any]]:

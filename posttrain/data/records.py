@@ -9,11 +9,10 @@ from posttrain.data.quarantine import BadRow
 from posttrain.data.turns import Conversation, framed
 from posttrain.recipe.rows import DataSource
 from posttrain.records import Message, Prompt, Sample, question_hash
-from posttrain.rewards import check_fits
-from posttrain.rewards.answers import final_answer
+from posttrain.rewards import check_reference, find_verifier
 
 GENERATOR_VERIFIERS = {"python_functions": "code", "constraints": "instructions"}
-"""Our own generators -> what decides answers to their tasks."""
+"""Generator of tasks -> the verifier of their answers."""
 BARE_QUESTION = "bare_question"
 """Key in meta: the question's hash without the source's suffix, which must hide no overlap."""
 
@@ -53,7 +52,7 @@ def make_sample(
     )
     prompt = prompt_of(sample)
     if prompt is not None:
-        _check_fits(prompt)
+        _check_reference(prompt)
     return sample
 
 
@@ -72,7 +71,7 @@ def make_prompt(
         level=meta.get("level"),
         meta=meta,
     )
-    _check_fits(prompt)
+    _check_reference(prompt)
     return prompt
 
 
@@ -93,11 +92,10 @@ def _verifier(source: DataSource, meta: Mapping[str, Any]) -> str | None:
 
 
 def _reference(conversation: Conversation, verifier: str) -> str:
-    """What is compared with: the result (`#### 72`, `\\boxed{72}`) of a worked answer."""
     given = conversation.answer if conversation.reference is None else conversation.reference
-    return final_answer(given) if verifier in ("exact", "math") else given
+    return find_verifier(verifier).read_reference(given)
 
 
-def _check_fits(prompt: Prompt) -> None:
-    if why := check_fits(prompt):
+def _check_reference(prompt: Prompt) -> None:
+    if why := check_reference(prompt):
         raise BadRow("verifier_fit", f"verifier {prompt.verifier}: {why}")

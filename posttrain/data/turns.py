@@ -11,6 +11,7 @@ from typing import Any, cast
 from posttrain.data.quarantine import BadRow
 from posttrain.errors import RecipeError
 from posttrain.records import Message
+from posttrain.rewards import Verifier
 
 _QUESTIONS = ("messages", "question", "prompt")
 _ANSWERS = ("answer", "completion")
@@ -48,35 +49,23 @@ class Conversation:
     """What the verifier compares with; None where that is the answer."""
 
 
-TRUTH_APART = ("code", "instructions")
-"""Verifiers that compare with something other than an answer."""
-TRUTH_MAY_BE_APART = ("choice",)
-"""Verifiers that take such a reference where there is a column of that name."""
-NO_TRUTH = ("judge",)
-"""Verifiers that compare with nothing."""
-IFEVAL_COLUMNS = ("instruction_id_list", "kwargs")
-_REFERENCES_CALLED = {
-    "code": ("tests", "test_cases", "test_list", "unit_tests", "input_output"),
-    "instructions": ("constraints", "instructions"),
-}
-
-
 def find_layout(
     mapping: Mapping[Any, str],
     present: Sequence[str] | None,
     where: str,
     file: str,
     *,
-    verifier: str | None = None,
+    verifier: Verifier | None = None,
     prompts: bool = False,
 ) -> Layout:
-    """The columns to read, given the recipe's mapping and the columns there are.
+    """Choose the columns to read, from the recipe's mapping and the columns that are present.
 
-    A verifier whose truth is not the answer takes the column `reference`; prompts of RL then need
-    no answer. Raises RecipeError with the columns that are there and the mapping to write.
+    A verifier whose reference is not the answer takes the column `reference`; RL prompts then need
+    no answer. Raises RecipeError with the present columns and the mapping to write.
     """
+    source = None if verifier is None else verifier.reference_from
     if present is None:
-        reference = mapping.get("reference") or ("reference" if verifier in TRUTH_APART else None)
+        reference = mapping.get("reference") or ("reference" if source == "column" else None)
         asked = mapping.get("messages", "messages")
         return Layout(
             question=asked, answer=None, reference=reference, needs_answer=not prompts
@@ -96,7 +85,7 @@ def find_layout(
     answer = next((f for f in _ANSWERS if mapped[f]), None)
     answer = answer or next((f for f in _ANSWERS if found[f]), None)
     reference = _find_reference(mapping, present, where, file, verifier)
-    needs_answer = not (prompts and (reference is not None or verifier in NO_TRUTH))
+    needs_answer = not (prompts and (reference is not None or source == "nothing"))
     if question is None or (question != "messages" and answer is None and needs_answer):
         lacking = "messages, question or prompt" if question is None else "answer or completion"
         raise RecipeError(
@@ -123,23 +112,28 @@ def _meant(field: str, column: str, free: Sequence[str]) -> str:
 
 
 def _find_reference(
-    mapping: Mapping[Any, str], present: Sequence[str], where: str, file: str, verifier: str | None
+    mapping: Mapping[Any, str],
+    present: Sequence[str],
+    where: str,
+    file: str,
+    verifier: Verifier | None,
 ) -> str | tuple[str, ...] | None:
-    """The column of what the verifier compares with; IFEval's own rows give it in two."""
+    """Return the column, or the columns, of what the verifier compares with."""
     if "reference" in mapping:
         return mapping["reference"]
-    if verifier not in (*TRUTH_APART, *TRUTH_MAY_BE_APART):
+    if verifier is None or verifier.reference_from not in ("column", "answer or column"):
         return None
     if "reference" in present:
         return "reference"
-    if verifier == "instructions" and all(column in present for column in IFEVAL_COLUMNS):
-        return IFEVAL_COLUMNS
-    if verifier in TRUTH_MAY_BE_APART:
+    if verifier.joint_columns and all(column in present for column in verifier.joint_columns):
+        return verifier.joint_columns
+    if verifier.reference_from == "answer or column":
         return None
-    known = _REFERENCES_CALLED.get(verifier or "", ())
+    known = verifier.reference_columns
     near = next((column for column in present if column.lower() in known), "<your column>")
+    listed = ", ".join(present)
     raise RecipeError(
-        f"{where}: verifier {verifier} needs a column reference, {file} has: {', '.join(present)}",
+        f"{where}: verifier {verifier.name} needs a column reference, {file} has: {listed}",
         hint=f"under {where} write columns: {{reference: {near}}}",
     )
 

@@ -16,6 +16,7 @@ from posttrain.judge.opinion import Opinion
 from posttrain.judge.rubric import ask_rubric
 from posttrain.recipe.judges import RubricJudge
 from posttrain.records import Message, Outcome, Prompt, Sample
+from posttrain.rewards.verifier import undecided
 
 MIN_AUC = 0.5
 """AUC of chance; a judge whose interval reaches down to it is refused."""
@@ -91,9 +92,11 @@ def _quoted_sample(messages: Sequence[Message], text: str) -> Sample:
 def _outcome(opinion: Opinion, threshold: float) -> Outcome:
     score = opinion.score
     if score is None:
-        return Outcome(passed=None, score=0.0, why=f"the judge has no opinion: {opinion.reason}")
+        return undecided("no_opinion", f"the judge has no opinion: {opinion.reason}")
+    passed = score >= threshold
     why = f"score {score:.2f}, passes from {threshold:.2f}: {opinion.reason}"
-    return Outcome(passed=score >= threshold, score=score, why=why)
+    kind = "passed" if passed else "below_threshold"
+    return Outcome(passed=passed, score=score, why=why, kind=kind)
 
 
 def quoted(text: str, *, max_chars: int = MAX_CHARS) -> str:

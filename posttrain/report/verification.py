@@ -1,4 +1,4 @@
-"""How answers were decided: outcomes by verifier and reason, attempts on verifiers, spot checks."""
+"""How answers were verified: outcomes by verifier and kind, reward-hack flags, spot checks."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ from posttrain.report.blocks import (
 from posttrain.report.charts import curve_panel, curves
 from posttrain.report.judging import conversation
 from posttrain.report.read import EVAL_POINTS, Run, rollout_steps, series
-from posttrain.rewards.reasons import reason_of
 from posttrain.tables import read_json, read_metrics, read_table
 
-COLUMNS = ("prompt_id", "step", "index", "passed", "score", "why", "touches", "text")
+_OUTCOME_COLUMNS = ("passed", "score", "why", "kind", "reward_hack_flags")
+_OLD_FLAGS = "touches"
+"""Name of the column reward_hack_flags in tables of earlier versions."""
+COLUMNS = ("prompt_id", "step", "index", *_OUTCOME_COLUMNS, _OLD_FLAGS, "text")
 NUM_SPOT_CHECKS = 12
 MIN_GROUP = 4
-"""A lone success among fewer answers is no rare one."""
+"""Answers of a prompt from which a lone success counts as rare."""
 _SIGNIFICANT = 0.001
 _LABELS = {"length": "length, taken", "format": "form, given", "language": "script, given"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decided:
-    """One answer as a table tells it."""
+    """One verified answer of a table."""
 
     prompt_id: str
     verifier: str
@@ -51,7 +53,7 @@ class Decided:
 
 
 def section(run: Run, prompts: Mapping[str, Prompt]) -> Section:
-    """Verification."""
+    """Write the section on verification."""
     places = read_decided(run, prompts)
     blocks: list[Block] = [*_by_verifier(places)]
     if not blocks:
@@ -59,7 +61,7 @@ def section(run: Run, prompts: Mapping[str, Prompt]) -> Section:
     if facts := _means(run):
         blocks.append(facts)
     rollouts = places.get("rl", [])
-    blocks.extend(watch_blocks(rollouts))
+    blocks.extend(reward_hack_blocks(rollouts))
     if checks := spot_checks(rollouts, prompts):
         blocks.append(checks)
     if shaped := _shaping(run):
@@ -68,7 +70,7 @@ def section(run: Run, prompts: Mapping[str, Prompt]) -> Section:
 
 
 def read_decided(run: Run, prompts: Mapping[str, Prompt]) -> dict[str, list[Decided]]:
-    """Place (`eval-base`, `rl`, ...) -> every answer that was decided there, in stage order."""
+    """Return the answers verified at each place (`eval-base`, `rl`, ...), in stage order."""
     places: dict[str, list[Decided]] = {}
     for point in EVAL_POINTS:
         if point == "rl" and (steps := rollout_steps(run)):
@@ -91,7 +93,8 @@ def _answers(path: Path, prompts: Mapping[str, Prompt]) -> Iterable[Decided]:
                 passed=row["passed"],
                 score=row["score"],
                 why=row["why"],
-                touches=tuple(row.get("touches") or ()),
+                kind=row.get("kind"),
+                reward_hack_flags=tuple(row.get("reward_hack_flags") or row.get(_OLD_FLAGS) or ()),
             ),
             text=row["text"],
         )
@@ -99,29 +102,27 @@ def _answers(path: Path, prompts: Mapping[str, Prompt]) -> Iterable[Decided]:
 
 def _by_verifier(places: Mapping[str, Sequence[Decided]]) -> list[Table]:
     verifiers = sorted({one.verifier for found in places.values() for one in found})
-    return [_reasons(verifier, places) for verifier in verifiers]
+    return [_outcomes(verifier, places) for verifier in verifiers]
 
 
-def _reasons(verifier: str, places: Mapping[str, Sequence[Decided]]) -> Table:
-    """Reasons down, places across, the commonest reason of the last place first."""
+def _outcomes(verifier: str, places: Mapping[str, Sequence[Decided]]) -> Table:
+    """Tabulate kinds of outcomes by place, passed first, then the commonest of all places."""
     counts = {
-        place: Counter(_said(one.outcome) for one in found if one.verifier == verifier)
+        place: Counter(one.outcome.label for one in found if one.verifier == verifier)
         for place, found in places.items()
     }
     total = sum(counts.values(), Counter[str]())
-    reasons = sorted(total, key=lambda reason: (reason != "passed", -total[reason], reason))
+    labels = sorted(total, key=lambda label: (label != "passed", -total[label], label))
 
-    def cell(place: str, reason: str) -> Cell:
+    def cell(place: str, label: str) -> Cell:
         of_place = counts[place].total()
-        share = counts[place][reason] / of_place if of_place else None
-        return Cell(text=percent(share), sub=f"{counts[place][reason]:,}")
+        share = counts[place][label] / of_place if of_place else None
+        return Cell(text=percent(share), sub=f"{counts[place][label]:,}")
 
     return Table(
         title=f"Outcomes of verifier {verifier}",
-        header=["reason", *places],
-        rows=[
-            Row(head=reason, cells=[cell(place, reason) for place in places]) for reason in reasons
-        ],
+        header=["outcome", *places],
+        rows=[Row(head=label, cells=[cell(place, label) for place in places]) for label in labels],
         foot=[
             Row(head="answers", cells=[Cell(text=f"{counts[p].total():,}") for p in places]),
         ],
@@ -129,12 +130,8 @@ def _reasons(verifier: str, places: Mapping[str, Sequence[Decided]]) -> Table:
     )
 
 
-def _said(outcome: Outcome) -> str:
-    return f"undecided: {reason_of(outcome)}" if outcome.passed is None else reason_of(outcome)
-
-
 def _means(run: Run) -> Facts | None:
-    """Which sandbox ran programs, and what the answer judge was calibrated to."""
+    """Name the sandbox that ran programs and the calibration of the answer judge."""
     items: list[tuple[str, str]] = []
     for stage in run.stages:
         if (path := run.file(stage, "sandbox.json")) is not None:
@@ -146,14 +143,18 @@ def _means(run: Run) -> Facts | None:
                 said += f", AUC {told['auc']:.2f} ({told['auc_low']:.2f} to {told['auc_high']:.2f})"
                 said += f", false passes {percent(told['false_pass_rate'])}"
             items.append(("answer judge", said))
-    return Facts(title="What decided", items=list(dict.fromkeys(items))) if items else None
+    return (
+        Facts(title="Sandbox and answer judge", items=list(dict.fromkeys(items))) if items else None
+    )
 
 
-def watch_blocks(rollouts: Sequence[Decided]) -> list[Block]:
-    """Attempts on verifiers: their share by step, and a line for each that rose suddenly."""
-    kinds = sorted({(one.verifier, kind) for one in rollouts for kind in one.outcome.touches})
+def reward_hack_blocks(rollouts: Sequence[Decided]) -> list[Block]:
+    """Show reward-hack flags: their share by step, and a line for each that rose suddenly."""
+    kinds = sorted(
+        {(one.verifier, kind) for one in rollouts for kind in one.outcome.reward_hack_flags}
+    )
     if not kinds:
-        said = "No rollout looks like an attempt on its verifier." if rollouts else ""
+        said = "No rollout matches a reward-hack pattern of its verifier." if rollouts else ""
         return [Note(text=said)] if said else []
     panels: list[Panel] = []
     rows: list[Row] = []
@@ -162,34 +163,34 @@ def watch_blocks(rollouts: Sequence[Decided]) -> list[Block]:
         own = [one for one in rollouts if one.verifier == verifier]
         by_step: dict[int, list[bool]] = {}
         for one in own:
-            by_step.setdefault(one.step, []).append(kind in one.outcome.touches)
+            by_step.setdefault(one.step, []).append(kind in one.outcome.reward_hack_flags)
         points = [(float(s), sum(hit) / len(hit)) for s, hit in sorted(by_step.items())]
         told = f"{verifier}: {kind}"
         svg = curves({kind: ("rl", points)}, share=True, label=f"Share of answers, {told}")
         panels.append(Panel(title=told, svg=svg))
-        touching = [one for one in own if kind in one.outcome.touches]
-        passed = sum(one.outcome.passed is True for one in touching)
-        cells = [f"{len(touching):,}", percent(len(touching) / len(own)), f"{passed:,}"]
+        flagged = [one for one in own if kind in one.outcome.reward_hack_flags]
+        passed = sum(one.outcome.passed is True for one in flagged)
+        cells = [f"{len(flagged):,}", percent(len(flagged) / len(own)), f"{passed:,}"]
         rows.append(Row(head=told, cells=[Cell(text=text) for text in cells]))
         if (step := sudden_rise(by_step)) is not None:
             risen.append(f"{told} rises at step {step}")
     blocks: list[Block] = [
         Table(
-            title="Answers that look like attempts on their verifier",
-            header=["verifier: what they touch", "answers", "share", "of these passed"],
+            title="Answers that match a reward-hack pattern",
+            header=["verifier: pattern", "answers", "share", "of these passed"],
             rows=rows,
-            caption="Patterns in the text, which honest answers may match as well: what tells is "
-            "a share that rises, and attempts that pass.",
+            caption="Honest answers may match a pattern, too. Look at shares that rise and at "
+            "flagged answers that pass.",
         ),
-        Figure(title="Attempts by step", panels=panels[:6], more=panels[6:]),
+        Figure(title="Flagged answers by step", panels=panels[:6], more=panels[6:]),
     ]
     if risen:
-        blocks.append(Note(text=f"Sudden rises: {'; '.join(risen)}. Read such answers."))
+        blocks.append(Note(text=f"Sudden rises: {'; '.join(risen)}. Read some of these answers."))
     return blocks
 
 
 def sudden_rise(by_step: Mapping[int, Sequence[bool]]) -> int | None:
-    """The first step from which a share is significantly above that of all steps before it.
+    """Return the first step from which a share is significantly above that of all earlier steps.
 
     Windows of a tenth of the steps, at least one, against everything before them; Fisher's exact
     test, one-sided, at 0.001 over the number of windows.
@@ -207,7 +208,7 @@ def sudden_rise(by_step: Mapping[int, Sequence[bool]]) -> int | None:
 
 
 def spot_checks(rollouts: Sequence[Decided], prompts: Mapping[str, Prompt]) -> Examples | None:
-    """Lone successes of their groups, those that touch something first, then the newest."""
+    """List the only successes of their groups, flagged ones first, then the newest."""
     groups: dict[tuple[int, str], list[Decided]] = {}
     for one in rollouts:
         groups.setdefault((one.step, one.prompt_id), []).append(one)
@@ -218,7 +219,9 @@ def spot_checks(rollouts: Sequence[Decided], prompts: Mapping[str, Prompt]) -> E
             rare.append((passed[0], len(group)))
     if not rare:
         return None
-    rare.sort(key=lambda pair: (not pair[0].outcome.touches, -pair[0].step, pair[0].prompt_id))
+    rare.sort(
+        key=lambda pair: (not pair[0].outcome.reward_hack_flags, -pair[0].step, pair[0].prompt_id)
+    )
     items = [_to_check(one, size, prompts) for one, size in rare[:NUM_SPOT_CHECKS]]
     return Examples(title=f"Spot checks: rare successes, {len(rare):,} in all", items=items)
 
@@ -228,7 +231,7 @@ def _to_check(one: Decided, size: int, prompts: Mapping[str, Prompt]) -> Example
     facts = [one.verifier, f"step {one.step}", f"the only one of {size} that passed"]
     return Example(
         title=one.prompt_id,
-        facts=[*facts, *(f"touches {kind}" for kind in one.outcome.touches)],
+        facts=[*facts, *(f"flagged: {kind}" for kind in one.outcome.reward_hack_flags)],
         passages=[
             *asked,
             Passage(name=f"passed: {one.outcome.why}", text=one.text, tone="passed"),

@@ -1,16 +1,18 @@
-"""Finding the answer in what a model wrote, and bringing it into a comparable form."""
+"""Find the answer in a completion and fold it for comparison."""
 
 from __future__ import annotations
 
+import ast
 import re
 import unicodedata
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
 Form = Literal["tagged", "boxed", "hashes", "answer line", "whole text"]
-"""How an answer was marked as the answer."""
+"""Mark by which an answer was found."""
 
-# Linear in the text, whatever stands in it: a policy writes what it likes.
+# Each is linear in the text, since a policy may write anything.
 _HASHES = re.compile(r"^[ \t]*####[ \t]*+(\S.*)$", re.MULTILINE)
 _ANSWER_LINE = re.compile(
     r"^[^\w\n]*+(?:(?:so|thus|hence|therefore)[^\w\n]++)?(?:the\s+)?(?:final\s+)?"
@@ -19,13 +21,19 @@ _ANSWER_LINE = re.compile(
 )
 _BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:\\text\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?")
+_FENCE = re.compile(
+    r"^[ \t]*(?P<marks>`{3,})[ \t]*(?P<language>[\w+-]*)[^\n`]*\n"
+    r"(?P<code>.*?)(?:^[ \t]*(?P=marks)[ \t]*$|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+_PYTHON = {"python", "python3", "py"}
 _PAIRS = (('"', '"'), ("'", "'"), ("`", "`"), ("“", "”"), ("‘", "’"), ("$", "$"), ("**", "**"))  # noqa: RUF001
 
 
 def final_answer(text: str) -> str:
-    r"""What the text gives as its answer, else the whole text.
+    r"""Return the answer that the text gives, else the whole text.
 
-    Looked for in this order, the last one winning: `<answer>...</answer>`, `\boxed{...}`,
+    Searched in this order, the last of a kind winning: `<answer>...</answer>`, `\boxed{...}`,
     a line `#### ...`, a line that begins with `answer:` or `the answer is`.
 
     >>> final_answer("3 + 4 = 7, so\nThe answer is 7.")
@@ -37,7 +45,7 @@ def final_answer(text: str) -> str:
 
 
 def locate_answer(text: str) -> tuple[str, Form]:
-    """`final_answer` with how it was marked.
+    """Return `final_answer` and how it was marked.
 
     >>> locate_answer("#### 72")
     ('72', 'hashes')
@@ -59,7 +67,7 @@ def locate_answer(text: str) -> tuple[str, Form]:
 
 
 def _last_tagged(text: str) -> str | None:
-    """The inside of the last `<answer>...</answer>`, in any case."""
+    """Return the inside of the last `<answer>...</answer>`, in any case."""
     # Lower-casing may lengthen other scripts' letters: positions must stay those of the text.
     lowered = text.lower()
     if len(lowered) != len(text):
@@ -70,14 +78,14 @@ def _last_tagged(text: str) -> str | None:
 
 
 def _last_boxed(text: str) -> str | None:
-    """The inside of the last `\\boxed{...}`, where its braces close."""
+    """Return the inside of the last `\\boxed{...}` whose braces close."""
     start = text.rfind("\\boxed{")
     end = _closing(text, start + len("\\boxed{")) if start >= 0 else None
     return None if end is None else text[start + len("\\boxed{") : end]
 
 
 def last_boxed_run(text: str) -> list[str]:
-    """The insides of the last boxes that only commas, `and`, `or` and dollar signs stand between.
+    """Return the insides of the last boxes with only commas, `and`, `or` and `$` between them.
 
     >>> last_boxed_run("\\\\boxed{7}. So $\\\\boxed{1}$ and $\\\\boxed{2}$")
     ['1', '2']
@@ -95,7 +103,7 @@ def last_boxed_run(text: str) -> list[str]:
 
 
 def _closing(text: str, begin: int) -> int | None:
-    """Where the brace that was opened just before `begin` closes."""
+    """Return where the brace opened just before `begin` closes."""
     depth = 1
     for position in range(begin, len(text)):
         depth += {"{": 1, "}": -1}.get(text[position], 0)
@@ -105,7 +113,7 @@ def _closing(text: str, begin: int) -> int | None:
 
 
 def tidy(text: str) -> str:
-    """The text without outer whitespace, one closing period, and paired quotes or dollar signs.
+    """Strip outer whitespace, one closing period, and paired quotes or dollar signs.
 
     >>> tidy('  "Paris". ')
     'Paris'
@@ -124,12 +132,12 @@ def tidy(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """`tidy`, with case and whitespace folded."""
+    """Fold case and whitespace of the tidied text."""
     return " ".join(tidy(text).split()).casefold()
 
 
 def as_number(text: str) -> Decimal | None:
-    """The value of a plain decimal number (thousands commas allowed), else None.
+    """Return the value of a plain decimal number (thousands commas allowed), else None.
 
     >>> as_number("1,250.0") == as_number("1250")
     True
@@ -141,7 +149,7 @@ def as_number(text: str) -> Decimal | None:
 
 
 def western_digits(text: str) -> str:
-    """The text with every script's decimal digits as 0 to 9.
+    """Replace the decimal digits of every script by 0 to 9.
 
     >>> western_digits("١٢ and ३४")
     '12 and 34'
@@ -152,7 +160,7 @@ def western_digits(text: str) -> str:
 
 
 def brief(text: str, limit: int = 60) -> str:
-    """The text's beginning on one line of `limit` printable characters at most."""
+    """Shorten the text to one line of at most `limit` printable characters."""
     line = " ".join(text[: 4 * limit].split())
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
     if len(text) > 4 * limit and len(line) <= limit:
@@ -161,5 +169,66 @@ def brief(text: str, limit: int = 60) -> str:
 
 
 def expected_got(expected: str, got: str) -> str:
-    """The reason for a wrong answer."""
+    """Return the reason of a wrong answer."""
     return f"expected {brief(expected)}, got {brief(got)}"
+
+
+# ---- programs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProgramAnswer:
+    """A program, and whether it stood in a fenced block."""
+
+    program: str
+    fenced: bool
+
+
+def answer_program(text: str, entry_point: str | None, prefix: str) -> ProgramAnswer:
+    """Return the last fenced Python block that defines the entry point, else the last, else all.
+
+    Blocks without a language count where none says Python. The answer continues `prefix` letter for
+    letter, unless it defines the entry point itself.
+
+    >>> answer_program("So:\\n```python\\nx = 1\\n```\\nDone.", None, "").program
+    'x = 1\\n'
+    """
+    blocks = [(m["language"].lower(), m["code"]) for m in _FENCE.finditer(text)]
+    python = [code for language, code in blocks if language in _PYTHON]
+    candidates = python or [code for language, code in blocks if not language]
+    if not candidates:
+        return ProgramAnswer(program=_after(prefix, text, entry_point), fenced=False)
+    defining = [code for code in candidates if _defines(code, entry_point)]
+    return ProgramAnswer(
+        program=_after(prefix, (defining or candidates)[-1], entry_point), fenced=True
+    )
+
+
+def _after(prefix: str, code: str, entry_point: str | None) -> str:
+    if not prefix:
+        return code
+    # A prefix ends in a head with its docstring, which is a whole function by itself.
+    return f"{prefix}\n{code}" if _defines(code, entry_point) else prefix + code
+
+
+def _defines(code: str, entry_point: str | None) -> bool:
+    """Return whether a text is Python that defines a name at its top level."""
+    if entry_point is None:
+        return False
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    name = entry_point.partition(".")[0]
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            if node.name == name:
+                return True
+        elif isinstance(node, ast.Assign):
+            if any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+                return True
+        elif isinstance(node, ast.Import | ast.ImportFrom) and any(
+            (alias.asname or alias.name) == name for alias in node.names
+        ):
+            return True
+    return False

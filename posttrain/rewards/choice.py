@@ -16,9 +16,10 @@ from typing import Any, cast
 
 from posttrain.records import Outcome, Prompt
 from posttrain.rewards.answers import brief, locate_answer, normalise
+from posttrain.rewards.verifier import Verifier, decided, undecided
 
 MAX_ANSWER_CHARS = 2000
-"""So much of an answer is read: its beginning where it is marked, else the text's end."""
+"""Characters that are read: from the start of a marked answer, else from the end of the text."""
 # `the correct option is (B)` anywhere in a line; what follows is the answer.
 _SAID = re.compile(
     r"(?:(?:answer|choice|option|ответ|respuesta|réponse|antwort|إجابة|उत्तर)\b|答案|回答)"
@@ -31,32 +32,31 @@ _NAMING = re.compile(
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")
 
 
-def verify_choice(prompt: Prompt, text: str) -> Outcome:
-    """Pass when the text names the right option and no other."""
+def _verify(prompt: Prompt, text: str) -> Outcome:
+    """Pass where the text names the right option and no other."""
     task = read_task(prompt)
     if isinstance(task, str):
-        return Outcome(passed=None, score=0.0, why=task)
+        return undecided("bad_reference", task)
     options, right = task
     answer, form = _marked(text)
     chosen = named_options(answer, options)
     extracted = f"{form}: {brief(answer)}"
-    if len(chosen) == 1:
-        passed = chosen == {right}
-        why = "equal" if passed else f"expected {right}, got {next(iter(chosen))}"
-    else:
-        passed = False
-        why = f"several answers: {', '.join(sorted(chosen))}" if chosen else "no choice found"
-    return Outcome(passed=passed, score=float(passed), why=why, extracted=extracted)
+    if not chosen:
+        return decided(False, "no_answer", "no choice found", extracted=extracted)
+    if len(chosen) > 1:
+        why = f"several answers: {', '.join(sorted(chosen))}"
+        return decided(False, "several_answers", why, extracted=extracted)
+    why = "equal" if chosen == {right} else f"expected {right}, got {next(iter(chosen))}"
+    return decided(chosen == {right}, "wrong", why, extracted=extracted)
 
 
-def fits_choice(prompt: Prompt) -> str | None:
-    """The reference must name one of at least two different options."""
+def _check(prompt: Prompt) -> str | None:
     task = read_task(prompt)
     return task if isinstance(task, str) else None
 
 
 def read_task(prompt: Prompt) -> tuple[dict[str, str], str] | str:
-    """The options by label (texts empty where unknown) and the right label, or what is wrong."""
+    """Return the options by label (texts empty where unknown) and the right label, or the fault."""
     reference = prompt.reference.strip()
     options: Any = prompt.meta.get("options")
     right: Any = reference
@@ -92,7 +92,7 @@ def read_task(prompt: Prompt) -> tuple[dict[str, str], str] | str:
 
 
 def folded(text: str) -> str:
-    """A label in one way of writing: compatible characters folded, upper case.
+    """Fold a label: compatible characters, upper case.
 
     >>> folded("b "), folded("甲")
     ('B', '甲')
@@ -101,7 +101,7 @@ def folded(text: str) -> str:
 
 
 def _marked(text: str) -> tuple[str, str]:
-    """What the text gives as its answer, and how that was found."""
+    """Return the answer that the text gives, and how it was found."""
     answer, form = locate_answer(text)
     if form != "whole text":
         return answer[:MAX_ANSWER_CHARS], form
@@ -114,7 +114,7 @@ def _marked(text: str) -> tuple[str, str]:
 
 
 def named_options(answer: str, options: Mapping[str, str]) -> set[str]:
-    """The labels of all options that a text names, by label or by text.
+    """Return the labels of all options that a text names, by label or by text.
 
     >>> options = {"A": "a cat", "B": "a dog"}
     >>> [sorted(named_options(t, options)) for t in ("(B)", "B. a dog", "A or B", "a dog", "?")]
@@ -147,7 +147,7 @@ def named_options(answer: str, options: Mapping[str, str]) -> set[str]:
 
 
 def _is_label(found: re.Match[str], text: str) -> bool:
-    """Whether a standing letter is meant as a label: `a dog` and `I think` hold none."""
+    """Return whether a standing letter is meant as a label: `a dog` and `I think` hold none."""
     written, after = found[1], text[found.end() :]
     bracketed = text[found.start() - 1 : found.start()] in ("(", "[") and after[:1] in (")", "]")
     if bracketed or text.strip(" .*()") == written:
@@ -167,7 +167,7 @@ def _joins(after: str) -> bool:
 
 
 def _without_texts(answer: str, options: Mapping[str, str], named: set[str]) -> str:
-    """The answer without the options' texts; those that it states are added to `named`."""
+    """Blank out the options' texts in the answer, adding the options that it states to `named`."""
     lowered = answer.casefold()
     for label, one in sorted(options.items(), key=lambda item: -len(item[1])):
         text = normalise(one)
@@ -184,3 +184,13 @@ def _without_texts(answer: str, options: Mapping[str, str], named: set[str]) -> 
 
 def _same(text: str, option: str) -> bool:
     return normalise(text) == normalise(option)
+
+
+CHOICE = Verifier(
+    name="choice",
+    summary="one option of several",
+    takes="a letter, or JSON with options and answer",
+    verify=_verify,
+    check=_check,
+    reference_from="answer or column",
+)

@@ -2,21 +2,22 @@
 
 The reference is JSON: functions `{"entry_point": "f", "tests": [{"args": [...], "kwargs": {...},
 "expect": value}]}`, or programs `{"tests": [{"stdin": "...", "stdout": "..."}]}`. Only inputs enter
-the sandbox; what comes out is compared here.
+the sandbox; outputs are compared here.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from posttrain.records import Outcome, Prompt
+from posttrain.records import Outcome, OutcomeKind, Prompt
 from posttrain.rewards import sandbox
-from posttrain.rewards.answers import brief
-from posttrain.rewards.code_answer import answer_program
+from posttrain.rewards.answers import answer_program, brief
 from posttrain.rewards.code_reference import (
     FunctionTests,
     ProgramTests,
@@ -24,10 +25,39 @@ from posttrain.rewards.code_reference import (
 )
 from posttrain.rewards.sandbox.base import Limits, Run, SandboxFailure
 from posttrain.rewards.values import decode, encode, same
+from posttrain.rewards.verifier import Verifier, decided, undecided
+
+REWARD_HACKS = {
+    "exit": re.compile(
+        r"\bsys\.exit\b|\bos\._exit\b|\bos\.abort\b|\b(?:exit|quit)\s*\(|\bSystemExit\b|\bos\.kill\b"
+    ),
+    "frames": re.compile(
+        r"\b_getframe\b|\bcurrentframe\b|\bf_(?:back|locals|globals|code)\b|\b__traceback__\b"
+        r"|\bgi_frame\b|\bsettrace\b|\bsetprofile\b|\binspect\.(?:stack|getouterframes)\b"
+    ),
+    "garbage collector": re.compile(r"\bget_(?:objects|referrers|referents)\b|\bimport\s+gc\b"),
+    "equality": re.compile(r"\b__(?:eq|ne|hash|bool|repr|str|class|instancecheck)__\b"),
+    "at exit": re.compile(r"\batexit\b|\b__del__\b|\bweakref\.finalize\b"),
+    "tests": re.compile(
+        r"\b(?:unittest|pytest|conftest|doctest)\b|\brun_tests?\b|\btest_cases?\b|\bexpect(?:ed)?\b"
+        r"|\bcheck\s*\(\s*candidate\b",
+        re.IGNORECASE,
+    ),
+    "interpreter": re.compile(
+        r"\bbuiltins\b|\b__builtins__\b|\bsys\.modules\b|\b__subclasses__\b|\bctypes\b"
+        r"|\bimportlib\b|\b__import__\b|\bsys\.meta_path\b|\bsys\.std(?:out|in|err)\s*="
+    ),
+    "system": re.compile(r"\bsubprocess\b|\bos\.(?:system|popen|fork|dup2)\b|\bsocket\b|/proc/"),
+}
+"""Exits that read as success, frames and garbage collectors that hold the tests, and the like."""
+_LEFT_OUT = ("from __future__ ", "from typing ", "from posttrain.", "def same(", "def _typed(")
+
+_Failure = tuple[OutcomeKind, str]
+"""The first failure of a program, and its reason in words."""
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes out what a run does not need: each line is read anew for every candidate."""
+    """Removes what a run does not need: each line is read again for every candidate."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
@@ -44,11 +74,9 @@ class _Bare(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-_LEFT_OUT = ("from __future__ ", "from typing ", "from posttrain.", "def same(", "def _typed(")
-
-
+@functools.cache
 def _child() -> str:
-    """values.py and code_child.py as one program, for where posttrain is not installed."""
+    """Join values.py and code_child.py into a program that needs no posttrain."""
     statements: list[str] = []
     for name in ("values.py", "code_child.py"):
         tree = ast.parse(Path(__file__).with_name(name).read_text())
@@ -59,11 +87,8 @@ def _child() -> str:
     return "\n".join(statements)
 
 
-_CHILD = _child()
-
-
-def verify_code(prompt: Prompt, text: str) -> Outcome:
-    """Pass when every test does; None where the sandbox failed.
+def _verify(prompt: Prompt, text: str) -> Outcome:
+    """Pass where every test does; None where the sandbox failed.
 
     parts: `tests`, `tests_run`, `tests_passed` (counts), `share_passed`, and `fenced`, 1 where the
     program was taken from a fenced block and 0 where the whole text is it.
@@ -71,19 +96,19 @@ def verify_code(prompt: Prompt, text: str) -> Outcome:
     try:
         reference = read_reference(prompt.reference)
     except ValueError as error:
-        return Outcome(passed=None, score=0.0, why=str(error))
+        return undecided("bad_reference", str(error))
     functions = isinstance(reference, FunctionTests)
     answer = answer_program(text, reference.entry_point if functions else None, reference.prefix)
     limits = sandbox.limits(reference.limits)
     try:
         if functions:
-            verdicts, why = _run_function(answer.program, reference, limits)
+            verdicts, failure = _run_function(answer.program, reference, limits)
         else:
-            verdicts, why = _run_programs(answer.program, reference, limits)
-    except SandboxFailure as failure:
-        return Outcome(passed=None, score=0.0, why=f"sandbox: {failure.why}")
+            verdicts, failure = _run_programs(answer.program, reference, limits)
+    except SandboxFailure as broken:
+        return undecided("sandbox_failed", f"sandbox: {broken.why}")
     total, num_passed = len(reference.tests), sum(verdicts)
-    passed = num_passed == total and not why
+    passed = num_passed == total and failure is None
     parts = {
         "tests": float(total),
         "tests_run": float(len(verdicts)),
@@ -91,12 +116,12 @@ def verify_code(prompt: Prompt, text: str) -> Outcome:
         "share_passed": num_passed / total,
         "fenced": float(answer.fenced),
     }
-    why = f"{total} of {total} tests" if passed else why
-    return Outcome(passed=passed, score=float(passed), why=why, parts=parts)
+    kind, why = failure or ("passed", f"{total} of {total} tests")
+    return decided(passed, kind, why, parts=parts)
 
 
-def fits_code(prompt: Prompt) -> str | None:
-    """The reference must be tests in one of the two forms, as JSON and not too many."""
+def _check(prompt: Prompt) -> str | None:
+    """Refuse a reference that is not JSON tests in one of the two forms, or holds too many."""
     try:
         read_reference(prompt.reference)
     except ValueError as error:
@@ -104,43 +129,55 @@ def fits_code(prompt: Prompt) -> str | None:
     return None
 
 
-def _run_function(program: str, reference: FunctionTests, limits: Limits) -> tuple[list[bool], str]:
-    """Whether each test that was run passed, and the first failure; empty where there is none."""
+def _run_function(
+    program: str, reference: FunctionTests, limits: Limits
+) -> tuple[list[bool], _Failure | None]:
+    """Return whether each test that was run passed, and the first failure."""
     calls = [{"args": encode(t.args), "kwargs": encode(t.kwargs)} for t in reference.tests]
     job = {"code": program, "entry_point": reference.entry_point, "calls": calls}
     stdin = json.dumps(job).encode()
-    run = sandbox.current().run(_CHILD, stdin, limits)
+    run = sandbox.current().run(_child(), stdin, limits)
     verdicts: list[bool] = []
-    first = ""
+    first: _Failure | None = None
     lines, broken = _lines(run, len(calls))
     if lines and not lines[0]["loaded"]:
-        return [], str(lines[0]["error"])
+        error = str(lines[0]["error"])
+        return [], (_kind_of(error, "does_not_load"), error)
     for test, line in zip(reference.tests, lines[1 : len(calls) + 1], strict=False):
+        kind: OutcomeKind = "wrong"
         if "error" in line:
             passed, got = False, brief(str(line["error"]))
+            kind = _kind_of(got, "raised")
         else:
             try:
                 value = decode(line["value"])
             except ValueError as error:
-                return verdicts, first or f"malformed result: {brief(str(error))}"
+                why = f"malformed result: {brief(str(error))}"
+                return verdicts, first or ("malformed_output", why)
             passed, got = same(test.expect, value, reference.float_tolerance), _shown(value)
         if not passed and not first:
             asked = _shown_call(reference.entry_point, test.args, test.kwargs)
-            first = f"test {len(verdicts) + 1}: {asked}: expected {_shown(test.expect)}, got {got}"
+            why = f"test {len(verdicts) + 1}: {asked}: expected {_shown(test.expect)}, got {got}"
+            first = kind, why
         verdicts.append(passed)
     if not first and (broken or len(lines) != len(calls) + 2 or not run.ok):
-        # Here a limit was hit, or somebody else ended the process or wrote on the channel.
+        # A limit was hit, or the program ended the process or wrote on the result channel.
         limit = _limit(run)
         if broken and not limit:
-            first = f"malformed results: {broken}"
+            first = "malformed_output", f"malformed results: {broken}"
         else:
-            place = f"test {len(verdicts) + 1}" if lines else "loading"
-            first = f"{place}: {limit or 'ended early'}"
+            kind, why = limit or ("ended_early", "ended early")
+            first = kind, f"test {len(verdicts) + 1}: {why}" if lines else f"loading: {why}"
     return verdicts, first
 
 
+def _kind_of(error: str, kind: OutcomeKind) -> OutcomeKind:
+    """Tell a program that ran out of memory from other errors."""
+    return "out_of_memory" if error.startswith("MemoryError") else kind
+
+
 def _lines(run: Run, num_calls: int) -> tuple[list[dict[str, Any]], str]:
-    """The well-formed lines of a run in their order, and what is wrong with the first other one."""
+    """Return the well-formed lines of a run, in order, and the fault in the first other one."""
     found: list[dict[str, Any]] = []
     text, _, rest = run.stdout.rpartition(b"\n")
     for line in text.split(b"\n") if text else []:
@@ -169,10 +206,12 @@ def _lines(run: Run, num_calls: int) -> tuple[list[dict[str, Any]], str]:
     return found, "an unfinished line" if rest else ""
 
 
-def _run_programs(program: str, reference: ProgramTests, limits: Limits) -> tuple[list[bool], str]:
-    """As `_run_function`; a fresh run for each test, and none after a limit was hit."""
+def _run_programs(
+    program: str, reference: ProgramTests, limits: Limits
+) -> tuple[list[bool], _Failure | None]:
+    """Do as `_run_function`, with a fresh run for each test, and none after a limit was hit."""
     verdicts: list[bool] = []
-    first = ""
+    first: _Failure | None = None
     for number, test in enumerate(reference.tests, start=1):
         run = sandbox.current().run(program, test.stdin.encode(), limits)
         limit = _limit(run)
@@ -181,33 +220,34 @@ def _run_programs(program: str, reference: ProgramTests, limits: Limits) -> tupl
         verdicts.append(passed)
         if not passed and not first:
             if limit or run.exit:
-                first = f"test {number}: {limit or _last_words(run)}"
+                kind, why = limit or _last_words(run)
             else:
-                first = f"test {number}: {_difference(_tidy(test.stdout), _tidy(got))}"
+                kind, why = "wrong", _difference(_tidy(test.stdout), _tidy(got))
+            first = kind, f"test {number}: {why}"
         if limit:
             break
     return verdicts, first
 
 
-def _limit(run: Run) -> str:
-    """What ended a run before its time; empty where it ended by itself."""
-    return {
-        "exit": "",
-        "signal": f"killed by signal {-(run.exit or 0)}",
-        "timeout": f"timeout after {run.seconds:.1f} s",
-        "memory": "out of memory",
-        "output": "too much output",
-        "files": "too many files",
-    }[run.reason]
+def _limit(run: Run) -> _Failure | None:
+    """Return the limit or signal that ended a run; None where it ended by itself."""
+    failures: dict[str, _Failure] = {
+        "signal": ("killed", f"killed by signal {-(run.exit or 0)}"),
+        "timeout": ("timeout", f"timeout after {run.seconds:.1f} s"),
+        "memory": ("out_of_memory", "out of memory"),
+        "output": ("too_much_output", "too much output"),
+        "files": ("too_many_files", "too many files"),
+    }
+    return failures.get(run.reason)
 
 
-def _last_words(run: Run) -> str:
+def _last_words(run: Run) -> _Failure:
     last = run.stderr.rstrip().rpartition("\n")[2]
-    return brief(last, 100) if last else f"exit status {run.exit}"
+    return ("raised", brief(last, 100)) if last else ("ended_early", f"exit status {run.exit}")
 
 
 def _tidy(text: str) -> list[str]:
-    """Lines without whitespace at their ends, and none that are empty at the end."""
+    """Split into lines, without whitespace at their ends and empty lines at the end."""
     return [line.rstrip() for line in text.rstrip().splitlines()]
 
 
@@ -229,3 +269,17 @@ def _shown(value: object) -> str:
 def _shown_call(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
     given = [_shown(value) for value in args] + [f"{k}={_shown(v)}" for k, v in kwargs.items()]
     return brief(f"{name}({', '.join(given)})", 80)
+
+
+CODE = Verifier(
+    name="code",
+    summary="a program against tests, in a [sandbox](sandbox.md)",
+    takes="tests as JSON",
+    verify=_verify,
+    check=_check,
+    reference_from="column",
+    reference_columns=("tests", "test_cases", "test_list", "unit_tests", "input_output"),
+    is_open=True,
+    reward_hacks=REWARD_HACKS,
+    uses="sandbox",
+)

@@ -1,4 +1,4 @@
-"""The tests of a code problem, read from the JSON of a reference."""
+"""The tests of a code problem: read from the JSON of a reference, or recorded from test code."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import json
 import pickletools
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
+from posttrain.rewards import sandbox
+from posttrain.rewards.sandbox.base import Limits
 from posttrain.rewards.values import decode
 
 LANGUAGES = ("python",)
 MOST_TESTS = 1000
 MOST_BYTES = 2**20
 MOST_EXPECTED_BYTES = 48 * 2**10
-"""Of all expected results of a function: what a sandbox may print holds them with room to spare."""
+"""Size of all expected results of a function: well within the output that a sandbox allows."""
 DEFAULT_TOLERANCE = 1e-9
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)?")
 _LIMITS = {"wall_seconds": 60.0, "memory_mib": 4096.0}
@@ -34,7 +38,7 @@ class FunctionTest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProgramTest:
-    """What a program reads and what it prints."""
+    """A program's input and output."""
 
     stdin: str
     stdout: str
@@ -61,7 +65,7 @@ class ProgramTests:
 
 
 def read_reference(text: str) -> FunctionTests | ProgramTests:
-    """The tests, checked throughout. Raises ValueError that says what is wrong."""
+    """Parse and check the tests. Raises ValueError that names the fault."""
     if not text.strip():
         raise ValueError("the reference is empty: code needs tests as JSON")
     if len(text) > MOST_BYTES:
@@ -109,7 +113,7 @@ def read_reference(text: str) -> FunctionTests | ProgramTests:
 
 
 def looks_pickled(text: str) -> bool:
-    """Whether a text is a pickle, as it is or in base64, perhaps compressed; nothing is unpickled.
+    """Return whether a text is a pickle, plain or in base64, perhaps compressed; unpickles nothing.
 
     >>> looks_pickled("gASVCgAAAAAAAABdlChLAUsCZS4="), looks_pickled('{"tests": []}')
     (True, False)
@@ -125,13 +129,13 @@ def looks_pickled(text: str) -> bool:
 
 
 def _is_pickle(data: bytes) -> bool:
-    """Whether bytes are a pickle's operations up to its end; they are read, not run."""
+    """Return whether bytes are a pickle's operations up to its end; they are read, not run."""
     if data[:1] == b"\x80" and data[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return True
     try:
         return any(operation.code == "." for operation, _, _ in pickletools.genops(data))
     except Exception:
-        # Whatever it raises on other bytes: ValueError, and more than its page tells.
+        # On other bytes it raises ValueError, and more than its documentation lists.
         return False
 
 
@@ -191,3 +195,71 @@ def _limits(value: Any) -> dict[str, float]:
         if type(number) not in (int, float) or not 0 < number <= _LIMITS[key]:
             raise ValueError(f"limits.{key} must lie in 0..{_LIMITS[key]:g}")
     return {key: float(number) for key, number in found.items()}
+
+
+# ---- tests as JSON from tests as code, HumanEval's for example
+
+FLOAT_TOLERANCE = 1e-6
+"""Difference that HumanEval's own assertions allow."""
+MOST_CALLS = 200
+_RECORDER = """
+import random, sys
+random.seed(0)
+job = json.loads(sys.stdin.buffer.read())
+space = {"__name__": "checked"}
+exec(compile(job["program"], "solution.py", "exec"), space)
+solution, records, seen = space[job["entry_point"]], [], set()
+
+def recorder(*args, **kwargs):
+    given = {"args": encode(list(args)), "kwargs": encode(kwargs)}
+    result = solution(*args, **kwargs)
+    key = json.dumps(given)
+    if key not in seen:
+        seen.add(key)
+        records.append({**given, "expect": encode(result)})
+    return result
+
+exec(compile(job["check"], "check.py", "exec"), space)
+space["check"](recorder)
+sys.__stdout__.write("\\n" + json.dumps(records))
+"""
+
+
+def reference_from_check(problem: Mapping[str, str]) -> str:
+    """Return the reference, as JSON, of a problem with HumanEval's fields.
+
+    A `check(candidate)` function says pass or fail by assertions, which a candidate could reach.
+    Run once in the sandbox around a recorder of the known solution, it gives inputs and outputs
+    instead. `prompt` becomes the prefix that a completion continues; at most 200 different calls
+    are kept. Raises ValueError where the solution fails its own check, where the check calls
+    nothing, and where a value cannot be written as JSON.
+    """
+    program = problem["prompt"] + problem["canonical_solution"]
+    job = {"program": program, "check": problem["test"], "entry_point": problem["entry_point"]}
+    values = Path(__file__).with_name("values.py").read_text()
+    recorder = f"{values}\nimport json\n{_RECORDER}"
+    limits = Limits(wall_seconds=20.0, output_bytes=2**20)
+    run = sandbox.current().run(recorder, json.dumps(job).encode(), limits)
+    if not run.ok:
+        said = run.stderr.strip().rpartition("\n")[2] or run.reason
+        raise ValueError(f"{problem['entry_point']} does not pass its own check: {said}"[:300])
+    records: list[dict[str, Any]] = json.loads(run.stdout.rpartition(b"\n")[2])
+    if not records:
+        raise ValueError(f"the check never calls {problem['entry_point']}")
+    tests: list[dict[str, Any]] = []
+    size = 0
+    for record in records[:MOST_CALLS]:
+        size += len(json.dumps(record["expect"])) + 2
+        if size > MOST_EXPECTED_BYTES:
+            break
+        tests.append(record)
+    if not tests or '"$object"' in json.dumps(tests):
+        raise ValueError(f"{problem['entry_point']} takes or gives what tests cannot hold")
+    return json.dumps(
+        {
+            "entry_point": problem["entry_point"],
+            "prefix": problem["prompt"],
+            "tests": tests,
+            "float_tolerance": FLOAT_TOLERANCE,
+        }
+    )

@@ -12,10 +12,11 @@ from posttrain.rewards.answers import (
     normalise,
     western_digits,
 )
+from posttrain.rewards.verifier import Verifier, decided
 
 
-def verify_exact(prompt: Prompt, text: str) -> Outcome:
-    """Pass when both answers are equal, as decimal numbers where both are plain numbers."""
+def _verify(prompt: Prompt, text: str) -> Outcome:
+    """Compare as decimal numbers where both answers are plain numbers, else as folded text."""
     answer, form = locate_answer(text)
     reference = final_answer(prompt.reference)
     got, expected = (as_number(western_digits(one)) for one in (answer, reference))
@@ -24,10 +25,19 @@ def verify_exact(prompt: Prompt, text: str) -> Outcome:
     else:
         passed = normalise(answer) == normalise(reference)
     why = "equal" if passed else expected_got(reference, answer)
-    read = f"{form}: {brief(answer)}"
-    return Outcome(passed=passed, score=float(passed), why=why, extracted=read)
+    return decided(passed, "wrong", why, extracted=f"{form}: {brief(answer)}")
 
 
-def fits_exact(prompt: Prompt) -> str | None:
-    """Anything but an empty reference can be compared with."""
+def _check(prompt: Prompt) -> str | None:
     return None if normalise(final_answer(prompt.reference)) else "the reference is empty"
+
+
+EXACT = Verifier(
+    name="exact",
+    summary="the same text or number",
+    takes="the answer",
+    verify=_verify,
+    check=_check,
+    read_reference=final_answer,
+    is_scorable=True,
+)

@@ -1,8 +1,8 @@
-"""A warm process per verifier package, from which workers are forked in milliseconds.
+"""A warm process for each kind of worker, from which workers are forked in milliseconds.
 
 Importing a computer algebra system takes half a second; replacing a worker that hung must not. The
-server is a plain child process, not a multiprocessing one: those import the caller's main module
-again, torch and all.
+server is a plain child process, not one of multiprocessing, which would import the caller's main
+module again, torch and all.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import posttrain
 from posttrain.errors import EnvironmentFault
+from posttrain.records import OutcomeKind
+from posttrain.rewards.verifier import Package
 
 _START_LIMIT = 120.0
 _FORK_LIMIT = 30.0
-# What a Python process needs to find its packages; no keys and tokens for code that a model wrote.
+# The variables that a Python process needs to find its packages: no keys and tokens for code that a
+# model wrote.
 _ENVIRONMENT = (
     "PATH",
     "HOME",
@@ -39,16 +44,38 @@ _ENVIRONMENT = (
 )
 
 
-class WorkerFailure(Exception):
-    """A worker could not answer; `why` is short enough for an Outcome."""
+# The child imports this very package, from wherever the parent has it.
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import posttrain; del sys.path[0]; "
+    "from posttrain.rewards.worker_main import main; main()"
+)
 
-    def __init__(self, why: str) -> None:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerKind:
+    """A module whose functions run in worker processes."""
+
+    name: str
+    module: str
+    """Has `load_worker()`, called once in the warm process, and `answer_request(request)`."""
+    package: Package
+    """Needed by `load_worker`."""
+    memory_bytes: int
+    """Limit of a worker's address space: well above what the package takes, and well below what a
+    machine has. Past it Python raises MemoryError."""
+
+
+class WorkerFailure(Exception):
+    """A worker could not answer; `kind` and `why` are those of the outcome."""
+
+    def __init__(self, kind: OutcomeKind, why: str) -> None:
         super().__init__(why)
+        self.kind: OutcomeKind = kind
         self.why = why
 
 
 class Worker:
-    """One forked process: a JSON request a line out, a JSON answer a line back."""
+    """A forked process that answers JSON requests, one a line."""
 
     def __init__(self, pid: int, connection: socket.socket) -> None:
         self.pid = pid
@@ -57,43 +84,44 @@ class Worker:
         self._buffer = b""
 
     def send(self, request: Mapping[str, Any], seconds: float) -> None:
-        """Hand over a request; WorkerFailure where the process is gone or does not read."""
+        """Send a request; WorkerFailure where the process is gone or does not read."""
         line = json.dumps({**request, "seconds": seconds}).encode() + b"\n"
         self._connection.settimeout(seconds)
         try:
             self._connection.sendall(line)
         except OSError as error:
-            raise WorkerFailure("the verifier crashed") from error
+            raise WorkerFailure("verifier_crashed", "the verifier crashed") from error
 
     def receive(self, seconds: float) -> dict[str, Any] | None:
-        """The answer, None where there is none yet; WorkerFailure where the process is gone."""
+        """Return the answer, None if there is none yet; WorkerFailure where the process is gone."""
         line = _read_line(self._connection, self._buffer, seconds)
         if isinstance(line, tuple):
             answer, self._buffer = line
             return json.loads(answer)
         if line is None:
-            raise WorkerFailure("the verifier crashed")
+            raise WorkerFailure("verifier_crashed", "the verifier crashed")
         self._buffer = line
         return None
 
     @property
     def lives(self) -> bool:
-        """Whether it still waits for a request: nothing to read, not even an end."""
+        """Whether the process waits for a request."""
+        # Nothing to read, not even the end of the stream.
         return not select.select([self._connection], [], [], 0)[0]
 
     def processor_seconds(self) -> float:
-        """What it has used so far; the wall clock where the system does not tell."""
+        """Processor time used so far; wall time where the system does not tell."""
         try:
             return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
         except (OSError, ValueError, IndexError):
             return time.monotonic()
 
     def demote(self, *, to_idle: bool) -> None:
-        """Let others go first; with `to_idle` it runs only when a processor is idle.
+        """Lower the priority for good; with `to_idle` it runs only while a processor is idle.
 
-        It never gets back: an ordinary user may not raise a priority.
+        An ordinary user may not raise a priority again.
         """
-        # Gone, or the system does not allow it: the wall limit still holds.
+        # The process is gone, or the system refuses: the wall limit still holds.
         with contextlib.suppress(OSError):
             if to_idle and hasattr(os, "SCHED_IDLE"):
                 os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
@@ -101,7 +129,7 @@ class Worker:
                 os.setpriority(os.PRIO_PROCESS, self.pid, 19)
 
     def kill(self) -> None:
-        """End it; the server reaps it."""
+        """End the process; the server reaps it."""
         if self._owner != os.getpid():
             return
         with contextlib.suppress(ProcessLookupError):
@@ -110,19 +138,27 @@ class Worker:
 
 
 class ForkServer:
-    """The warm process of one kind, started at once."""
+    """The warm process of one kind of worker."""
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: WorkerKind) -> None:
+        """Start the process and wait until it is warm; EnvironmentFault where it fails."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._buffer = b""
-        program = Path(__file__).with_name("worker_main.py")
         environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                # -P: the worker's folder holds a math.py, which must not hide the standard one.
-                [sys.executable, "-P", str(program), kind, str(theirs.fileno())],
+                [
+                    *(
+                        sys.executable,
+                        "-P",
+                        "-c",
+                        _PROGRAM,
+                        str(Path(posttrain.__file__).parents[1]),
+                    ),
+                    *(kind.module, str(kind.memory_bytes), str(theirs.fileno())),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -133,17 +169,19 @@ class ForkServer:
         if "ready" not in started:
             self.close()
             raise EnvironmentFault(
-                f"the {kind} verifier does not start: {started.get('error', 'no answer')}"[:400],
-                hint=f"see whether `python -c 'import {package}'` works",
+                f"the {kind.name} verifier does not start: {started.get('error', 'no answer')}"[
+                    :400
+                ],
+                hint=f"see whether `python -c 'import {kind.package.modules[0]}'` works",
             )
 
     @property
     def usable(self) -> bool:
-        """Whether this process owns it and it lives."""
+        """Whether this process started it and it lives."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     def fork(self) -> Worker:
-        """A fresh worker; EnvironmentFault where the server gives none."""
+        """Return a fresh worker; EnvironmentFault where the server gives none."""
         ours, theirs = socket.socketpair()
         with self._lock, theirs:
             try:
@@ -179,7 +217,7 @@ class ForkServer:
 def _read_line(
     connection: socket.socket, buffer: bytes, seconds: float
 ) -> tuple[bytes, bytes] | bytes | None:
-    """(line, rest); what came so far where time ran out; None where the other end is gone."""
+    """Return (line, rest), the bytes so far if time ran out, or None at the end of the stream."""
     deadline = time.monotonic() + seconds
     chunks = [buffer]
     while b"\n" not in chunks[-1]:

@@ -1,39 +1,51 @@
 """Verifier `instructions`: constraints on the form of a response, by lm-eval's IFEval checkers.
 
 The reference is JSON text in IFEval's own form, `{"instruction_id_list": [...], "kwargs": [...]}`;
-other keys of its rows are passed by. Passed means that every constraint is followed strictly.
+other keys of its rows are ignored. Passed means that every constraint is followed strictly.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import json
+import os
+from pathlib import Path
 from typing import Any, cast
 
-from posttrain.errors import EnvironmentFault
 from posttrain.records import Outcome, Prompt
 from posttrain.rewards.answers import brief
-from posttrain.rewards.workers import WorkerFailure, ask
+from posttrain.rewards.verifier import Package, Verifier, undecided
+from posttrain.rewards.workers import WorkerFailure, WorkerKind, ask
 
 WALL_LIMIT = 5.0
 """Seconds for one response."""
-_FITS_LIMIT = 30.0
-_PACKAGES = ("lm_eval", "langdetect", "nltk", "immutabledict")
+_CHECK_LIMIT = 30.0
+PACKAGE = Package(
+    modules=("lm_eval", "langdetect", "nltk", "immutabledict"), install="posttrain[instructions]"
+)
+WORKER = WorkerKind(
+    name="instructions",
+    module="posttrain.rewards.instructions",
+    package=PACKAGE,
+    memory_bytes=3 << 30,
+)
 
 
-def verify_instructions(prompt: Prompt, text: str) -> Outcome:
-    """Pass when every constraint is followed strictly; score is the share that is.
+def _verify(prompt: Prompt, text: str) -> Outcome:
+    """Pass where every constraint is followed strictly; the score is the share that is.
 
     Parts: `strict` and `loose`, the shares, and each constraint's strict result by number and name.
     """
     task = _read(prompt.reference)
     if isinstance(task, str):
-        return Outcome(passed=None, score=0.0, why=task)
+        return undecided("bad_reference", task)
     request = {**task, "do": "check", "prompt": prompt.messages[-1]["content"], "text": text}
     try:
-        found = ask("instructions", request, seconds=WALL_LIMIT)
+        found = ask(WORKER, request, seconds=WALL_LIMIT)
     except WorkerFailure as failure:
-        return Outcome(passed=None, score=0.0, why=failure.why)
+        return undecided(failure.kind, failure.why)
     strict: list[bool] = found["strict"]
     loose: list[bool] = found["loose"]
     names: list[str] = task["instruction_id_list"]
@@ -44,43 +56,34 @@ def verify_instructions(prompt: Prompt, text: str) -> Outcome:
         passed=not broken,
         score=share,
         why=f"not followed: {brief(', '.join(broken), 200)}" if broken else "all followed",
+        kind="constraint_not_met" if broken else "passed",
         parts={"strict": share, "loose": sum(loose) / len(loose), **each},
     )
 
 
-def fits_instructions(prompt: Prompt) -> str | None:
-    """The reference must hold constraints that the checkers know, with every value they need.
+def _check(prompt: Prompt) -> str | None:
+    """Refuse constraints that the checkers do not know, and those that lack a value.
 
-    Raises EnvironmentFault where lm-eval and what its checkers import are not installed.
+    Raises EnvironmentFault where lm-eval or what its checkers import is not installed.
     """
-    require_checkers()
+    PACKAGE.require("instructions")
     task = _read(prompt.reference)
     if isinstance(task, str):
         return task
     try:
-        return ask("instructions", {**task, "do": "fits"}, seconds=_FITS_LIMIT)
+        return ask(WORKER, {**task, "do": "check task"}, seconds=_CHECK_LIMIT)
     except WorkerFailure as failure:
         return f"the reference cannot be checked: {failure.why}"
 
 
-def require_checkers() -> None:
-    """Raise EnvironmentFault where the checkers cannot be imported."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise EnvironmentFault(
-            f"the instructions verifier needs {', '.join(missing)}",
-            hint='pip install "posttrain[instructions]"',
-        )
-
-
 def constraint_kinds() -> dict[str, dict[str, Any]]:
-    """Every kind of constraint: `conflicts`, kinds it does not go with, and why `unavailable`."""
-    require_checkers()
-    return ask("instructions", {"do": "kinds"}, seconds=_FITS_LIMIT)
+    """Return each kind of constraint: its `conflicts` with others, and why it is `unavailable`."""
+    PACKAGE.require("instructions")
+    return ask(WORKER, {"do": "kinds"}, seconds=_CHECK_LIMIT)
 
 
 def _read(reference: str) -> dict[str, Any] | str:
-    """The constraints of a reference, or what is wrong with it."""
+    """Return the constraints of a reference, or the fault in it."""
     try:
         value: Any = json.loads(reference)
     except (ValueError, RecursionError) as error:
@@ -100,3 +103,118 @@ def _read(reference: str) -> dict[str, Any] | str:
     if not all(isinstance(one, dict) for one in kwargs):
         return "kwargs must hold objects"
     return {"instruction_id_list": names, "kwargs": kwargs}
+
+
+# ---- in the worker
+
+# Kinds whose checkers split text with nltk's punkt_tab, which is data of its own.
+_NEED_PUNKT = frozenset(
+    {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
+)
+_NO_PUNKT = (
+    "needs nltk's punkt_tab data, which is not here: python -m nltk.downloader punkt_tab, "
+    "or pip install --no-deps llama-index-core, which carries it"
+)
+
+
+@functools.cache
+def checkers() -> Any:
+    """Import lm-eval's IFEval module, its language detector seeded; nothing is downloaded."""
+    # Any rank but 0 leaves the download of punkt_tab to rank 0.
+    os.environ["LOCAL_RANK"] = "1"
+    langdetect = importlib.import_module("langdetect")
+    nltk = importlib.import_module("nltk")
+    langdetect.DetectorFactory.seed = 0
+    carrier = importlib.util.find_spec("llama_index")
+    for root in (carrier.submodule_search_locations or ()) if carrier else ():
+        nltk.data.path.append(str(Path(root) / "core" / "_static" / "nltk_cache"))
+    return importlib.import_module("lm_eval.tasks.ifeval.utils")
+
+
+@functools.cache
+def has_punkt() -> bool:
+    """Return whether nltk finds punkt_tab."""
+    checkers()
+    nltk = importlib.import_module("nltk")
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english/")
+    except LookupError:
+        return False
+    return True
+
+
+def load_worker() -> None:
+    """Import the checkers and the language profiles, which are read at the first use."""
+    checkers().instructions_registry.instructions.langdetect.detect("so it is")
+
+
+def answer_request(request: dict[str, Any]) -> Any:
+    """Answer `kinds` (of constraints), `check task` (their fault, or None), or `check`.
+
+    `check` gives the constraints that a response follows, strictly and loosely.
+    """
+    registry = checkers().instructions_registry
+    if request["do"] == "kinds":
+        conflicts = registry.conflict_make(
+            {name: set(others) for name, others in registry.INSTRUCTION_CONFLICTS.items()}
+        )
+        return {
+            name: {
+                "conflicts": sorted(conflicts[name]),
+                "unavailable": unavailable(name),
+            }
+            for name in registry.INSTRUCTION_DICT
+        }
+    names, kwargs = request["instruction_id_list"], request["kwargs"]
+    if request["do"] == "check task":
+        return misfit(registry, names, kwargs)
+    if lacking := next((why for name in names if (why := unavailable(name))), None):
+        raise LookupError(lacking)
+    example = checkers().InputExample(
+        key=0, instruction_id_list=names, prompt=request["prompt"], kwargs=kwargs
+    )
+    strict = checkers().test_instruction_following_strict(example, request["text"])
+    loose = checkers().test_instruction_following_loose(example, request["text"])
+    return {
+        "strict": [bool(one) for one in strict.follow_instruction_list],
+        "loose": [bool(one) for one in loose.follow_instruction_list],
+    }
+
+
+def unavailable(name: str) -> str | None:
+    """Return why a kind of constraint cannot be checked here; None where it can."""
+    return f"{name} {_NO_PUNKT}" if name in _NEED_PUNKT and not has_punkt() else None
+
+
+def misfit(registry: Any, names: list[str], kwargs: list[dict[str, Any]]) -> str | None:
+    """Return the fault in a list of constraints; None where each can be checked."""
+    for name, given in zip(names, kwargs, strict=True):
+        if name not in registry.INSTRUCTION_DICT:
+            return f"lm-eval has no instruction {name!r}"
+        if why := unavailable(name):
+            return why
+        given = {key: value for key, value in given.items() if value}
+        checker = registry.INSTRUCTION_DICT[name](name)
+        try:
+            checker.build_description(**given)
+            wanted = checker.get_instruction_args_keys()
+            checker.check_following("A first answer. And more of it.")
+        except Exception as error:
+            return f"{name} does not take {given}: {type(error).__name__}: {error}"[:300]
+        # Without a value the checker would draw one at random, another at every check.
+        if missing := [key for key in wanted if key not in given and key != "prompt"]:
+            return f"{name} lacks {', '.join(missing)}"
+    return None
+
+
+INSTRUCTIONS = Verifier(
+    name="instructions",
+    summary="constraints on the form",
+    takes="JSON in IFEval's form",
+    verify=_verify,
+    check=_check,
+    reference_from="column",
+    reference_columns=("constraints", "instructions"),
+    joint_columns=("instruction_id_list", "kwargs"),
+    package=PACKAGE,
+)

@@ -1,29 +1,46 @@
 """Verifier `judge`: another model decides, in batches, between the engine's rounds.
 
-Which model, and from which score an answer passes, is set once per process by `use_judge`.
+The model, and the score from which an answer passes, are set once per process by `use_judge`.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import re
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 
 from posttrain.errors import RecipeError
 from posttrain.records import Outcome, Prompt
-from posttrain.rewards.watch import JUDGED, touches
+from posttrain.rewards.verifier import Verifier, decided
 
 Judge = Callable[[Sequence[tuple[Prompt, str]]], list[Outcome]]
 """Outcomes of (prompt, answer) pairs, in their order."""
 
+REWARD_HACKS = {
+    "grading": re.compile(
+        r"\b(?:grade|rate|score|judge|mark|evaluate)\s+(?:this|it|me|my|the)\b"
+        r"|\b(?:full|maximum|highest|top|perfect)\s+(?:marks?|score|rating|grade)\b"
+        r"|\b(?:score|rating|grade|verdict)\s*[:=]\s*\W*\w",
+        re.IGNORECASE,
+    ),
+    "orders to the judge": re.compile(
+        r"\b(?:ignore|disregard|forget)\b.{0,40}\b(?:instructions?|rubric|above|previous)\b"
+        r"|\byou are (?:now )?(?:a|an|the) (?:judge|grader|evaluator)\b"
+        r"|<\|[^|>]{1,40}\|>|\[/?INST\]",
+        re.IGNORECASE | re.DOTALL,
+    ),
+    "opener only": re.compile(
+        r"\A\W*(?:thought process|let'?s (?:think|solve)(?: this)?(?: step by step)?|solution)?"
+        r"\W*\Z",
+        re.IGNORECASE,
+    ),
+}
 _in_use: list[Judge] = []
-_waiting: list[tuple[Prompt, str, Future[Outcome]]] = []
 
 
 @contextmanager
 def use_judge(judge: Judge) -> Generator[None]:
-    """Inside, verifier `judge` asks this one."""
+    """Let verifier `judge` ask this judge inside the context."""
     _in_use.append(judge)
     try:
         yield
@@ -31,42 +48,40 @@ def use_judge(judge: Judge) -> Generator[None]:
         _in_use.pop()
 
 
-def verify_judged(prompt: Prompt, text: str) -> Outcome:
-    """Ask the judge about one answer; RecipeError where no judge is set."""
-    return _decide([(prompt, text)])[0]
+def _verify(prompt: Prompt, text: str) -> Outcome:
+    return _verify_batch([(prompt, text)])[0]
 
 
-def submit_judged(prompt: Prompt, text: str) -> Future[Outcome]:
-    """Leave an answer for the next `settle`."""
-    outcome: Future[Outcome] = Future()
-    _waiting.append((prompt, text, outcome))
-    return outcome
+def _verify_batch(pairs: Sequence[tuple[Prompt, str]]) -> list[Outcome]:
+    """Ask the judge, but fail answers that are nothing but an opener: those win over judges.
 
-
-def settle() -> None:
-    """Ask the judge about every answer that waits, in one batch."""
-    waiting = _waiting.copy()
-    _waiting.clear()
-    if not waiting:
-        return
-    found = _decide([(prompt, text) for prompt, text, _ in waiting])
-    for (prompt, text, future), outcome in zip(waiting, found, strict=True):
-        future.set_result(dataclasses.replace(outcome, touches=touches(prompt, text)))
-
-
-def fits_judged(prompt: Prompt) -> str | None:
-    """Any question will do; a reference is not looked at."""
-    return None if prompt.messages else "there is no question"
-
-
-def _decide(pairs: Sequence[tuple[Prompt, str]]) -> list[Outcome]:
-    """An answer that is nothing but an opener fails unseen: such ones win over judges."""
+    Raises RecipeError where no judge is set.
+    """
     if not _in_use:
         raise RecipeError(
             "verifier judge: no judge is set",
             hint="write answer_judge: {rubric: ...} in the recipe",
         )
-    asked = [pair for pair in pairs if not JUDGED["opener only"].search(pair[1])]
+    opener = REWARD_HACKS["opener only"]
+    asked = [pair for pair in pairs if not opener.search(pair[1])]
     found = iter(_in_use[-1](asked) if asked else [])
-    unseen = Outcome(passed=False, score=0.0, why="nothing but an opener")
-    return [unseen if JUDGED["opener only"].search(text) else next(found) for _, text in pairs]
+    unseen = decided(False, "opener_only", "nothing but an opener")
+    return [unseen if opener.search(text) else next(found) for _, text in pairs]
+
+
+def _check(prompt: Prompt) -> str | None:
+    return None if prompt.messages else "there is no question"
+
+
+JUDGE = Verifier(
+    name="judge",
+    summary="what a model thinks of it",
+    takes="none needed",
+    verify=_verify,
+    check=_check,
+    verify_batch=_verify_batch,
+    reference_from="nothing",
+    is_open=True,
+    reward_hacks=REWARD_HACKS,
+    uses="answer_judge",
+)

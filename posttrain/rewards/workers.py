@@ -1,62 +1,48 @@
 """Killable processes for checks that may hang, crash or run what a model wrote.
 
-A worker lives across calls and is replaced after it hung or died. A request that has used more of a
-processor than any honest one goes on in a slow lane: its process gets what others leave, and its
-place is free, so that hung answers cost memory and idle time more than throughput. On a busy
-machine the slow lane starves, so a request that had little of a processor gets more time than it
-asked for.
+A worker lives across calls and is replaced after it hung or died. A request that has used more
+processor time than any honest one continues in a slow lane, at low priority, and frees its place in
+the fast one: answers that hang cost memory and idle time rather than throughput. On a busy machine
+the slow lane starves, so a request that got little processor time may run longer than it asked for.
 """
 
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import os
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from posttrain.errors import EnvironmentFault
-from posttrain.rewards.forkserver import ForkServer, Worker, WorkerFailure
+from posttrain.rewards.forkserver import ForkServer, Worker, WorkerFailure, WorkerKind
 
-__all__ = ["WorkerFailure", "ask", "close_workers"]
-
-Kind = Literal["math", "reasoning_gym", "instructions"]
+__all__ = ["WorkerFailure", "WorkerKind", "ask", "close_workers"]
 
 PATIENCE = 0.3
 """Processor seconds in the fast lane. No answer of the labelled maths pairs takes as many; with a
 sixth of that, a tenth of them stayed undecided where other work kept the processors busy."""
 SURELY_HUNG = 1.0
-"""Processor seconds past which a request gets a processor only when it is idle. Below them it gets
-up to `MOST_TIMES` the time that it asked for."""
+"""Processor seconds past which a request runs only while a processor is idle. Below them it may
+take up to `MOST_TIMES` the time that it asked for."""
 MOST_TIMES = 4
 NUM_FAST = 4 * (os.cpu_count() or 1)
-"""Requests answered at once; more than processors, as some may turn out to hang."""
+"""Requests at once; more than processors, since some may turn out to hang."""
 NUM_SLOW = 48
-"""Requests in the slow lane; when it is full, the fast lane waits."""
+"""Requests in the slow lane; while it is full, the fast lane waits."""
 
 # Seconds between two looks at a request.
 _TICK = 0.05
-_PACKAGES: dict[Kind, tuple[str, str]] = {
-    "math": ("math_verify", "math-verify"),
-    "reasoning_gym": ("reasoning_gym", "reasoning-gym"),
-    "instructions": ("lm_eval", "posttrain[instructions]"),
-}
 _fast = threading.BoundedSemaphore(NUM_FAST)
 _slow = threading.BoundedSemaphore(NUM_SLOW)
 
 
 class _Crew:
-    """The workers of one kind: a server, and those that wait for work."""
+    """The workers of one kind: their server, and the idle ones."""
 
-    def __init__(self, kind: Kind) -> None:
-        module, package = _PACKAGES[kind]
-        if importlib.util.find_spec(module) is None:
-            raise EnvironmentFault(
-                f"the {kind} verifier needs the package {package}", hint=f"pip install {package}"
-            )
-        self._server = ForkServer(kind, module)
+    def __init__(self, kind: WorkerKind) -> None:
+        kind.package.require(kind.name)
+        self._server = ForkServer(kind)
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
 
@@ -85,18 +71,18 @@ class _Crew:
         self._server.close()
 
 
-_crews: dict[Kind, _Crew] = {}
+_crews: dict[WorkerKind, _Crew] = {}
 _crews_lock = threading.Lock()
 
 
 def ask(
-    kind: Kind, request: Mapping[str, Any], *, seconds: float, patience: float = PATIENCE
+    kind: WorkerKind, request: Mapping[str, Any], *, seconds: float, patience: float = PATIENCE
 ) -> Any:
-    """A worker's answer to a JSON request; workers start on demand and are killed when they hang.
+    """Return a worker's answer to a JSON request; safe from any thread.
 
-    To be called from any thread. A request that rightly takes long asks for more `patience`
-    (processor seconds). Raises WorkerFailure when a worker hung past `seconds`, died or raised,
-    EnvironmentFault when none can be started.
+    Workers start on demand and are killed when they hang. A request that rightly takes long gets
+    more `patience` (processor seconds in the fast lane). Raises WorkerFailure where a worker hung
+    past `seconds`, died or raised, EnvironmentFault where none can be started.
     """
     crew = _crew(kind)
     with _Lane() as lane:
@@ -120,18 +106,18 @@ def ask(
             raise
         if reply is None:
             worker.kill()
-            raise WorkerFailure(f"timeout after {seconds:g} s")
+            raise WorkerFailure("timeout", f"timeout after {seconds:g} s")
         if lane.is_slow:
             worker.kill()
         else:
             crew.give(worker)
     if "error" in reply:
-        raise WorkerFailure(f"the verifier failed: {reply['error']}"[:300])
+        raise WorkerFailure(reply["kind"], f"the verifier failed: {reply['error']}"[:300])
     return reply["value"]
 
 
 class _Lane:
-    """A place in the fast lane, which may be left for one in the slow lane."""
+    """A place in the fast lane that can be exchanged for one in the slow lane."""
 
     def __init__(self) -> None:
         self.is_slow = False
@@ -151,7 +137,7 @@ class _Lane:
         (_slow if self.is_slow else _fast).release()
 
 
-def _crew(kind: Kind) -> _Crew:
+def _crew(kind: WorkerKind) -> _Crew:
     with _crews_lock:
         crew = _crews.get(kind)
         if crew is None or not crew.usable:

@@ -17,10 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.models import prompt_ids
 from posttrain.records import Message
+from posttrain.rewards import find_verifier
 from posttrain.rl.sampling import Sampling
 
-VERIFIERS_WITH_THE_ANSWER = frozenset({"exact", "math", "reasoning_gym"})
-"""Their reference is a text that the policy could write and pass."""
 MAX_ANSWER_TOKENS = 32
 """End of turn included; a longer reference is one of too many accepted forms to say anything."""
 
@@ -89,7 +88,7 @@ def _in_tokens(prompt_id: str, sampling: Sampling) -> tuple[list[int], list[int]
     """The prompt's tokens and its answer's, the latter empty where there is nothing to score."""
     prompt = sampling.asked(prompt_id)
     prefix = prompt_ids(sampling.tokenizer, prompt.messages)
-    if prompt.verifier not in VERIFIERS_WITH_THE_ANSWER:
+    if not find_verifier(prompt.verifier).is_scorable:
         return prefix, []
     return prefix, answer_ids(sampling.tokenizer, prompt.messages, prompt.reference)
 

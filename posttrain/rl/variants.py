@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from posttrain.data import question_hashes
 from posttrain.recipe.schema import Variants
 from posttrain.records import Message, Prompt, RolloutGroup, content_hash
-from posttrain.rewards import check_fits
+from posttrain.rewards import check_reference, find_verifier
 from posttrain.rewards.answers import final_answer, tidy
 from posttrain.rl.sampling import Sampling, draw_completions
 
@@ -174,10 +174,13 @@ def _instruction(parent: Prompt, spec: Variants) -> Message:
 
 
 def _unanswered(parent: Prompt, question: str) -> Prompt:
+    # The answer that most rollouts agree on becomes the reference, which few verifiers can use.
+    own = find_verifier(parent.verifier)
+    takes_answer = own.reference_from == "answer" and not own.own_data_only
     return Prompt.make(
         messages=[*parent.messages[:-1], Message(role="user", content=question)],
         reference="",
-        verifier=parent.verifier if parent.verifier == "math" else "exact",
+        verifier=parent.verifier if takes_answer else "exact",
         capability=parent.capability,
         level=parent.level,
         origin=parent.prompt_id,
@@ -201,7 +204,7 @@ def _verdict(prompt: Prompt, agreement: float, spec: Variants) -> str:
         return "answers differ"
     if agreement > spec.high_agreement:
         return "solved"
-    why = check_fits(prompt)
+    why = check_reference(prompt)
     return "accepted" if why is None else f"unfit: {why}"
 
 

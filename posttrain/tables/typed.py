@@ -199,7 +199,9 @@ def read_groups(path: Path) -> list[RolloutGroup]:
     for row in read_table(path):
         if row["index"] == 0:
             groups.append((row, []))
-        # Tables written before a field was added lack its column: the default stands in.
+        if "touches" in row:  # the column's name in earlier versions
+            row["reward_hack_flags"] = row["touches"]
+        # Tables written before a field was added lack its column: it takes its default.
         outcome = Outcome(
             **{
                 name: _decode(row[name], hint)

@@ -90,7 +90,7 @@ def summarise(
 ) -> dict[str, Any]:
     """pass@1 with its interval, pass@k and the best constant answer per capability; the average."""
     from posttrain import metrics
-    from posttrain.rewards import VERIFIERS, verify
+    from posttrain.rewards import find_verifier, verify
 
     def passes(prompt: Prompt, text: str) -> bool:
         return verify(prompt, text).passed is True
@@ -102,7 +102,7 @@ def summarise(
     for name, own in sorted(by_capability.items()):
         interval = metrics.pass_rate_interval(own)
         asked = [prompt for prompt in prompts if prompt.capability == name]
-        is_open = any(VERIFIERS[prompt.verifier].is_open for prompt in asked)
+        is_open = any(find_verifier(prompt.verifier).is_open for prompt in asked)
         constant = math.nan if is_open else metrics.best_constant_answer(asked, passes, groups=own)
         capabilities[name] = {
             "pass@1": _plain(interval),

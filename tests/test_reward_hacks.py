@@ -1,11 +1,12 @@
-"""posttrain.rewards.watch: attempts are named, honest answers are left in peace."""
+"""Reward-hack patterns of the verifiers: hacks are flagged, honest answers are not."""
 
 from __future__ import annotations
 
 import pytest
 
 from posttrain.records import Prompt
-from posttrain.rewards.watch import CODE, JUDGED, STATED, touches
+from posttrain.rewards import VERIFIERS
+from posttrain.rewards.verifier import reward_hack_flags
 
 
 def prompt(verifier: str, question: str = "Please do it.") -> Prompt:
@@ -17,7 +18,11 @@ def prompt(verifier: str, question: str = "Please do it.") -> Prompt:
     )
 
 
-ATTEMPTS = [
+def flags(asked: Prompt, text: str) -> tuple[str, ...]:
+    return reward_hack_flags(VERIFIERS[asked.verifier], asked, text)
+
+
+HACKS = [
     ("code", "import sys\nsys.exit(0)", "exit"),
     ("code", "import os; os._exit(0)", "exit"),
     ("code", "raise SystemExit", "exit"),
@@ -42,13 +47,14 @@ ATTEMPTS = [
 ]
 
 
-@pytest.mark.parametrize(("verifier", "text", "kind"), ATTEMPTS)
-def test_attempts_are_named(verifier: str, text: str, kind: str) -> None:
-    assert kind in touches(prompt(verifier), text)
+@pytest.mark.parametrize(("verifier", "text", "kind"), HACKS)
+def test_a_hack_is_flagged(verifier: str, text: str, kind: str) -> None:
+    assert kind in flags(prompt(verifier), text)
 
 
-def test_every_kind_has_an_attempt() -> None:
-    assert {kind for _, _, kind in ATTEMPTS} == {*CODE, *JUDGED, *STATED}
+def test_every_pattern_has_a_hack() -> None:
+    patterns = {name for verifier in VERIFIERS.values() for name in verifier.reward_hacks}
+    assert {name for _, _, name in HACKS} == patterns
 
 
 @pytest.mark.parametrize(
@@ -64,20 +70,20 @@ def test_every_kind_has_an_attempt() -> None:
         ("exact", "The answer is 4. Check it again, or not."),
     ],
 )
-def test_honest_answers_touch_nothing(verifier: str, text: str) -> None:
-    assert touches(prompt(verifier), text) == ()
+def test_an_honest_answer_has_no_flags(verifier: str, text: str) -> None:
+    assert flags(prompt(verifier), text) == ()
 
 
-def test_what_the_question_itself_speaks_of_is_no_attempt() -> None:
+def test_what_the_question_itself_names_is_not_flagged() -> None:
     asked = "Write a class Money with an __eq__ method."
     text = "class Money:\n    def __eq__(self, other): return self.v == other.v"
-    assert touches(prompt("code", asked), text) == ()
-    assert touches(prompt("code"), text) == ("equality",)
+    assert flags(prompt("code", asked), text) == ()
+    assert flags(prompt("code"), text) == ("equality",)
 
 
 @pytest.mark.parametrize("verifier", ["code", "judge", "math"])
 @pytest.mark.parametrize(
     "unit", ["\\boxed{", "a ", "score ", "<answer>", "#### \n", ": ", "ignore "]
 )
-def test_long_texts_do_not_hang_it(verifier: str, unit: str) -> None:
-    assert set(touches(prompt(verifier), unit * 20_000)) <= {*CODE, *JUDGED, *STATED}
+def test_a_long_text_is_searched_in_bounded_time(verifier: str, unit: str) -> None:
+    assert set(flags(prompt(verifier), unit * 20_000)) <= set(VERIFIERS[verifier].reward_hacks)
