@@ -1,4 +1,4 @@
-"""The ways a command may end, each with its exit code; every one ends with what to type next."""
+"""The ways a command may fail, each with its exit code; every one says what to type next."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class RecipeError(PosttrainError):
     exit_code = 2
 
 
-class EnvironmentFault(PosttrainError):
-    """The machine lacks something: a package, disk, memory, a model, an endpoint."""
+class SetupError(PosttrainError):
+    """Something outside recipe and code is missing or broken: a package, disk, memory, a model."""
 
     exit_code = 3
 
 
 class HealthStop(PosttrainError):
-    """Going on would waste the run: non-finite loss, lost parity, bad data."""
+    """Going on would waste the run: a loss that is not finite, lost parity, too many bad rows."""
 
     exit_code = 4
 
@@ -42,3 +42,6 @@ class Locked(PosttrainError):
     """Another process holds the run directory."""
 
     exit_code = 6
+
+
+EnvironmentFault = SetupError

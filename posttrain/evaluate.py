@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.rollouts import roll_out
-from posttrain.faults import fault_point
+from posttrain.kill_points import kill_point
 from posttrain.progress import progress
 from posttrain.recipe.schema import Eval
 from posttrain.records import Prompt, RolloutGroup
@@ -40,6 +40,6 @@ def evaluate(
                 seed=seed + start,
             )
             groups += roll_out(batch, engine, tokenizer, request)
-            fault_point(f"{label}.after_generate")
+            kill_point(f"{label}.after_generate")
             bar.advance(len(batch))
     return groups

@@ -27,7 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import DPOConfig, DPOTrainer, GRPOConfig, SFTConfig, SFTTrainer
 
 from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
-from posttrain.faults import fault_point
+from posttrain.kill_points import kill_point
 from posttrain.models.experts import moe_layers
 from posttrain.models.health import MoeHealth, gradient_norms
 from posttrain.models.saving import save_model
@@ -176,7 +176,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 class RunCallback(TrainerCallback):
-    """Progress, metrics.jsonl, checkpoint markers, fault points, and a stop on non-finite loss.
+    """Progress, metrics.jsonl, checkpoint markers, kill points, and a stop on non-finite loss.
 
     Of a mixture of experts the metrics also tell load per expert and gradients by kind of weight.
     """
@@ -239,7 +239,7 @@ class RunCallback(TrainerCallback):
             if k in ("loss", "reward", "rewards/accuracies")
         }
         self._bar.advance(1, **shown)
-        fault_point(f"{self._stage}.after_step")
+        kill_point(f"{self._stage}.after_step")
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -282,7 +282,7 @@ class RunCallback(TrainerCallback):
         """Mark the checkpoint as complete, once every process has written its part."""
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            fault_point(f"{self._stage}.before_marker")
+            kill_point(f"{self._stage}.before_marker")
             assert args.output_dir is not None
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             # With an adapter in a subfolder, transformers resumes that one and leaves the trained
@@ -291,7 +291,7 @@ class RunCallback(TrainerCallback):
             write_json(folder / SPENT, {"seconds": self.seconds})
             files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER)
             write_json(folder / MARKER, {str(p.relative_to(folder)): file_sha256(p) for p in files})
-        fault_point(f"{self._stage}.after_checkpoint")
+        kill_point(f"{self._stage}.after_checkpoint")
 
     def __enter__(self) -> Self:
         return self
@@ -338,7 +338,7 @@ def run_trainer(
             tokenizer.save_pretrained(out_dir / "policy")
         shutil.copy2(metrics, out_dir / metrics.name)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    fault_point(f"{stage}.after_save")
+    kill_point(f"{stage}.after_save")
     return {
         "seconds": callback.seconds,
         "steps": trainer.state.global_step,

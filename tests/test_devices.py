@@ -35,7 +35,7 @@ WAYS = {
         "launch.strategy=fsdp",
     ),
 }
-FAULTS = {"sft.after_step:13": 8, "sft.before_marker:2": 8, "sft.after_save": 24}
+KILL_POINTS = {"sft.after_step:13": 8, "sft.before_marker:2": 8, "sft.after_save": 24}
 """Where both processes die -> the checkpoint's step that a re-run goes on from."""
 Runner = Callable[..., Path]
 
@@ -45,7 +45,7 @@ def run(tiny_llama4: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """Run recipes/tiny.yaml one way; a finished run is not run again."""
     folder = tmp_path_factory.mktemp("runs")
 
-    def start(way: str, *arguments: str, name: str | None = None, fault: str = "") -> Path:
+    def start(way: str, *arguments: str, name: str | None = None, kill_at: str = "") -> Path:
         run_dir = folder / (name or way)
         settings = (f"model.base={tiny_llama4}", *SETTINGS, *WAYS[way])
         sets = [word for setting in settings for word in ("--set", setting)]
@@ -53,13 +53,13 @@ def run(tiny_llama4: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
         done = subprocess.run(
             [*command, "--run-dir", str(run_dir), *arguments],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "POSTTRAIN_FAULT": fault},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "POSTTRAIN_KILL_AT": kill_at},
             capture_output=True,
             text=True,
             timeout=600,
             check=False,
         )
-        assert (done.returncode != 0) == bool(fault), done.stdout[-3000:] + done.stderr[-3000:]
+        assert (done.returncode != 0) == bool(kill_at), done.stdout[-3000:] + done.stderr[-3000:]
         return run_dir
 
     return start
@@ -100,21 +100,21 @@ def test_two_processes_train_as_one_with_the_same_global_batch(run: Runner, way:
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("kill_at", KILL_POINTS)
 def test_two_killed_processes_go_on_from_their_checkpoint(
-    run: Runner, way: str, fault: str
+    run: Runner, way: str, kill_at: str
 ) -> None:
     unbroken = run(way, "--until", "sft")
-    name = f"{way}-{fault.replace(':', '-')}"
+    name = f"{way}-{kill_at.replace(':', '-')}"
     shutil.copytree(
         unbroken,
         unbroken.with_name(name),
         ignore=shutil.ignore_patterns("6-sft", "[1789][0-9-]*-*"),
     )
-    run(way, "--until", "sft", name=name, fault=fault)
+    run(way, "--until", "sft", name=name, kill_at=kill_at)
     broken = run(way, "--until", "sft", name=name)
     resumed = read_json(broken / "stages" / "6-sft" / "summary.json")["resumed_from_step"]
-    assert resumed == FAULTS[fault]
+    assert resumed == KILL_POINTS[kill_at]
     expected, found = adapter(unbroken, "6-sft"), adapter(broken, "6-sft")
     for key, weight in expected.items():
         torch.testing.assert_close(found[key], weight, atol=1e-6, rtol=1e-5, msg=key)
@@ -127,7 +127,7 @@ def test_two_processes_killed_during_rl_go_on_from_their_checkpoint(run: Runner,
     shutil.copytree(
         unbroken, unbroken.with_name(name), ignore=shutil.ignore_patterns("8-rl", "1[0-9]-*")
     )
-    run(way, "--until", "rl", name=name, fault="rl.after_rollouts:3")
+    run(way, "--until", "rl", name=name, kill_at="rl.after_rollouts:3")
     broken = run(way, "--until", "rl", name=name)
     assert read_json(broken / "stages" / "8-rl" / "summary.json")["resumed_from_step"] == 2
     expected, found = adapter(unbroken, "8-rl"), adapter(broken, "8-rl")

@@ -307,7 +307,7 @@ def test_a_killed_run_asks_again_only_what_was_in_flight(tmp_path):
     )
     killed = subprocess.run(
         [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "broken")],
-        env={**os.environ, "POSTTRAIN_FAULT": "judge.after_batch:3"},
+        env={**os.environ, "POSTTRAIN_KILL_AT": "judge.after_batch:3"},
         capture_output=True,
         text=True,
         check=False,

@@ -314,7 +314,7 @@ def fork_and_kill(folder: Path, fault: str, *overrides: str) -> None:
     """Run in a forked child that the named fault kills."""
     child = os.fork()
     if child == 0:
-        os.environ["POSTTRAIN_FAULT"] = fault
+        os.environ["POSTTRAIN_KILL_AT"] = fault
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, 2)
         toy_run(folder, *overrides)

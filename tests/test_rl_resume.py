@@ -198,7 +198,7 @@ def test_a_run_that_was_broken_off_decides_as_one_that_was_not(
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("posttrain.rl.session.fault_point", fatal)
+        patch.setattr("posttrain.rl.session.kill_point", fatal)
         with pytest.raises(Killed):
             run(tiny_llama4, tmp_path / "broken", adaptive(), prompts, **given)
     summary = run(tiny_llama4, tmp_path / "broken", adaptive(), prompts, **given)

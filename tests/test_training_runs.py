@@ -67,7 +67,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
         if done == steps:
             raise Killed
 
-    monkeypatch.setattr("posttrain.training.fault_point", die)
+    monkeypatch.setattr("posttrain.training.kill_point", die)
 
 
 @pytest.mark.parametrize(("stage", "logging_steps"), [("sft", 1), ("sft", 4), ("dpo", 1)])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import HealthStop
-from posttrain.faults import fault_point
+from posttrain.kill_points import kill_point
 from posttrain.pipeline import STAGES, Stage
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.recipe import LoadedRecipe, load_recipe
@@ -73,7 +73,7 @@ def toy(context: StageContext, section: Any = None) -> Counts:
         inputs = {name: file_sha256(path / "out.json") for name, path in context.inputs.items()}
         chain.append(content_hash(context.stage, context.seed, step, inputs, chain))
         write_json(state, chain)
-        fault_point(f"{context.stage}.after_step")
+        kill_point(f"{context.stage}.after_step")
     write_json(context.out_dir / "out.json", {"chain": chain})
     (context.out_dir / "deep").mkdir()
     (context.out_dir / "deep" / "notes.txt").write_text("kept")

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.engines import Engine
 from posttrain.errors import EnvironmentFault
-from posttrain.faults import fault_point
 from posttrain.judge.likelihood import ask_likelihood
 from posttrain.judge.opinion import Opinion
 from posttrain.judge.rubric import ask_rubric
+from posttrain.kill_points import kill_point
 from posttrain.progress import progress
 from posttrain.recipe.judges import JudgeSpec
 from posttrain.records import Sample, Verdict, content_hash
@@ -60,7 +60,7 @@ def judge_samples(
             batch = waiting[start : start + spec.batch_size]
             for verdict in _judge_batch(batch, spec, engine, tokenizer, max_model_len, ledger):
                 verdicts[verdict.sample_id] = verdict
-            fault_point("judge.after_batch")
+            kill_point("judge.after_batch")
             bar.advance(len(batch))
     return [verdicts[sample.sample_id] for sample in samples]
 

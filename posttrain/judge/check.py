@@ -17,7 +17,7 @@ from posttrain.data import prompt_of
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.rollouts import roll_out
 from posttrain.engines.room import tokens_without_room
-from posttrain.faults import fault_point
+from posttrain.kill_points import kill_point
 from posttrain.metrics import Interval, average_ranks, pass_rates, spearman_interval
 from posttrain.progress import progress
 from posttrain.prune import PruneResult
@@ -62,7 +62,7 @@ def attempt_samples(
                 num_generations=spec.num_generations, max_tokens=spec.max_tokens, seed=seed + start
             )
             tried = roll_out([_task(sample) for sample in batch], engine, tokenizer, request)
-            fault_point("judge.after_pilot_generate")
+            kill_point("judge.after_pilot_generate")
             groups += [
                 dataclasses.replace(group, prompt_id=sample.sample_id)
                 for sample, group in zip(batch, tried, strict=True)

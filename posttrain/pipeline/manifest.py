@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.faults import fault_point
+from posttrain.kill_points import kill_point
 from posttrain.pipeline.keys import FileHashes
 from posttrain.tables import read_json, write_json
 
@@ -29,7 +29,7 @@ def seal(folder: Path, *, hashes: FileHashes, stage: str, **facts: Any) -> None:
         }
     for inner in sorted(p for p in folder.rglob("*") if p.is_dir()):
         _sync(inner)
-    fault_point(f"{stage}.before_manifest")
+    kill_point(f"{stage}.before_manifest")
     write_json(folder / NAME, {"stage": stage, **facts, "files": files})
 
 

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from posttrain.errors import PosttrainError, RecipeError
-from posttrain.faults import fault_point
+from posttrain.kill_points import kill_point
 from posttrain.pipeline import manifest, rundir
 from posttrain.pipeline.context import Stage, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
@@ -169,9 +169,9 @@ def _run_stage(
         raise
     finally:
         running.unlink(missing_ok=True)
-    fault_point(f"{name}.before_rename")
+    kill_point(f"{name}.before_rename")
     manifest.put_in_place(out, final)
-    fault_point(f"{name}.after_rename")
+    kill_point(f"{name}.after_rename")
     rundir.end_work(place, name)
     hashes.save()
     counted = ", ".join(f"{_shown(v)} {k.replace('_', ' ')}" for k, v in result.counts.items())

@@ -20,7 +20,7 @@ from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.adapters import sync_policy
 from posttrain.engines.parity import Probe, check_parity, take_probe
 from posttrain.errors import EnvironmentFault
-from posttrain.faults import fault_point
+from posttrain.kill_points import kill_point
 from posttrain.models import prompt_ids
 from posttrain.recipe.curricula import AdaptiveCurriculum, CurriculumSpec
 from posttrain.recipe.deciding import Shaping
@@ -140,7 +140,7 @@ class RolloutSession:
             write_step(self._work_dir, step, batch, likelihoods, self._prompts)
             write_made(self._work_dir, step, [*added, *written], variants)
             say_what_lacks(batch, step, steps_without_signal=self._steps_without_signal)
-        fault_point("rl.after_rollouts")
+        kill_point("rl.after_rollouts")
         check_health(
             batch,
             step,
@@ -297,7 +297,7 @@ class RolloutSession:
                     "parity/sync_seconds": seconds,
                 },
             )
-        fault_point("rl.after_sync")
+        kill_point("rl.after_sync")
 
     def rewards(self, group: RolloutGroup) -> list[float | None]:
         """1 for passed, 0 for failed, None for undecided, shaped where the recipe says so."""

@@ -1,7 +1,7 @@
 """A process that has torch and TRL imported and computes nothing: it forks a child per run.
 
 Importing takes longer than all stages of a tiny model; a fork starts with everything imported.
-Reads one JSON object per line: {"recipe", "overrides", "run_dir", "fault"}; answers with one line
+Reads one JSON object per line: {"recipe", "overrides", "run_dir", "kill_at"}; answers with one line
 {"signal", "code", "seconds"}.
 """
 
@@ -66,8 +66,8 @@ def _run(wanted: dict[str, Any]) -> None:
         if "model" in wanted:
             write_tiny_llama4(Path(wanted["model"]))
         else:
-            if wanted["fault"]:
-                os.environ["POSTTRAIN_FAULT"] = wanted["fault"]
+            if wanted["kill_at"]:
+                os.environ["POSTTRAIN_KILL_AT"] = wanted["kill_at"]
             loaded = load_recipe(Path(wanted["recipe"]), wanted["overrides"])
             run(loaded, Path(wanted["run_dir"]), launcher=run_in_process)
         code = 0

@@ -1,4 +1,4 @@
-"""Killed at any named fault point, a run of the real stages ends with the same data artefacts."""
+"""Killed at any named kill point, a run of the real stages ends with the same data artefacts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from posttrain.tables import read_table
 pytestmark = pytest.mark.slow
 
 RECIPE = """\
-name: faults
+name: kills
 seed: 3
 model: {base: MODEL, dtype: float32, lora: {rank: 8, alpha: 16}}
 engine: {kind: transformers, max_model_len: 128, max_num_seqs: 32}
@@ -52,7 +52,7 @@ dpo:
 eval: {heldout_size: 6, num_generations: 2, max_tokens: 4, pass_at: [2]}
 """
 
-FAULTS = [
+KILL_POINTS = [
     ("model", "model.before_manifest"),
     ("data", "data.before_rename"),
     ("eval-base", "eval-base.after_generate"),
@@ -85,12 +85,12 @@ TIMED_COLUMNS = {"seconds"}
 
 
 class Server:
-    """The other end of fault_server.py."""
+    """The other end of run_server.py."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "server.log"
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fault_server.py"))],
+            [sys.executable, str(Path(__file__).with_name("run_server.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -103,17 +103,17 @@ class Server:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def run(self, folder: Path, *, fault: str = "", overrides: tuple[str, ...] = ()) -> None:
-        """Run the recipe in `folder`; with a fault it must die of it, else it must finish."""
+    def run(self, folder: Path, *, kill_at: str = "", overrides: tuple[str, ...] = ()) -> None:
+        """Run the recipe in `folder`; with `kill_at` it must die there, else it must finish."""
         answer = self.ask(
             recipe=str(folder / "recipe.yaml"),
             run_dir=str(folder / "run"),
             overrides=overrides,
-            fault=fault,
+            kill_at=kill_at,
         )
         said = self.log.read_text()[-4000:]
-        if fault:
-            assert answer["signal"] == signal.SIGKILL, f"{fault} was never reached:\n{said}"
+        if kill_at:
+            assert answer["signal"] == signal.SIGKILL, f"{kill_at} was never reached:\n{said}"
         else:
             assert answer["code"] == 0, said
 
@@ -195,19 +195,21 @@ def test_the_unbroken_run_went_through_every_stage(unbroken: Path) -> None:
     assert len(pairs) >= 4
 
 
-@pytest.mark.parametrize(("stage", "fault"), FAULTS, ids=[fault for _, fault in FAULTS])
+@pytest.mark.parametrize(
+    ("stage", "kill_at"), KILL_POINTS, ids=[kill_at for _, kill_at in KILL_POINTS]
+)
 def test_a_run_that_was_killed_ends_with_the_same_artefacts(
-    server: Server, unbroken: Path, tmp_path: Path, stage: str, fault: str
+    server: Server, unbroken: Path, tmp_path: Path, stage: str, kill_at: str
 ) -> None:
     copy_without(unbroken, tmp_path, stage)
-    server.run(tmp_path, fault=fault)
+    server.run(tmp_path, kill_at=kill_at)
     server.run(tmp_path)
     assert artefacts(tmp_path / "run") == artefacts(unbroken / "run")
 
 
-def test_the_fault_points_are_enough_and_cover_every_stage() -> None:
-    assert {stage for stage, _ in FAULTS} == {stage.name for stage in STAGES}
-    assert len(FAULTS) >= 12
+def test_the_kill_points_are_enough_and_cover_every_stage() -> None:
+    assert {stage for stage, _ in KILL_POINTS} == {stage.name for stage in STAGES}
+    assert len(KILL_POINTS) >= 12
 
 
 def test_vllm_takes_the_same_way(server: Server, unbroken: Path, tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_vllm_takes_the_same_way(server: Server, unbroken: Path, tmp_path: Path)
     pytest.importorskip("vllm", reason="vLLM is not installed")
     copy_without(unbroken, tmp_path, "rl")
     overrides = ("engine.kind=vllm", "engine.kv_cache_gib=0.25", "eval.after=[base]", "dpo=null")
-    server.run(tmp_path, fault="rl.after_checkpoint:2", overrides=overrides)
+    server.run(tmp_path, kill_at="rl.after_checkpoint:2", overrides=overrides)
     server.run(tmp_path, overrides=overrides)
     steps = sorted(p.name for p in (tmp_path / "run/stages/8-rl/rollouts").iterdir())
     assert [name for name in steps if name.endswith(".parquet")] == [
