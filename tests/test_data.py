@@ -214,7 +214,7 @@ def test_errors_name_the_source(tmp_path: Path) -> None:
         (file_source("empty.jsonl"), r"empty\.jsonl holds no rows"),
         (file_source("wide.jsonl"), "is UTF-16"),
         (file_source("bad.parquet"), "not a readable Parquet file"),
-        (file_source("./d.csv"), "is none of .jsonl, .ndjson, .json, .parquet"),
+        (file_source("./d.csv"), "is not a .jsonl, .ndjson, .json, .parquet file"),
         ({"reasoning_gym": ["chain_sun"], "size": 3},
          "no family 'chain_sun', the nearest is 'chain_sum'"),
         ({"reasoning_gym": {"chain_sum": {"min_term": 2}}, "size": 3},
@@ -329,6 +329,6 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_json_array_is_told_from_broken_rows(indent: int | None, tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(json.dumps(QA, indent=indent))
-    with pytest.raises(RecipeError, match=r"d\.json is one JSON array, and one object a line") as e:
+    with pytest.raises(RecipeError, match=r"d\.json is one JSON array; JSONL has one object") as e:
         load_bundle(data_recipe(sft=[file_source("d.json")]), tmp_path)
     assert "d-rows.jsonl" in e.value.hint

@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_data import jsonl, load, recipe, source
 
 from posttrain.data.constraints import MAX_LEVEL, make_writing
 from posttrain.data.python_functions import LEVELS, Problem, make_problem
@@ -21,6 +20,7 @@ from posttrain.errors import RecipeError
 from posttrain.recipe import load_recipe
 from posttrain.records import Prompt
 from posttrain.rewards import VERIFIERS, verify
+from tests.builders import data_recipe, file_source, load_bundle, write_jsonl
 
 needs_checkers = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("lm_eval", "langdetect", "nltk")),
@@ -208,8 +208,8 @@ def _code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_code")
 def test_generated_problems_are_sized_held_out_and_not_repeated(tmp_path: Path) -> None:
-    made = recipe(sft=[code_source(30, levels=[1, 2])], rl=[code_source(25)], heldout=10)
-    bundle = load(made, tmp_path)
+    made = data_recipe(sft=[code_source(30, levels=[1, 2])], rl=[code_source(25)], heldout=10)
+    bundle = load_bundle(made, tmp_path)
     assert [len(bundle.samples), len(bundle.prompts), len(bundle.suites["heldout"])] == [30, 25, 10]
     assert {p.verifier for p in bundle.prompts} == {"code"}
     assert {s.capability for s in bundle.samples} == {"python_functions"}
@@ -218,16 +218,16 @@ def test_generated_problems_are_sized_held_out_and_not_repeated(tmp_path: Path) 
         assert sample.verifier == "code"
         assert "tests" in json.loads(sample.reference or "")
         assert sample.messages[-1]["content"].startswith("def ")
-    again = load(made, tmp_path)
+    again = load_bundle(made, tmp_path)
     assert [p.prompt_id for p in again.prompts] == [p.prompt_id for p in bundle.prompts]
-    other = load(made, tmp_path, seed=1)
+    other = load_bundle(made, tmp_path, seed=1)
     assert [p.prompt_id for p in other.prompts] != [p.prompt_id for p in bundle.prompts]
 
 
 @needs_checkers
 def test_generated_constraints_are_samples_and_prompts(tmp_path: Path) -> None:
     spec = {"generated": {"constraints": {"levels": [1, 3]}}, "size": 8, "capability": "form"}
-    bundle = load(recipe(sft=[spec], rl=[spec]), tmp_path)
+    bundle = load_bundle(data_recipe(sft=[spec], rl=[spec]), tmp_path)
     assert len(bundle.samples) == len(bundle.prompts) == 8
     assert {p.capability for p in bundle.prompts} == {"form"}
     for prompt in bundle.prompts:
@@ -272,30 +272,30 @@ def test_a_reference_column_is_found_and_needs_no_answer(tmp_path: Path) -> None
         {"question": "Write f(x), x plus 1.", "reference": TESTS},
         {"question": "Write f(x), x plus one.", "reference": json.dumps(TESTS)},
     ]
-    jsonl(tmp_path, rows)
-    bundle = load(recipe(rl=[source(verifier="code")]), tmp_path)
+    write_jsonl(tmp_path, rows)
+    bundle = load_bundle(data_recipe(rl=[file_source(verifier="code")]), tmp_path)
     assert [json.loads(p.reference) for p in bundle.prompts] == [TESTS, TESTS]
 
 
 @pytest.mark.usefixtures("_code")
 def test_a_mapped_reference_and_the_answer_to_learn(tmp_path: Path) -> None:
     rows = [{"question": "f?", "answer": "def f(x):\n    return x + 1", "checks": TESTS}]
-    jsonl(tmp_path, rows)
-    mapped = source(verifier="code", columns={"reference": "checks"})
-    bundle = load(recipe(sft=[mapped]), tmp_path)
+    write_jsonl(tmp_path, rows)
+    mapped = file_source(verifier="code", columns={"reference": "checks"})
+    bundle = load_bundle(data_recipe(sft=[mapped]), tmp_path)
     (sample,) = bundle.samples
     assert sample.messages[-1]["content"].startswith("def f")
     assert json.loads(sample.reference or "") == TESTS
-    jsonl(tmp_path, [{"question": "f?", "checks": TESTS}])
+    write_jsonl(tmp_path, [{"question": "f?", "checks": TESTS}])
     with pytest.raises(RecipeError, match="no column answer or completion"):
-        load(recipe(sft=[mapped]), tmp_path)
+        load_bundle(data_recipe(sft=[mapped]), tmp_path)
 
 
 @pytest.mark.usefixtures("_code")
 def test_a_missing_reference_column_names_the_one_to_write(tmp_path: Path) -> None:
-    jsonl(tmp_path, [{"question": "f?", "answer": "g", "test_list": TESTS}])
+    write_jsonl(tmp_path, [{"question": "f?", "answer": "g", "test_list": TESTS}])
     with pytest.raises(RecipeError, match="verifier code needs a column reference") as caught:
-        load(recipe(rl=[source(verifier="code")]), tmp_path)
+        load_bundle(data_recipe(rl=[file_source(verifier="code")]), tmp_path)
     assert caught.value.hint == "under rl.data[0] write columns: {reference: test_list}"
 
 
@@ -303,18 +303,18 @@ def test_a_missing_reference_column_names_the_one_to_write(tmp_path: Path) -> No
 def test_a_parquet_reference_becomes_canonical_json(tmp_path: Path) -> None:
     rows = [{"question": "f?", "reference": {"tests": [{"stdin": "1", "stdout": "2"}]}}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
-    bundle = load(recipe(rl=[source("d.parquet", verifier="code")]), tmp_path)
+    bundle = load_bundle(data_recipe(rl=[file_source("d.parquet", verifier="code")]), tmp_path)
     assert bundle.prompts[0].reference == '{"tests": [{"stdin": "1", "stdout": "2"}]}'
 
 
 def test_choice_takes_its_options_from_the_reference_or_a_letter(tmp_path: Path) -> None:
     task = {"options": {"A": "Rome", "B": "Oslo"}, "answer": "B"}
     rows = [{"question": "Which?", "reference": task}]
-    jsonl(tmp_path, rows)
-    (prompt,) = load(recipe(rl=[source(verifier="choice")]), tmp_path).prompts
+    write_jsonl(tmp_path, rows)
+    (prompt,) = load_bundle(data_recipe(rl=[file_source(verifier="choice")]), tmp_path).prompts
     assert verify(prompt, "Oslo").passed is True
-    jsonl(tmp_path, [{"question": "A) Rome B) Oslo. Which?", "answer": "B"}])
-    (prompt,) = load(recipe(rl=[source(verifier="choice")]), tmp_path).prompts
+    write_jsonl(tmp_path, [{"question": "A) Rome B) Oslo. Which?", "answer": "B"}])
+    (prompt,) = load_bundle(data_recipe(rl=[file_source(verifier="choice")]), tmp_path).prompts
     assert verify(prompt, "(B)").passed is True
 
 
@@ -327,8 +327,10 @@ def test_rows_as_ifeval_publishes_them(tmp_path: Path) -> None:
         "instruction_id_list": ["punctuation:no_comma", "keywords:existence"],
         "kwargs": [nulls, {**nulls, "keywords": ["river"]}],
     }
-    jsonl(tmp_path, [row])
-    (prompt,) = load(recipe(rl=[source(verifier="instructions")]), tmp_path).prompts
+    write_jsonl(tmp_path, [row])
+    (prompt,) = load_bundle(
+        data_recipe(rl=[file_source(verifier="instructions")]), tmp_path
+    ).prompts
     assert verify(prompt, "a river runs").passed is True
     assert verify(prompt, "a river, it runs").passed is False
 
@@ -348,9 +350,9 @@ def test_rows_as_ifeval_publishes_them(tmp_path: Path) -> None:
 def test_a_malformed_reference_is_quarantined(tmp_path: Path, reference: Any, reason: str) -> None:
     good = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     rows = [{"question": f"Write {n}.", "reference": good} for n in range(3)]
-    jsonl(tmp_path, [*rows, {"question": "Write 4.", "reference": reference}])
-    made = recipe(rl=[source(verifier="instructions")], max_bad_rows=0.5)
-    bundle = load(made, tmp_path)
+    write_jsonl(tmp_path, [*rows, {"question": "Write 4.", "reference": reference}])
+    made = data_recipe(rl=[file_source(verifier="instructions")], max_bad_rows=0.5)
+    bundle = load_bundle(made, tmp_path)
     assert len(bundle.prompts) == 3
     (left,) = bundle.quarantine
     assert (left["line"], left["reason"]) == (4, reason)
@@ -358,15 +360,15 @@ def test_a_malformed_reference_is_quarantined(tmp_path: Path, reference: Any, re
 
 def test_a_worked_answer_beside_its_reference(tmp_path: Path) -> None:
     rows = [{"question": "2 + 2?", "answer": "Two and two make four.", "result": "4"}]
-    jsonl(tmp_path, rows)
-    mapped = source(verifier="math", columns={"reference": "result"})
-    (sample,) = load(recipe(sft=[mapped]), tmp_path).samples
+    write_jsonl(tmp_path, rows)
+    mapped = file_source(verifier="math", columns={"reference": "result"})
+    (sample,) = load_bundle(data_recipe(sft=[mapped]), tmp_path).samples
     assert sample.reference == "4"
 
 
 def test_a_family_by_level(tmp_path: Path) -> None:
     low, high = ({"reasoning_gym": {"chain_sum": {"level": level}}, "size": 5} for level in (0, 2))
-    bundle = load(recipe(rl=[low, high]), tmp_path)
+    bundle = load_bundle(data_recipe(rl=[low, high]), tmp_path)
     assert Counter(p.level for p in bundle.prompts) == {"level=0": 5, "level=2": 5}
     configs = {p.level: p.meta["config"] for p in bundle.prompts}
     assert configs["level=0"]["max_terms"] < configs["level=2"]["max_terms"]
@@ -374,4 +376,6 @@ def test_a_family_by_level(tmp_path: Path) -> None:
     for prompt in bundle.prompts:
         assert verify(prompt, prompt.reference).passed is True
     with pytest.raises(RecipeError, match="has the levels 0 to"):
-        load(recipe(rl=[{"reasoning_gym": {"chain_sum": {"level": 999}}, "size": 1}]), tmp_path)
+        load_bundle(
+            data_recipe(rl=[{"reasoning_gym": {"chain_sum": {"level": 999}}, "size": 1}]), tmp_path
+        )

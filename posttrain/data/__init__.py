@@ -1,13 +1,12 @@
-"""From the recipe's data to records: samples, prompts, held-out suites, and what was left out."""
+"""The recipe's data as records: samples, prompts, held-out suites; other rows are quarantined."""
 
 # pyarrow ships no types
 # pyright: reportUnknownVariableType=false
 
-from posttrain.data.counting import count_rows
-from posttrain.data.heldout import assert_disjoint
 from posttrain.data.levelled import LEVELLED, LevelledFamily, levelled_families, new_prompts
-from posttrain.data.load import BadRows, DataBundle, load_data
+from posttrain.data.load import BadRows, DataBundle, assert_disjoint, load_data
 from posttrain.data.quarantine import QUARANTINE_SCHEMA, write_quarantine
+from posttrain.data.reading import count_rows
 from posttrain.data.records import prompt_of, question_hashes
 
 __all__ = [

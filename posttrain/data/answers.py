@@ -1,4 +1,4 @@
-"""Tables of answers to verify: rows of one's own, or rollouts of a run with their prompts."""
+"""Tables of answers to verify: a user's own rows, or a run's rollouts with their prompts."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ HINT = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """One answer with the task that it answers."""
+    """An answer and the task that it answers."""
 
     prompt: Prompt
     text: str
     truncated: bool = False
     before: bool | None = None
-    """What the table says of it, where it is a run's."""
+    """Outcome in the run's table, if the answer is from one."""
 
 
 def read_answers(
     path: Path, *, verifier: str | None = None, reference: str | None = None
 ) -> list[Answer]:
-    """The answers of a JSONL or Parquet file, in order.
+    """Read the answers of a JSONL or Parquet file, in order.
 
     Rows hold `answer` (or `text`, `completion`) and what the task needs; `verifier` and `reference`
-    stand in where a row has none. Rollouts of a run (rollouts/step-*.parquet, outcomes-*.parquet,
-    pilot.parquet) find their prompts in its data stage. Raises RecipeError that names the row.
+    are the defaults of rows without one. Rollouts of a run (rollouts/step-*.parquet,
+    outcomes-*.parquet, pilot.parquet) find their prompts in its data stage. Raises RecipeError that
+    names the row.
     """
     try:
         rows = read_table(path)
@@ -70,7 +71,7 @@ def _rollouts(path: Path, rows: list[dict[str, Any]]) -> list[Answer]:
 
 
 def _prompts_of_run(path: Path) -> dict[str, Prompt]:
-    """Every prompt of the run directory that a file lies in."""
+    """Read every prompt of the run directory that contains a file."""
     for folder in path.resolve().parents:
         if (folder / "stages").is_dir():
             tables = [
@@ -115,7 +116,7 @@ def _answer(
 
 
 def task(verifier: str, *, reference: str, question: str, meta: Mapping[str, Any]) -> Prompt:
-    """A prompt for a verifier, asked outside any recipe."""
+    """Make a prompt to verify answers to, outside any recipe."""
     return Prompt.make(
         messages=[Message(role="user", content=question)],
         reference=reference,

@@ -1,7 +1,7 @@
-"""Writing tasks with constraints without end, each with an answer that was checked to meet them.
+"""Endless writing tasks with constraints, each with an answer that was verified to meet them.
 
-Kinds, their values and the checks are IFEval's; what does not go together follows lm-eval's table
-of conflicts and, where that is silent, from the way in which the answer is built.
+Kinds, their values and the checks are IFEval's. Conflicts follow lm-eval's table and, beyond it,
+the way in which the answer is built.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from posttrain.rewards import verify
 from posttrain.rewards.instructions import constraint_kinds
 
 MAX_LEVEL = 4
-"""Constraints in one prompt, at most."""
+"""Largest number of constraints in one prompt."""
 _ATTEMPTS = 40
 
 _NOUNS = (
@@ -62,17 +62,17 @@ _SAYING_NOTHING = ("x", "Yes.", "I do not know")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Writing:
-    """One task with an answer that meets it."""
+    """A task with an answer that meets it."""
 
     question: str
     answer: str
     reference: str
-    """JSON text in IFEval's form."""
+    """Constraints as JSON text in IFEval's form."""
 
 
 @dataclass(kw_only=True, slots=True)
 class _Draft:
-    """A task and its answer while they grow together."""
+    """A task and its answer while they are built together."""
 
     rng: Random
     noun: str
@@ -81,17 +81,16 @@ class _Draft:
     names: list[str] = field(default_factory=list[str])
     kwargs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
-    def ask(self, name: str, *wordings: str, **kwargs: Any) -> None:
-        self.names.append(name)
+    def ask(self, *wordings: str, **kwargs: Any) -> None:
+        """Ask for the constraint in one of these wordings, with its arguments for the checker."""
         self.kwargs.append(kwargs)
         self.asked.append(self.rng.choice(wordings))
 
 
 def make_writing(rng: Random, level: int) -> Writing:
-    """A task with `level` constraints; the same for the same state of `rng`.
+    """Make a task with `level` constraints, determined by the state of `rng`.
 
-    Raises EnvironmentFault where lm-eval's checkers are not installed, ValueError for a level that
-    there is not.
+    Raises EnvironmentFault if lm-eval's checkers are not installed, ValueError for unknown levels.
     """
     if not 1 <= level <= MAX_LEVEL:
         raise ValueError(f"constraints has the levels 1 to {MAX_LEVEL}, not {level}")
@@ -113,7 +112,7 @@ def make_writing(rng: Random, level: int) -> Writing:
 
 
 def _choose(rng: Random, level: int, kinds: Mapping[str, Any]) -> list[str]:
-    """Constraints that go together, in the order in which they shape an answer."""
+    """Choose constraints without conflicts, in the order in which they shape an answer."""
     chosen: list[str] = []
     for name in rng.sample(list(_STEPS), len(_STEPS)):
         apart = {*kinds[name]["conflicts"], *_ALSO_APART.get(name, ())}
@@ -137,12 +136,13 @@ def _draft(rng: Random, names: list[str]) -> _Draft:
     ]
     draft = _Draft(rng=rng, noun=noun, text=" ".join(sentences))
     for name in names:
+        draft.names.append(name)
         _STEPS[name](draft)
     return draft
 
 
 def _meets(writing: Writing) -> bool:
-    """Whether the checkers take the answer, and none of those that say nothing.
+    """Return True if the answer passes, and answers that say nothing do not.
 
     A task that one word passes, such as one without commas, would teach to answer with one word.
     """
@@ -157,14 +157,13 @@ def _meets(writing: Writing) -> bool:
     return verify(prompt, writing.answer).passed is True
 
 
-# ---- the steps, each a constraint and what it does to the answer
+# ---- the steps: each changes the answer and asks for a constraint
 
 
 def _existence(draft: _Draft) -> None:
     words = draft.rng.sample(sorted({*_QUALITIES, *_NOUNS} - {draft.noun}), 2)
     draft.text += f" The {words[0]} and the {words[1]} are part of it."
     draft.ask(
-        "keywords:existence",
         f'Use the words "{words[0]}" and "{words[1]}".',
         f'Include the keywords "{words[0]}" and "{words[1]}" in your answer.',
         keywords=words,
@@ -177,7 +176,6 @@ def _frequency(draft: _Draft) -> None:
         if len(re.findall(draft.noun, draft.text)) < number:
             draft.text += " " + more.format(noun=draft.noun)
     draft.ask(
-        "keywords:frequency",
         f'Use the word "{draft.noun}" at least {number} times.',
         f'The word "{draft.noun}" should appear at least {number} times.',
         keyword=draft.noun,
@@ -191,7 +189,6 @@ def _forbidden(draft: _Draft) -> None:
     free = [word for word in (*_QUALITIES, "very", "nice", "good", "really") if word not in used]
     words = draft.rng.sample(free, 2)
     draft.ask(
-        "keywords:forbidden_words",
         f'Do not use the words "{words[0]}" and "{words[1]}".',
         f'Avoid the words "{words[0]}" and "{words[1]}".',
         forbidden_words=words,
@@ -202,7 +199,6 @@ def _bullets(draft: _Draft) -> None:
     lines = re.split(r"(?<=[.!?])\s+", draft.text)
     draft.text = "\n".join(f"* {line}" for line in lines)
     draft.ask(
-        "detectable_format:number_bullet_lists",
         f'Write exactly {len(lines)} bullet points, each starting with "* ".',
         f'Your answer must contain exactly {len(lines)} bullet points, written like "* this".',
         num_bullets=len(lines),
@@ -212,7 +208,6 @@ def _bullets(draft: _Draft) -> None:
 def _highlights(draft: _Draft) -> None:
     draft.text = re.sub(rf"\b{draft.noun}\b", f"*{draft.noun}*", draft.text, count=1)
     draft.ask(
-        "detectable_format:number_highlighted_sections",
         "Highlight at least 1 part of your answer with markdown, like *this*.",
         "Put at least 1 word between asterisks, like *word*.",
         num_highlights=1,
@@ -223,7 +218,6 @@ def _placeholders(draft: _Draft) -> None:
     number = draft.rng.randint(1, 2)
     draft.text += " Write to [address]." if number == 1 else " Write to [name] at [address]."
     draft.ask(
-        "detectable_content:number_placeholders",
         f"Use at least {number} placeholder(s) in square brackets, such as [address].",
         num_placeholders=number,
     )
@@ -232,7 +226,6 @@ def _placeholders(draft: _Draft) -> None:
 def _postscript(draft: _Draft) -> None:
     draft.text += f"\nP.S. The {draft.noun} is worth a visit."
     draft.ask(
-        "detectable_content:postscript",
         "At the end, add a postscript that starts with P.S.",
         postscript_marker="P.S.",
     )
@@ -241,7 +234,6 @@ def _postscript(draft: _Draft) -> None:
 def _title(draft: _Draft) -> None:
     draft.text = f"<<The {draft.noun}>>\n{draft.text}"
     draft.ask(
-        "detectable_format:title",
         "Give your answer a title in double angular brackets, such as <<title>>.",
     )
 
@@ -250,7 +242,6 @@ def _ending(draft: _Draft) -> None:
     phrase = draft.rng.choice(_ENDINGS)
     draft.text += f" {phrase}"
     draft.ask(
-        "startend:end_checker",
         f'End your answer with the exact phrase "{phrase}"',
         f'Finish with the exact words "{phrase}" and nothing after them.',
         end_phrase=phrase,
@@ -259,13 +250,12 @@ def _ending(draft: _Draft) -> None:
 
 def _no_comma(draft: _Draft) -> None:
     draft.text = draft.text.replace(",", "")
-    draft.ask("punctuation:no_comma", "Do not use any commas.", "Write without commas.")
+    draft.ask("Do not use any commas.", "Write without commas.")
 
 
 def _lowercase(draft: _Draft) -> None:
     draft.text = draft.text.lower()
     draft.ask(
-        "change_case:english_lowercase",
         "Write in English and in all lowercase letters.",
         "Use only lowercase letters, in English.",
     )
@@ -274,7 +264,6 @@ def _lowercase(draft: _Draft) -> None:
 def _uppercase(draft: _Draft) -> None:
     draft.text = draft.text.upper()
     draft.ask(
-        "change_case:english_capital",
         "Write in English and in all capital letters.",
         "Use only CAPITAL letters, in English.",
     )
@@ -283,7 +272,6 @@ def _uppercase(draft: _Draft) -> None:
 def _quotation(draft: _Draft) -> None:
     draft.text = f'"{draft.text}"'
     draft.ask(
-        "startend:quotation",
         "Wrap your whole answer in double quotation marks.",
         "Put your entire answer between double quotation marks.",
     )
@@ -294,7 +282,6 @@ def _letters(draft: _Draft) -> None:
     number = draft.text.casefold().count(letter)
     if number >= 2:
         draft.ask(
-            "keywords:letter_frequency",
             f'The letter "{letter}" should appear at least {number} times.',
             letter=letter,
             let_frequency=number,
@@ -302,7 +289,6 @@ def _letters(draft: _Draft) -> None:
         )
     else:
         draft.ask(
-            "keywords:letter_frequency",
             f'The letter "{letter}" should appear less than {number + 2} times.',
             letter=letter,
             let_frequency=number + 2,
@@ -315,7 +301,6 @@ def _words(draft: _Draft) -> None:
     if draft.rng.random() < 0.5:
         most = number + draft.rng.randint(3, 12)
         draft.ask(
-            "length_constraints:number_words",
             f"Answer with less than {most} words.",
             f"Use less than {most} words.",
             num_words=most,
@@ -324,7 +309,6 @@ def _words(draft: _Draft) -> None:
     else:
         least = max(5, number - draft.rng.randint(1, 8))
         draft.ask(
-            "length_constraints:number_words",
             f"Answer with at least {least} words.",
             f"Use at least {least} words.",
             num_words=least,
@@ -332,7 +316,7 @@ def _words(draft: _Draft) -> None:
         )
 
 
-# In the order in which they shape an answer: later ones keep what earlier ones made.
+# In the order of building an answer: later steps keep what earlier ones made.
 _STEPS = {
     "keywords:existence": _existence,
     "keywords:frequency": _frequency,

@@ -1,4 +1,4 @@
-"""Endless raw rows of families and generators: seeded, the same for the same arguments."""
+"""Endless raw rows of reasoning-gym families and our own generators, reproducible by seed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import difflib
 import itertools
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from posttrain.data.constraints import make_writing
-from posttrain.data.python_functions import make_problem
+from posttrain.data.constraints import Writing, make_writing
+from posttrain.data.python_functions import Problem, make_problem
 from posttrain.data.quarantine import BadRow, Raw
 from posttrain.data.turns import Conversation
 from posttrain.errors import RecipeError
@@ -18,11 +18,19 @@ from posttrain.recipe.rows import DataSource
 from posttrain.records import Message, content_hash
 from posttrain.rewards.reasoning_gym import family_keys, level_config, make_entries
 
+MAX_MISSES = 500
+"""Draws in a row without a new question after which a family counts as exhausted."""
 _CHUNK = 64
 
 
+_GENERATORS: Mapping[str, Callable[[random.Random, int], Problem | Writing]] = {
+    "python_functions": make_problem,
+    "constraints": make_writing,
+}
+
+
 def families_of(source: DataSource, where: str) -> dict[str, dict[str, Any]]:
-    """The source's families with their configurations, levels translated into keys.
+    """Return the source's families with their configurations, levels translated into keys.
 
     Raises RecipeError for names and levels that do not exist.
     """
@@ -43,7 +51,7 @@ def families_of(source: DataSource, where: str) -> dict[str, dict[str, Any]]:
                 config = families[family] = {**level_config(family, config["level"]), **config}
             except ValueError as error:
                 raise RecipeError(
-                    f"{where}: {error}", hint=f"mend the level of {family} under {where}"
+                    f"{where}: {error}", hint=f"change the level of {family} under {where}"
                 ) from error
             del config["level"]
         for key in config:
@@ -58,7 +66,7 @@ def families_of(source: DataSource, where: str) -> dict[str, dict[str, Any]]:
 
 
 def level_name(config: Mapping[str, Any]) -> str | None:
-    """A family's configuration in words; None for its defaults.
+    """Describe a family's configuration; None for its defaults.
 
     >>> level_name({"min_terms": 2, "max_terms": 3})
     'max_terms=3 min_terms=2'
@@ -67,7 +75,7 @@ def level_name(config: Mapping[str, Any]) -> str | None:
 
 
 def asked(raw: Raw, meta: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]:
-    """A question's conversation, and `meta` with what the verifier needs of it."""
+    """Return a question's conversation, and `meta` with the entry that the verifier needs."""
     assert raw.values is not None
     turns = [Message(role="user", content=raw.values["question"])]
     if raw.values["answer"] is not None and not raw.values["answer"].strip():
@@ -79,10 +87,10 @@ def asked(raw: Raw, meta: Mapping[str, Any]) -> tuple[Conversation, dict[str, An
 def draw(
     family: str, config: dict[str, Any], *, stream: str, where: str, start: int = 0
 ) -> Iterator[Raw]:
-    """Questions without end; `stream` (a hash) says which, so that order and other sources do not.
+    """Yield questions of a family without end.
 
-    `start` leaves out so many of the first. Raises RecipeError when the family refuses its
-    configuration.
+    `stream` is a hash that selects the random stream, independent of other sources and their order;
+    `start` skips the first questions. Raises RecipeError if the family refuses its configuration.
     """
     for chunk in itertools.count(start // _CHUNK):
         seed = int(content_hash(stream, family, config, chunk)[:8], 16) % 2**31
@@ -104,12 +112,11 @@ def draw(
 
 
 def make_tasks(generator: str, levels: Sequence[int], *, stream: str) -> Iterator[Raw]:
-    """Tasks of one of our own generators without end, the levels mixed; `stream` as in `draw`."""
+    """Yield tasks of one of our own generators without end, levels mixed; `stream` as in `draw`."""
     for line in itertools.count(1):
         rng = random.Random(content_hash(stream, generator, list(levels), line))
         level = rng.choice(levels)
-        made = make_problem(rng, level) if generator == "python_functions" else None
-        made = made or make_writing(rng, level)
+        made = _GENERATORS[generator](rng, level)
         values = {
             "question": made.question,
             "answer": made.answer,

@@ -1,4 +1,4 @@
-"""reasoning-gym families as sources without end, one stream of questions per level."""
+"""reasoning-gym families as endless sources, one stream of questions per level."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.data.generated import asked, draw, families_of
+from posttrain.data.generated import MAX_MISSES, asked, draw, families_of
 from posttrain.data.quarantine import BadRow, Raw
 from posttrain.data.records import make_prompt, question_hashes
 from posttrain.errors import RecipeError
@@ -15,14 +15,12 @@ from posttrain.records import Prompt, content_hash
 from posttrain.rewards.reasoning_gym import level_config, num_levels
 
 LEVELLED = "levelled"
-"""Key in a prompt's meta: the label of the family that it was made by."""
-# Draws in a row without a new question after which a level counts as exhausted.
-_PATIENCE = 500
+"""Key in a prompt's meta: label of the family that made it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelSpan:
-    """Where a family starts, how far it may go and when it moves: `Levels` with the last known."""
+    """Levels of a family with the highest one known: start, range, and when to move."""
 
     start: int
     min: int
@@ -34,32 +32,32 @@ class LevelSpan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelledFamily:
-    """One family of a source with levels."""
+    """A family of a source with levels."""
 
     where: str
     source: DataSource
     family: str
     fixed: dict[str, Any]
-    """Its keys that no level changes."""
+    """Configuration keys that no level changes."""
     levels: LevelSpan
 
     @property
     def label(self) -> str:
-        """What its prompts and tables call it."""
+        """Name in prompts and tables."""
         return f"{self.where} reasoning_gym:{self.family}"
 
     @property
     def capability(self) -> str:
-        """The tag of its prompts."""
+        """Capability of its prompts."""
         return self.source.capability or self.family
 
     @property
     def all_levels(self) -> range:
-        """From the lowest to the highest."""
+        """All levels, ascending."""
         return range(self.levels.min, self.levels.max + 1)
 
     def config(self, level: int) -> dict[str, Any]:
-        """The family's configuration at a level; RecipeError where it has no such level."""
+        """Return the family's configuration at a level; RecipeError if there is no such level."""
         try:
             return level_config(self.family, level) | self.fixed
         except ValueError as error:
@@ -68,7 +66,7 @@ class LevelledFamily:
             ) from error
 
     def meta(self, level: int) -> dict[str, Any]:
-        """What its prompts of a level carry, but for their entry."""
+        """Return the meta of its prompts at a level, without their entry."""
         return {
             "family": self.family,
             "config": self.config(level),
@@ -77,13 +75,13 @@ class LevelledFamily:
         }
 
     def rows(self, level: int, *, seed: int, role: str, start: int = 0) -> Iterator[Raw]:
-        """Its questions of a level without end; equal arguments give equal questions."""
+        """Yield its questions of a level without end, determined by the arguments."""
         stream = content_hash(seed, role, self.label)
         return draw(self.family, self.config(level), stream=stream, where=self.where, start=start)
 
 
 def levelled_families(source: DataSource, where: str) -> list[LevelledFamily]:
-    """The families of a source; none where it has no levels."""
+    """Return the families of a source with levels; none if it has no levels."""
     if source.levels is None:
         return []
     return [
@@ -99,9 +97,9 @@ def levelled_families(source: DataSource, where: str) -> list[LevelledFamily]:
 
 
 def _span(levels: Levels, family: str, where: str) -> LevelSpan:
-    """The levels that are asked for; the highest by default goes no further than the family.
+    """Fill in the highest level, by default at most the family's last.
 
-    Levels that are given and not there are left in, for `config` to refuse.
+    Given levels that do not exist are kept, for `config` to refuse.
     """
     given = levels.model_dump()
     if levels.max is None:
@@ -126,17 +124,17 @@ def new_prompts(
     known: set[str],
     held: frozenset[str],
 ) -> tuple[list[Prompt], int]:
-    """Up to `num` prompts that are neither `known` (ids) nor `held` out (question hashes).
+    """Draw up to `num` prompts that are neither `known` (ids) nor `held` out (question hashes).
 
-    `start` says how many questions were drawn before; returned with the prompts is how many are
-    now. Fewer come only where the level has no more.
+    `start` is the number of questions drawn before; the new number is returned with the prompts.
+    Fewer prompts are returned only if the level has no more.
     """
     meta = family.meta(level)
     found: list[Prompt] = []
     ids = set(known)
     misses = 0
     rows = family.rows(level, seed=seed, role="levels", start=start)
-    while len(found) < num and misses < _PATIENCE:
+    while len(found) < num and misses < MAX_MISSES:
         raw = next(rows)
         start += 1
         misses += 1

@@ -1,40 +1,32 @@
-"""The recipe's data as one bundle: each row a sample, a prompt, held out, or quarantined."""
+"""The recipe's data as one bundle: each row is a sample, a prompt, held out, or quarantined."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.data.generated import asked, draw, families_of, level_name, make_tasks
-from posttrain.data.heldout import choose, shares
-from posttrain.data.levelled import LevelledFamily, levelled_families
+from posttrain.data.generated import MAX_MISSES
 from posttrain.data.quarantine import BadRow, Raw, by_reason, quarantine_row, write_quarantine
-from posttrain.data.reading import is_local, open_table
 from posttrain.data.records import make_prompt, make_sample, question_hashes
-from posttrain.data.turns import Conversation, find_layout, to_conversation
+from posttrain.data.units import Find, Unit, units_of
 from posttrain.errors import HealthStop, RecipeError
 from posttrain.recipe.rows import DataSource
 from posttrain.recipe.schema import Recipe
-from posttrain.records import Message, Prompt, Sample, content_hash
-from posttrain.rewards import find_verifier
+from posttrain.records import Prompt, Sample, content_hash
 
 # Reasons for which a sound row leaves: they do not count against max_bad_rows.
 _SOUND = frozenset({"heldout", "duplicate", "no_answer"})
-# Draws in a row without a new question after which a family counts as exhausted.
-_PATIENCE = 500
 _log = logging.getLogger("posttrain.data")
 
-Find = Callable[[str], Path]
 Kept = TypeVar("Kept", Sample, Prompt)
 
 
 @dataclass(kw_only=True, slots=True)
 class DataBundle:
-    """What a recipe's data came to."""
+    """Data of a recipe."""
 
     samples: list[Sample] = field(default_factory=list[Sample])
     prompts: list[Prompt] = field(default_factory=list[Prompt])
@@ -43,7 +35,7 @@ class DataBundle:
     quarantine: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Rows with source, line, reason, detail, excerpt, malformed; write with write_quarantine."""
     notes: list[str] = field(default_factory=list[str])
-    """What a person should know: exhausted families."""
+    """Warnings for the user, such as exhausted families."""
 
 
 class BadRows(HealthStop):
@@ -54,27 +46,10 @@ class BadRows(HealthStop):
         self.quarantine = quarantine
 
 
-@dataclass(kw_only=True, slots=True)
-class _Unit:
-    """One file, data set or family: what is read, sized and tagged by itself."""
-
-    source: DataSource
-    where: str
-    label: str
-    capability: str
-    rows: Callable[[str], Iterator[Raw]]
-    """Takes the name of a random stream, which files ignore."""
-    converse: Callable[[Raw], tuple[Conversation, dict[str, Any]]]
-    endless: bool
-    size: int | None
-    """Rows to take for training."""
-    num_read: int = 0
-
-
 def load_data(
     recipe: Recipe, *, find: Find, seed: int, quarantine_path: Path | None = None
 ) -> DataBundle:
-    """Read everything a recipe names; same arguments and files, same bundle.
+    """Read everything that a recipe names; equal arguments and files give equal bundles.
 
     Held-out prompts are set aside before anything is trained on, and their questions leave the
     training data for quarantine. Raises BadRows (a HealthStop) past max_bad_rows, after writing
@@ -102,19 +77,19 @@ class _Loader:
     seed: int
     bundle: DataBundle
     held: set[str] = field(default_factory=set[str])
-    """Hashes of every question that must not be trained on."""
+    """Hashes of questions that must not be trained on."""
 
     def load(self) -> None:
         recipe, bundle = self.recipe, self.bundle
-        samples = self._units(recipe.sft.data, "sft.data", False) if recipe.sft else []
-        prompts = self._units(recipe.rl.data, "rl.data", True) if recipe.rl else []
+        samples = self._units(recipe.sft.data, "sft.data", prompts=False) if recipe.sft else []
+        prompts = self._units(recipe.rl.data, "rl.data") if recipe.rl else []
         built_in = "heldout" in recipe.eval.suites
         for index, suite in enumerate(recipe.eval.suites):
             if suite == "heldout":
                 bundle.suites["heldout"] = []
                 continue
             where = f"eval.suites[{index}].data"
-            tests = self._units(suite.data, where, True)
+            tests = self._units(suite.data, where)
             seen: set[str] = set()
             bundle.suites[suite.name] = [
                 prompt
@@ -144,13 +119,18 @@ class _Loader:
         if recipe.sft:
             self._refuse_empty(bundle.samples, samples, "sft.data")
 
+    def _units(
+        self, sources: Sequence[DataSource], where: str, *, prompts: bool = True
+    ) -> list[Unit]:
+        return units_of(sources, where, find=self.find, seed=self.seed, prompts=prompts)
+
     def _hold_out(
-        self, units: Sequence[_Unit], size: int, seen: set[str]
+        self, units: Sequence[Unit], size: int, seen: set[str]
     ) -> list[list[tuple[Raw, Prompt]]]:
-        """Fill the built-in suite; give back what was read of each file and not set aside."""
+        """Fill the built-in suite; return the rest of what was read, by unit."""
         pools: list[list[tuple[Raw, Prompt]]] = []
         held: list[Prompt] = []
-        quotas = shares([(unit.capability, unit.label) for unit in units], size)
+        quotas = _shares([(unit.capability, unit.label) for unit in units], size)
         for unit, quota in zip(units, quotas, strict=True):
             want = unit.size
             if unit.endless:
@@ -162,7 +142,7 @@ class _Loader:
             pool = self._take_prompts(unit, "rl", self.held, seen, most)
             if quota and len(pool) <= quota:
                 raise self._too_few(unit, len(pool), quota)
-            chosen = set(choose({p.prompt_id: p for _, p in pool}, quota, seed=self.seed))
+            chosen = set(_choose([p.prompt_id for _, p in pool], quota, seed=self.seed))
             held += [prompt for _, prompt in pool if prompt.prompt_id in chosen]
             pools.append([pair for pair in pool if pair[1].prompt_id not in chosen])
         if size:
@@ -170,7 +150,7 @@ class _Loader:
             self._hold(*held)
         return pools
 
-    def _too_few(self, unit: _Unit, usable: int, quota: int) -> RecipeError:
+    def _too_few(self, unit: Unit, usable: int, quota: int) -> RecipeError:
         left = by_reason([row for row in self.bundle.quarantine if row["source"] == unit.label])
         out = f" of {unit.num_read} read ({left} left out)" if left else ""
         smaller = f"set eval.heldout_size below {usable}, or " if usable > 1 else ""
@@ -186,7 +166,7 @@ class _Loader:
             self.held |= question_hashes(prompt)
 
     def _take_prompts(
-        self, unit: _Unit, role: str, held: set[str], seen: set[str], want: int | None
+        self, unit: Unit, role: str, held: set[str], seen: set[str], want: int | None
     ) -> list[tuple[Raw, Prompt]]:
         def make(raw: Raw) -> Prompt:
             conversation, meta = unit.converse(raw)
@@ -195,7 +175,7 @@ class _Loader:
         return self._take(unit, role, make, lambda p: p.prompt_id, held, seen, want)
 
     def _take_samples(
-        self, unit: _Unit, role: str, held: set[str], seen: set[str], want: int | None
+        self, unit: Unit, role: str, held: set[str], seen: set[str], want: int | None
     ) -> list[tuple[Raw, Sample]]:
         def make(raw: Raw) -> Sample:
             conversation, meta = unit.converse(raw)
@@ -207,7 +187,7 @@ class _Loader:
 
     def _take(
         self,
-        unit: _Unit,
+        unit: Unit,
         role: str,
         make: Callable[[Raw], Kept],
         identify: Callable[[Kept], str],
@@ -215,7 +195,7 @@ class _Loader:
         seen: set[str],
         want: int | None,
     ) -> list[tuple[Raw, Kept]]:
-        """Up to `want` new records of a unit; what is bad, held out or known goes to quarantine."""
+        """Take up to `want` new records of a unit; quarantine bad, held-out and repeated rows."""
         taken: list[tuple[Raw, Kept]] = []
         misses = 0
         rows = unit.rows(role) if want != 0 else iter(())
@@ -232,7 +212,7 @@ class _Loader:
                     raise BadRow("duplicate", "an earlier row is the same")
             except BadRow as bad:
                 self._leave(unit, raw, bad)
-                if unit.endless and misses >= _PATIENCE:
+                if unit.endless and misses >= MAX_MISSES:
                     break
                 continue
             misses = 0
@@ -247,11 +227,11 @@ class _Loader:
             raise RecipeError(f"{unit.label} holds no rows", hint=f"give {unit.where} some data")
         return taken
 
-    def _leave(self, unit: _Unit, raw: Raw, bad: BadRow) -> None:
+    def _leave(self, unit: Unit, raw: Raw, bad: BadRow) -> None:
         malformed = bad.reason not in _SOUND
         self.bundle.quarantine.append(quarantine_row(unit.label, raw, bad, malformed=malformed))
 
-    def _stop_if_too_bad(self, unit: _Unit) -> None:
+    def _stop_if_too_bad(self, unit: Unit) -> None:
         left = [row for row in self.bundle.quarantine if row["source"] == unit.label]
         bad = [row for row in left if row["malformed"]]
         limit = self.recipe.max_bad_rows
@@ -261,11 +241,11 @@ class _Loader:
                 f"{unit.label}: {len(bad)} of {unit.num_read} rows are unusable "
                 f"({len(bad) / unit.num_read:.2%}, max_bad_rows is {limit:.2%}): {by_reason(bad)}; "
                 f"the first, line {first['line']}: {first['detail']}",
-                hint=f"mend the rows of {unit.where}, or raise max_bad_rows to leave them out",
+                hint=f"fix the rows of {unit.where}, or raise max_bad_rows to leave them out",
                 quarantine=self.bundle.quarantine,
             )
 
-    def _exhausted(self, unit: _Unit, role: str, got: int, want: int) -> None:
+    def _exhausted(self, unit: Unit, role: str, got: int, want: int) -> None:
         left = [row for row in self.bundle.quarantine if row["source"] == unit.label]
         said = f"{unit.label}: {got} usable questions for {role}, {want} were asked for"
         if not got:
@@ -276,7 +256,7 @@ class _Loader:
             )
         self.bundle.notes.append(f"{said}: the family has no more at this level")
 
-    def _refuse_empty(self, records: Sequence[Any], units: Sequence[_Unit], where: str) -> None:
+    def _refuse_empty(self, records: Sequence[Any], units: Sequence[Unit], where: str) -> None:
         if not records:
             labels = {unit.label for unit in units}
             left = [row for row in self.bundle.quarantine if row["source"] in labels]
@@ -286,133 +266,30 @@ class _Loader:
                 hint=f"give {where} rows that are neither held out nor repeated",
             )
 
-    def _units(self, sources: Sequence[DataSource], where: str, prompts: bool) -> list[_Unit]:
-        units: list[_Unit] = []
-        repeats: Counter[str] = Counter()
-        for index, source in enumerate(sources):
-            here = f"{where}[{index}]"
-            if source.path is not None:
-                units.append(self._table_unit(source, here, prompts))
-                continue
-            if source.levels is not None:
-                units += self._level_units(source, here)
-                continue
-            if source.generated is not None:
-                for name, spec in source.generated.named.items():
-                    key = content_hash("generated", name, spec.levels)
-                    unit = _generator_unit(source, here, name, spec.levels, self.seed, repeats[key])
-                    units.append(unit)
-                    repeats[key] += 1
-                continue
-            for family, config in families_of(source, here).items():
-                key = content_hash(family, config)
-                asked = source.reasoning_gym
-                written = asked[family] if isinstance(asked, dict) else {}
-                units.append(
-                    _family_unit(source, here, family, config, written, self.seed, repeats[key])
-                )
-                repeats[key] += 1
-        return units
 
-    def _level_units(self, source: DataSource, where: str) -> list[_Unit]:
-        """A unit per family and level: all are held out from, the first is trained on at first."""
-        return [
-            _level_unit(family, level, self.seed)
-            for family in levelled_families(source, where)
-            for level in family.all_levels
-        ]
-
-    def _table_unit(self, source: DataSource, where: str, prompts: bool) -> _Unit:
-        assert source.path is not None
-        assert source.capability is not None
-        if prompts and source.verifier is None:
-            raise RecipeError(
-                f"{where}: nothing can decide answers to {source.path}",
-                hint=f"under {where} write verifier: math, exact, choice, code or instructions",
-            )
-        name = Path(source.path).name if is_local(source.path) else source.path
-        table = open_table(source.path, source.split, self.find, where)
-        verifier = None if source.verifier is None else find_verifier(source.verifier)
-        layout = find_layout(
-            source.columns, table.columns, where, name, verifier=verifier, prompts=prompts
-        )
-
-        def converse(raw: Raw) -> tuple[Conversation, dict[str, Any]]:
-            assert raw.values is not None
-            return to_conversation(raw.values, layout), {"source": name, "line": raw.line}
-
-        return _Unit(
-            source=source,
-            where=where,
-            label=f"{where} {name}",
-            capability=source.capability,
-            rows=lambda role: table.rows(),
-            converse=converse,
-            endless=False,
-            size=source.size,
-        )
+def assert_disjoint(bundle: DataBundle) -> None:
+    """Raise AssertionError if a suite's question is also trained on; hashes are computed anew."""
+    for name, prompts in bundle.suites.items():
+        held = {hashed for prompt in prompts for hashed in question_hashes(prompt)}
+        for record in (*bundle.samples, *bundle.prompts):
+            if held & question_hashes(record):
+                shown = record.messages[-1 if isinstance(record, Prompt) else -2]["content"][:80]
+                raise AssertionError(f"suite {name!r} and the training data share: {shown!r}")
 
 
-def _family_unit(
-    source: DataSource,
-    where: str,
-    family: str,
-    config: dict[str, Any],
-    written: dict[str, Any],
-    seed: int,
-    repeat: int,
-) -> _Unit:
-    meta = {"family": family, "config": config}
-    if level := level_name(written):
-        meta["level"] = level
+def _shares(units: Sequence[tuple[str, str]], size: int) -> list[int]:
+    """Return how many prompts each (capability, label) holds out, `size` per capability.
 
-    return _Unit(
-        source=source,
-        where=where,
-        label=f"{where} reasoning_gym:{family}",
-        capability=source.capability or family,
-        rows=lambda role: draw(
-            family, config, stream=content_hash(seed, role, repeat), where=where
-        ),
-        converse=lambda raw: asked(raw, meta),
-        endless=True,
-        size=source.size,
-    )
+    >>> _shares([("math", "a"), ("math", "b"), ("logic", "c")], 5)
+    [3, 2, 5]
+    """
+    given: list[int] = []
+    for index, (capability, _) in enumerate(units):
+        alike = [i for i, (other, _) in enumerate(units) if other == capability]
+        given.append(size // len(alike) + (alike.index(index) < size % len(alike)))
+    return given
 
 
-def _level_unit(family: LevelledFamily, level: int, seed: int) -> _Unit:
-    meta = family.meta(level)
-    return _Unit(
-        source=family.source,
-        where=family.where,
-        label=f"{family.label} level {level}",
-        capability=family.capability,
-        rows=lambda role: family.rows(level, seed=seed, role=role),
-        converse=lambda raw: asked(raw, meta),
-        endless=True,
-        size=family.source.size if level == family.levels.start else 0,
-    )
-
-
-def _generator_unit(
-    source: DataSource, where: str, name: str, levels: list[int], seed: int, repeat: int
-) -> _Unit:
-    def converse(raw: Raw) -> tuple[Conversation, dict[str, Any]]:
-        assert raw.values is not None
-        conversation = Conversation(
-            turns=[Message(role="user", content=raw.values["question"])],
-            answer=raw.values["answer"],
-            reference=raw.values["reference"],
-        )
-        return conversation, {"generator": name, "level": raw.values["level"]}
-
-    return _Unit(
-        source=source,
-        where=where,
-        label=f"{where} generated:{name}",
-        capability=source.capability or name,
-        rows=lambda role: make_tasks(name, levels, stream=content_hash(seed, role, repeat)),
-        converse=converse,
-        endless=True,
-        size=source.size,
-    )
+def _choose(prompt_ids: Iterable[str], size: int, *, seed: int) -> list[str]:
+    """Choose `size` ids by the hash of seed and id, independent of their order."""
+    return sorted(prompt_ids, key=lambda prompt_id: content_hash(seed, "heldout", prompt_id))[:size]

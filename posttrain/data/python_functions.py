@@ -1,6 +1,6 @@
-"""Small Python problems without end: a question, a short solution, tests that tell others apart.
+"""Endless small Python problems: a question, a short solution, and tests that expose wrong ones.
 
-The tests are values in and values out, made by a Python twin of each solution; no text is run here.
+Tests are inputs and outputs, computed by a Python twin of each solution; no text is executed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LISTS: tuple[list[int], ...] = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One question with its solution and its tests.
+    """A question with its solution and its tests.
 
     >>> problem = make_problem(Random(1), 1)
     >>> problem.answer.startswith("def ")
@@ -32,14 +32,14 @@ class Problem:
 
     question: str
     answer: str
-    """The shortest solution: a definition in one or two lines."""
+    """Shortest solution, a definition in one or two lines."""
     reference: str
-    """JSON text: `{"entry_point", "tests": [{"args", "expect"}, ...]}`."""
+    """Tests as JSON text: `{"entry_point", "tests": [{"args", "expect"}, ...]}`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Task:
-    """What is asked for, how it is written, and what it gives."""
+    """A function in words and in code, with a twin that computes its results."""
 
     words: str
     code: str
@@ -49,7 +49,7 @@ class _Task:
 
 
 def make_problem(rng: Random, level: int) -> Problem:
-    """A problem of one level; the same for the same state of `rng`."""
+    """Make a problem of one level, determined by the state of `rng`."""
     if level not in LEVELS:
         raise ValueError(f"python_functions has the levels {LEVELS}, not {level}")
     task = _MAKERS[level](rng)
@@ -71,13 +71,13 @@ def make_problem(rng: Random, level: int) -> Problem:
 
 
 def _numbers(*near: int) -> tuple[tuple[Any, ...], ...]:
-    """Inputs for one number: signs, zero, and the places where something may change."""
+    """Return inputs for one number: signs, zero, and values around the given ones."""
     close = [one + step for one in near for step in (-1, 0, 1)]
     return tuple((number,) for number in dict.fromkeys((*close, *_NUMBERS)))
 
 
 def _operation(rng: Random) -> tuple[str, str, Callable[[int], int], int]:
-    """Words about `x`, code, its twin, and the constant in it."""
+    """Draw an operation on `x`: words, code, twin, and the constant in it."""
     n = rng.randint(2, 20)
     made: list[tuple[str, str, Callable[[int], int]]] = [
         (f"x plus {n}", f"x + {n}", lambda x: x + n),

@@ -1,4 +1,4 @@
-"""Rows that did not become records: why, and where they stood."""
+"""Rows that did not become records, each with its place and reason."""
 
 # pyarrow ships no types
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -30,7 +30,7 @@ _EXCERPT = 200
 
 
 class BadRow(Exception):
-    """One row cannot be used: a reason code and what exactly is wrong."""
+    """One row cannot be used; has a reason code and what exactly is wrong."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -43,20 +43,20 @@ class Raw:
     """One row of a source as it was read, or why it could not be."""
 
     line: int
-    """1-based: line of a JSONL file, row of a table, draw of a generator."""
+    """1-based line of a JSONL file, row of a table, or draw of a generator."""
     excerpt: str
     values: dict[str, Any] | None = None
     bad: BadRow | None = None
 
 
 def printable(text: str) -> str:
-    """The text's beginning, safe to store and print: lone surrogates and control signs escaped."""
+    """Return the text's beginning, with lone surrogates and control characters escaped."""
     start = text[:_EXCERPT].encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in start)
 
 
 def quarantine_row(source: str, raw: Raw, bad: BadRow, *, malformed: bool) -> dict[str, Any]:
-    """The row of the quarantine table for one row of a source."""
+    """Return the quarantine table's row for one row of a source."""
     return {
         "source": source,
         "line": raw.line,
@@ -68,7 +68,7 @@ def quarantine_row(source: str, raw: Raw, bad: BadRow, *, malformed: bool) -> di
 
 
 def by_reason(rows: Sequence[dict[str, Any]]) -> str:
-    """Counts by reason in words, most frequent first.
+    """Describe the counts by reason, most frequent first.
 
     >>> by_reason([{"reason": "broken_json"}, {"reason": "empty_turn"}, {"reason": "broken_json"}])
     '2 broken_json, 1 empty_turn'
@@ -78,5 +78,5 @@ def by_reason(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write_quarantine(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the quarantine table; an empty one keeps its columns."""
+    """Write the quarantine table, with its columns even if it is empty."""
     write_table(path, rows, schema=QUARANTINE_SCHEMA)

@@ -1,4 +1,4 @@
-"""Files and `datasets` names to raw rows, each with its line, unreadable ones with a reason."""
+"""Files and `datasets` names as raw rows with their lines; unreadable ones carry a reason."""
 
 # pyarrow and datasets ship no types
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from posttrain.data.quarantine import BadRow, Raw
 from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.recipe.files import DATA_SUFFIXES, is_data_file
+from posttrain.recipe.schema import Recipe
 
 MAX_LINE_BYTES = 10 * 1000 * 1000
 _MAX_DEPTH = 64
@@ -34,33 +35,33 @@ _log = logging.getLogger("posttrain.data")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A readable source: its columns (None where they cannot be known) and its rows."""
+    """Columns of a source (None if unknown) and its rows."""
 
     columns: list[str] | None
     rows: Callable[[], Iterator[Raw]]
 
 
 def is_local(path: str) -> bool:
-    """Whether a source's `path` names something on disk rather than a data set on a hub."""
+    """Return True if a source's `path` names something on disk, not a data set on a hub."""
     return is_data_file(path)
 
 
 def locate(path: str, find: Callable[[str], Path], where: str) -> Path:
-    """The file or folder that a source names; RecipeError where there is none."""
+    """Return the file or folder that a source names; RecipeError if there is none."""
     try:
         found = find(path)
     except FileNotFoundError as error:
         raise RecipeError(
             f"{where}: {path}: {error.strerror or error}",
-            hint=f"mend the path of {where}; relative paths start at the recipe's folder",
+            hint=f"fix the path of {where}; relative paths start at the recipe's folder",
         ) from error
     if not found.exists():
-        raise RecipeError(f"{where}: no such file: {found}", hint=f"mend the path of {where}")
+        raise RecipeError(f"{where}: no such file: {found}", hint=f"fix the path of {where}")
     return found
 
 
 def open_table(path: str, split: str, find: Callable[[str], Path], where: str) -> Table:
-    """A source's columns and rows; RecipeError where it is missing or of no kind we read."""
+    """Open a source; RecipeError if it is missing or of an unknown kind."""
     if not is_local(path):
         return _open_dataset(path, path, split, where)
     file = locate(path, find, where)
@@ -71,7 +72,7 @@ def open_table(path: str, split: str, find: Callable[[str], Path], where: str) -
     if file.suffix in DATA_SUFFIXES:
         return _open_jsonl(file, where)
     raise RecipeError(
-        f"{where}: {file.name} is none of {', '.join(DATA_SUFFIXES)}",
+        f"{where}: {file.name} is not a {', '.join(DATA_SUFFIXES)} file",
         hint="give a JSONL or Parquet file, a folder, or the name of a `datasets` data set",
     )
 
@@ -86,7 +87,7 @@ def _open_jsonl(file: Path, where: str) -> Table:
         raise RecipeError(f"{where}: {file.name} is UTF-16", hint="save it as UTF-8")
     if _ARRAY.match(start.removeprefix(b"\xef\xbb\xbf")):
         raise RecipeError(
-            f"{where}: {file.name} is one JSON array, and one object a line is wanted",
+            f"{where}: {file.name} is one JSON array; JSONL has one object per line",
             hint=f"jq -c '.[]' {file.name} > {file.stem}-rows.jsonl, and name that under {where}",
         )
     names: dict[str, None] = {}
@@ -96,7 +97,7 @@ def _open_jsonl(file: Path, where: str) -> Table:
 
 
 def read_jsonl(file: Path) -> Iterator[Raw]:
-    """Every line that is not blank, as an object or with the reason why it is none."""
+    """Yield every line that is not blank, as an object or with the reason why it is none."""
     with file.open("rb") as stream:
         for line in itertools.count(1):
             data = stream.readline(MAX_LINE_BYTES + 1)
@@ -119,7 +120,7 @@ def read_jsonl(file: Path) -> Iterator[Raw]:
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    """One line as an object; BadRow where it is none."""
+    """Parse one line as an object; BadRow if it is none."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -165,7 +166,7 @@ def _deeper_than(value: Any, limit: int) -> bool:
 
 @contextmanager
 def _readable(file: Path, where: str) -> Iterator[None]:
-    """RecipeError where a Parquet file is damaged."""
+    """Raise RecipeError if a Parquet file is damaged."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -195,7 +196,7 @@ def _plain_raw(line: int, row: dict[str, Any]) -> Raw:
 
 
 def _open_dataset(name: str, written: str, split: str, where: str) -> Table:
-    """A data set by hub name (`name:config` where it has several), or a folder of data files."""
+    """Open a data set by hub name (`name:config` if it has several), or a folder of data files."""
     try:
         import datasets
     except ImportError as error:
@@ -217,7 +218,7 @@ def _open_dataset(name: str, written: str, split: str, where: str) -> Table:
             hint="connect to the hub, or give a local file or folder",
         ) from error
     except ValueError as error:
-        raise RecipeError(f"{where}: {written}: {error}", hint=f"mend {where}") from error
+        raise RecipeError(f"{where}: {written}: {error}", hint=f"change {where}") from error
     _log.info("%s: data set %s, revision %s", where, written, builder.hash)
     assert isinstance(dataset, datasets.Dataset), type(dataset)
     return Table(
@@ -227,7 +228,7 @@ def _open_dataset(name: str, written: str, split: str, where: str) -> Table:
 
 
 def count_table(path: str, find: Callable[[str], Path], where: str) -> int | None:
-    """How many rows a file holds, without reading it as data; None for `datasets` names."""
+    """Count a file's rows without parsing them; None for `datasets` names."""
     if not is_local(path):
         return None
     file = locate(path, find, where)
@@ -238,3 +239,24 @@ def count_table(path: str, find: Callable[[str], Path], where: str) -> int | Non
             return pq.read_metadata(file).num_rows
     with file.open("rb") as stream:
         return sum(1 for line in stream if line.strip())
+
+
+def count_rows(recipe: Recipe, *, find: Callable[[str], Path]) -> dict[str, int | None]:
+    """Return the most rows that sft and rl will read, cheaply; None if only loading would tell."""
+    counts: dict[str, int | None] = {"sft": None, "rl": None}
+    for section, spec in (("sft", recipe.sft), ("rl", recipe.rl)):
+        total = 0
+        for index, source in enumerate(spec.data if spec else ()):
+            if source.path is None:
+                made = source.generated.named if source.generated else source.reasoning_gym
+                found = (source.size or 0) * len(made or ())
+            else:
+                rows = count_table(source.path, find, f"{section}.data[{index}]")
+                known = [n for n in (rows, source.size) if n is not None]
+                if not known:
+                    break
+                found = min(known)
+            total += found
+        else:
+            counts[section] = total if spec else None
+    return counts

@@ -1,4 +1,4 @@
-"""Conversations and generated questions to samples and prompts."""
+"""Samples and prompts, made of conversations and generated questions."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from posttrain.rewards import check_reference, find_verifier
 GENERATOR_VERIFIERS = {"python_functions": "code", "constraints": "instructions"}
 """Generator of tasks -> the verifier of their answers."""
 BARE_QUESTION = "bare_question"
-"""Key in meta: the question's hash without the source's suffix, which must hide no overlap."""
+"""Key in meta: hash of the question without the source's suffix, so that overlaps are found."""
 
 
 def question_hashes(record: Sample | Prompt) -> frozenset[str]:
-    """Every hash under which a record's question counts as known."""
+    """Return every hash under which a record's question counts as known."""
     own = question_hash(record.messages)
     return frozenset({own, record.meta.get(BARE_QUESTION, own)})
 
 
 def prompt_of(sample: Sample) -> Prompt | None:
-    """The task that a sample's question poses; None where no verifier can decide an answer."""
+    """Return the task that a sample's question poses; None if it has no verifier."""
     if sample.verifier is None:
         return None
     return Prompt.make(
@@ -40,7 +40,7 @@ def prompt_of(sample: Sample) -> Prompt | None:
 def make_sample(
     conversation: Conversation, source: DataSource, capability: str, meta: Mapping[str, Any]
 ) -> Sample:
-    """The SFT sample of a conversation; BadRow where its verifier cannot use the answer."""
+    """Make the SFT sample of a conversation; BadRow if its verifier cannot use the answer."""
     asked, meta = _asked(conversation, source, meta)
     verifier = _verifier(source, meta)
     sample = Sample.make(
@@ -59,7 +59,7 @@ def make_sample(
 def make_prompt(
     conversation: Conversation, source: DataSource, capability: str, meta: Mapping[str, Any]
 ) -> Prompt:
-    """The task of a conversation; BadRow where its verifier cannot use the answer."""
+    """Make the prompt of a conversation; BadRow if its verifier cannot use the reference."""
     asked, meta = _asked(conversation, source, meta)
     verifier = _verifier(source, meta)
     assert verifier is not None, "checked when the source was opened"
@@ -92,6 +92,7 @@ def _verifier(source: DataSource, meta: Mapping[str, Any]) -> str | None:
 
 
 def _reference(conversation: Conversation, verifier: str) -> str:
+    """Return what the verifier compares with: the result of a worked answer (`#### 72`)."""
     given = conversation.answer if conversation.reference is None else conversation.reference
     return find_verifier(verifier).read_reference(given)
 

@@ -1,4 +1,4 @@
-"""Raw rows to conversations: which columns hold what, and whether the turns are sound."""
+"""Conversations from raw rows: which columns hold what, and whether the turns are sound."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _ALSO_CALLED = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Which columns hold the question and the answer."""
+    """Columns that hold the question and the answer."""
 
     question: str
     answer: str | None
-    """None: the closing assistant turn of `question` is the answer."""
+    """Column of the answer; None if it is the last assistant turn of `question`."""
     needs_answer: bool = True
-    """Whether a row without an answer is bad."""
+    """True if a row without an answer is bad."""
     reference: str | tuple[str, ...] | None = None
-    """What the verifier compares with: a column, or columns whose values make one object."""
+    """Column of the verifier's reference, or columns whose values make one object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +42,11 @@ class Conversation:
     """A question with its answer."""
 
     turns: list[Message]
-    """Ends with a user turn."""
+    """Turns that end with a user turn."""
     answer: str
-    """Empty where there is none and none is needed."""
+    """Answer; empty if there is none and none is needed."""
     reference: str | None = None
-    """What the verifier compares with; None where that is the answer."""
+    """Reference of the verifier; None if it is the answer."""
 
 
 def find_layout(
@@ -103,7 +103,7 @@ def find_layout(
 
 
 def _meant(field: str, column: str, free: Sequence[str]) -> str:
-    """The column that a mapping to a column that is not there may have meant."""
+    """Guess the column that a mapping to a missing column meant."""
     if field in free:
         return field
     near = difflib.get_close_matches(column, free, n=1, cutoff=0.6)
@@ -139,7 +139,7 @@ def _find_reference(
 
 
 def _proposal(present: Sequence[str], question: str | None, found: Mapping[str, str | None]) -> str:
-    """The likeliest mapping, as it is written in a recipe."""
+    """Return the likeliest mapping, as written in a recipe."""
     chat = next((c for c in present if c.lower() in _ALSO_CALLED["messages"]), None)
     if question is None and chat:
         return f"messages: {chat}"
@@ -156,7 +156,7 @@ def _proposal(present: Sequence[str], question: str | None, found: Mapping[str, 
 
 
 def to_conversation(row: Mapping[str, Any], layout: Layout) -> Conversation:
-    """The row's turns and its answer; BadRow where they are not a sound conversation."""
+    """Return the row's turns and answer; BadRow if they are not a sound conversation."""
     if layout.question not in row:
         raise BadRow("missing_column", f"no {layout.question!r} in this row")
     asked = row[layout.question]
@@ -181,7 +181,7 @@ def to_conversation(row: Mapping[str, Any], layout: Layout) -> Conversation:
 
 
 def _reference(row: Mapping[str, Any], columns: str | tuple[str, ...] | None) -> str | None:
-    """A row's reference as text: text as it stands, any other value as canonical JSON."""
+    """Return a row's reference: text as it is, any other value as canonical JSON."""
     if columns is None:
         return None
     names = (columns,) if isinstance(columns, str) else columns
@@ -211,7 +211,7 @@ def _turn(value: Any, position: int) -> Message:
 
 
 def _answer(value: Any, name: str) -> str:
-    """The answer's text: a string, a number, or a list with one assistant turn."""
+    """Return the answer's text, from a string, a number, or a list with one assistant turn."""
     if isinstance(value, list):
         turns = [_turn(turn, position) for position, turn in enumerate(cast("list[Any]", value))]
         if len(turns) != 1 or turns[0]["role"] != "assistant":
@@ -225,7 +225,7 @@ def _answer(value: Any, name: str) -> str:
 
 
 def _text(value: Any, name: str) -> str:
-    """A text that can be trained on; BadRow for anything else."""
+    """Return a text that can be trained on; BadRow for anything else."""
     if value is None:
         raise BadRow("empty_turn", f"{name!r} is null")
     if not isinstance(value, str):
@@ -240,7 +240,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _check_order(turns: Sequence[Message]) -> None:
-    """System first and once, then user and assistant by turns, the user last."""
+    """Check for at most one system turn, first, then user and assistant in turn, user last."""
     roles = [turn["role"] for turn in turns]
     if roles and roles[0] == "system":
         roles = roles[1:]
@@ -252,9 +252,9 @@ def _check_order(turns: Sequence[Message]) -> None:
 
 
 def framed(turns: Sequence[Message], *, system: str | None, suffix: str) -> list[Message]:
-    """The turns with the source's system text first and its suffix after the last question.
+    """Return the turns with the source's system text first, its suffix after the last question.
 
-    A system turn of the row's own is kept behind the source's.
+    A system turn of the row's own is appended to the source's.
     """
     framed_turns = [Message(role=turn["role"], content=turn["content"]) for turn in turns]
     if suffix:
