@@ -12,10 +12,10 @@ from posttrain.records import Sample, Verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """What became of one sample.
+class PruneDecision:
+    """Whether a sample is kept, and why.
 
-    >>> Row(sample_id="s1", capability="math", score=0.9, rank=8, reason="harder").rank
+    >>> PruneDecision(sample_id="s1", capability="math", score=0.9, rank=8, reason="harder").rank
     8
     """
 
@@ -35,9 +35,9 @@ class PruneResult:
     0.5
     """
 
-    kept: list[Row]
-    dropped: list[Row]
-    unscored: list[Row]
+    kept: list[PruneDecision]
+    dropped: list[PruneDecision]
+    unscored: list[PruneDecision]
     """Kept for training all the same: nobody said that they are easy."""
     cuts: Mapping[str, float]
     """Capability -> score of its easiest kept sample; only where something was dropped and kept."""
@@ -73,9 +73,9 @@ def prune(samples: Sequence[Sample], verdicts: Sequence[Verdict], spec: Prune) -
                 _reason(capability, score, rank, len(scored), num_dropped, cuts.get(capability)),
             )
 
-    kept: list[Row] = []
-    dropped: list[Row] = []
-    unscored: list[Row] = []
+    kept: list[PruneDecision] = []
+    dropped: list[PruneDecision] = []
+    unscored: list[PruneDecision] = []
     for sample in samples:
         verdict = verdict_of.get(sample.sample_id)
         if sample.sample_id in fate:
@@ -88,8 +88,8 @@ def prune(samples: Sequence[Sample], verdicts: Sequence[Verdict], spec: Prune) -
     return PruneResult(kept=kept, dropped=dropped, unscored=unscored, cuts=cuts)
 
 
-def _row(sample: Sample, score: float | None, rank: int | None, reason: str) -> Row:
-    return Row(
+def _row(sample: Sample, score: float | None, rank: int | None, reason: str) -> PruneDecision:
+    return PruneDecision(
         sample_id=sample.sample_id,
         capability=sample.capability,
         score=score,

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self, TypeVar
 
 import torch
+import trl
 from accelerate import PartialState
 from peft import PeftModel
 from transformers import (
@@ -24,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from trl import DPOConfig, DPOTrainer, GRPOConfig, SFTConfig, SFTTrainer
+from trl import DPOTrainer, SFTTrainer
 
 from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
 from posttrain.kill_points import kill_point
@@ -34,6 +35,7 @@ from posttrain.models.saving import save_model
 from posttrain.models.sharded import mend_accelerate_on_cpu, settle_sharding
 from posttrain.progress import Bar, note, progress
 from posttrain.recipe.schema import Recipe
+from posttrain.recipe.trainer import CONFIG_CLASSES
 from posttrain.tables import MetricsLog, file_sha256, read_json, write_json
 
 MARKER = "COMPLETE.json"
@@ -95,16 +97,12 @@ def check_trainer_blocks(recipe: Recipe) -> None:
 
     So a value that TRL refuses in the last stage fails before the first.
     """
-    blocks = {
-        "sft": (recipe.sft, SFTConfig),
-        "rl": (recipe.rl, GRPOConfig),
-        "dpo": (recipe.dpo, DPOConfig),
-    }
-    for stage, (section, config_class) in blocks.items():
+    for stage, (_, config_class) in CONFIG_CLASSES.items():
+        section = getattr(recipe, stage)
         if section is not None:
             with TemporaryDirectory() as folder:
                 trainer_arguments(
-                    config_class,
+                    getattr(trl, config_class),
                     section.trainer,
                     stage=stage,
                     dtype=recipe.model.dtype,

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.artefacts import CapabilityResult, EvaluationResult, SuiteResult
 from posttrain.judge import judge_summary
 from posttrain.metrics import macro_pass_at_1, mean_pass_at_k, pass_rate_interval
-from posttrain.prune import PruneResult
-from posttrain.prune import Row as Fate
+from posttrain.prune import PruneDecision, PruneResult
 from posttrain.records import (
     Outcome,
     PreferencePair,
@@ -139,7 +139,7 @@ def finish(
         "stage": name,
         "key": f"{STAGES[name]:02d}" * 16,
         "key_parts": {"seed": 0},
-        "started": "2025-06-01T12:00:00+00:00",
+        "started": 1.7e9,
         "seconds": seconds,
         "files": {},
         "peak_rss_bytes": int((1 + STAGES[name] / 4) * 2**30),
@@ -158,7 +158,7 @@ def write_eval(
 ) -> None:
     """An eval stage: outcomes and summary of every suite."""
     folder = stage_dir(run_dir, f"eval-{point}")
-    summary: dict[str, Any] = {"suites": {}, "tokens": 51234, "seconds": 38.2}
+    results: dict[str, SuiteResult] = {}
     for name, prompts in suites.items():
         by_capability: dict[str, list[RolloutGroup]] = {}
         for prompt in prompts:
@@ -168,20 +168,22 @@ def write_eval(
             )
         groups = [g for found in by_capability.values() for g in found]
         write_groups(folder / f"outcomes-{name}.parquet", groups, {p.prompt_id: p for p in prompts})
-        entries: dict[str, Any] = {}
-        for capability, found in by_capability.items():
-            interval = pass_rate_interval(found)
-            entries[capability] = {
-                "num_prompts": len(found),
-                "pass@1": {"mean": interval.mean, "low": interval.low, "high": interval.high},
-                "pass@k": {"4": mean_pass_at_k(found, 4)},
-                "constant": 0.03,
-                "tokens": 1000,
-            }
-        macro = macro_pass_at_1(by_capability)
-        whole = {"mean": macro.mean, "low": macro.low, "high": macro.high}
-        summary["suites"][name] = {"capabilities": entries, "macro": whole}
-    write_json(folder / "summary.json", summary)
+        results[name] = SuiteResult(
+            capabilities={
+                capability: CapabilityResult(
+                    pass_at_1=pass_rate_interval(found),
+                    pass_at_k={4: mean_pass_at_k(found, 4)},
+                    constant=0.03,
+                    num_prompts=len(found),
+                    tokens=1000,
+                )
+                for capability, found in by_capability.items()
+            },
+            macro=macro_pass_at_1(by_capability),
+            tokens=51234,
+            seconds=38.2,
+        )
+    EvaluationResult(suites=results, tokens=51234, seconds=38.2).write(folder)
     finish(run_dir, f"eval-{point}", 38.2, {"prompts": sum(map(len, suites.values()))})
 
 
@@ -239,7 +241,7 @@ def write_judging(
         ]
     for name, rows in tables.items():
         write_table(prune / f"{name}.parquet", rows)
-    fates = {name: [Fate(**row) for row in rows] for name, rows in tables.items()}
+    fates = {name: [PruneDecision(**row) for row in rows] for name, rows in tables.items()}
     result = PruneResult(**fates, cuts={})
     summary = judge_summary(samples, verdicts, groups, result)
     write_json(prune / "summary.json", {**summary, "verdict": str(summary["verdict"]) + note})

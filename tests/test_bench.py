@@ -38,7 +38,8 @@ from posttrain.engines.base import SamplingRequest
 from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.recipe import load_recipe
 from posttrain.recipe.models import EngineSpec
-from posttrain.tables import read_json, write_json
+from posttrain.run_directory import FileHashes, seal_stage
+from posttrain.tables import read_json
 from tests.report_run import build_run
 
 TINY = Path(__file__).parent.parent / "recipes" / "tiny.yaml"
@@ -94,14 +95,18 @@ def test_ratios_pair_the_rounds() -> None:
 
 
 def write_manifest(run_dir: Path, stage: str, seconds: float, gib: float | None) -> None:
-    write_json(
-        run_dir / "stages" / stage / "MANIFEST.json",
-        {
-            "stage": stage.partition("-")[2],
-            "seconds": seconds,
-            "peak_rss_bytes": None if gib is None else int(gib * 2**30),
-            "counts": {},
-        },
+    (run_dir / "stages" / stage).mkdir(parents=True)
+    seal_stage(
+        run_dir / "stages" / stage,
+        hashes=FileHashes(),
+        stage=stage.partition("-")[2],
+        key="",
+        key_parts={},
+        seed=0,
+        started=0.0,
+        seconds=seconds,
+        peak_rss_bytes=None if gib is None else int(gib * 2**30),
+        counts={},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,11 +19,14 @@ from report_run import build_run
 
 import posttrain
 from posttrain import cli, models, pipeline, rewards
+from posttrain.artefacts import CapabilityResult, EvaluationResult, SuiteResult, read_evaluation
 from posttrain.cli import results
 from posttrain.errors import HealthStop
-from posttrain.pipeline import Finished, run, run_in_process, rundir
-from posttrain.pipeline.manifest import seal
-from posttrain.report.rows import result_rows
+from posttrain.metrics import Interval
+from posttrain.pipeline import Finished, run, run_in_process, work
+from posttrain.report.read import MACRO
+from posttrain.report.results import result_rows
+from posttrain.run_directory import FileHashes, RunDirectory, seal_stage
 from posttrain.tables import write_json
 
 
@@ -185,7 +189,7 @@ def test_a_locked_run_directory_exits_6(
     posttrain_command: Invoke, toy_table: Callable[..., None]
 ) -> None:
     toy_table()
-    with rundir.hold(pipeline.RunDir(path=Path("runs/toy").resolve())):
+    with work.hold(RunDirectory(path=Path("runs/toy").resolve())):
         said = posttrain_command("run", "recipe.yaml")
     assert said.code == 6
     assert str(os.getpid()) in said.err
@@ -228,8 +232,8 @@ def test_status_before_during_and_after(
     states = {row["stage"]: row["state"] for row in found["stages"]}
     assert (states["sft"], states["rl"], states["pairs"]) == ("done", "unfinished", "waiting")
     assert found["holder"] is None
-    place = pipeline.RunDir(path=Path("runs/toy").resolve())
-    with rundir.hold(place):
+    place = RunDirectory(path=Path("runs/toy").resolve())
+    with work.hold(place):
         write_json(place.work / "running.json", {"stage": "rl"})
         write_json(
             place.work / "rl" / "progress.json",
@@ -331,8 +335,24 @@ def test_bench_results_in_a_file_show_whole_names(
     monkeypatch.setenv("COLUMNS", "80")
     folder = build_run(tmp_path / "made", steps=2, size=2)
     told = posttrain_command("bench", "results", folder).out
-    rows = list(result_rows("heldout", results.read_summaries(folder), {}))
-    assert all(f" {row['capability']} " in told for row in rows)
+    suite = read_evaluation(folder / "stages" / "3-eval-base").suites["heldout"]
+    assert all(f" {capability} " in told for capability in (*suite.capabilities, MACRO))
+
+
+def seal(folder: Path, **counts: int) -> None:
+    """Write the manifest of a stage's folder."""
+    seal_stage(
+        folder,
+        hashes=FileHashes(),
+        stage=folder.name.partition("-")[2],
+        key="",
+        key_parts={},
+        seed=0,
+        started=1.7e9,
+        seconds=2.5,
+        peak_rss_bytes=2**30,
+        counts=counts,
+    )
 
 
 @pytest.fixture
@@ -346,7 +366,7 @@ def trained(tmp_path: Path, tiny_llama4: Path) -> Path:
     for name in ("8-rl", "11-dpo"):
         shutil.copytree(tiny_llama4, folder / "stages" / name / "policy")
     for stage in (model, folder / "stages" / "8-rl", folder / "stages" / "11-dpo"):
-        seal(stage, hashes=pipeline.FileHashes(), stage=stage.name[2:], key="", key_parts={})
+        seal(stage)
     return folder
 
 
@@ -417,19 +437,14 @@ def test_text_from_a_run_is_never_markup(
     posttrain_command: Invoke, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     name = "[red]x[/red]"
-    entry = {
-        "pass@1": {"mean": 0.5, "low": 0.25, "high": 0.75},
-        "pass@k": {"4": 1.0},
-        "constant": None,
-        "num_prompts": 4,
-        "tokens": 10,
-    }
-    suite = {"capabilities": {name: entry}, "macro": entry["pass@1"], "tokens": 10}
-    write_json(tmp_path / "r/stages/3-eval-base/summary.json", {"suites": {"heldout": suite}})
-    manifest = {"stage": "eval-base", "seconds": 2.5, "peak_rss_bytes": 2**30}
-    write_json(
-        tmp_path / "r/stages/3-eval-base/MANIFEST.json", {**manifest, "counts": {"tokens": 10}}
+    interval = Interval(mean=0.5, low=0.25, high=0.75)
+    found = CapabilityResult(
+        pass_at_1=interval, pass_at_k={4: 1.0}, constant=math.nan, num_prompts=4, tokens=10
     )
+    suite = SuiteResult(capabilities={name: found}, macro=interval, tokens=10, seconds=2.0)
+    folder = tmp_path / "r" / "stages" / "3-eval-base"
+    EvaluationResult(suites={"heldout": suite}, tokens=10, seconds=2.0).write(folder)
+    seal(folder, tokens=10)
     capsys.readouterr()
     done = Finished(run_dir=tmp_path / "r", ran=("eval-base",), cached=(), seconds=3.0)
     results.show_results(done)
@@ -437,8 +452,9 @@ def test_text_from_a_run_is_never_markup(
     assert name in out
     assert "0.500" in out
     assert "[0.250, 0.750]" in out
-    rows = list(result_rows("heldout", results.read_summaries(tmp_path / "r"), {}))
-    assert [row["capability"] for row in rows] == [name, "macro average"]
+    stages = RunDirectory(path=tmp_path / "r").finished_stages()
+    rows = result_rows("heldout", {"base": read_evaluation(folder)}, stages)
+    assert [(row.capability, row.tokens) for row in rows] == [(name, None), (MACRO, 10)]
 
 
 def run_python(code: str) -> str:

@@ -22,8 +22,6 @@ from posttrain.errors import (
 )
 from posttrain.pipeline import (
     STAGES,
-    FileHashes,
-    RunDir,
     StageCrash,
     holder_of,
     plan,
@@ -35,6 +33,7 @@ from posttrain.pipeline.keys import changed_parts, stage_seed
 from posttrain.pipeline.stages.judge import judge_revision
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec
+from posttrain.run_directory import FileHashes, RunDirectory
 from posttrain.tables import read_table
 
 ALL = [stage.name for stage in STAGES]
@@ -65,7 +64,7 @@ def toy_run(folder: Path, *overrides: str, **functions: str) -> tuple[str, ...]:
 
 
 def planned(folder: Path, *overrides: str) -> set[str]:
-    table, place = toy_stages.table(), RunDir(path=folder / "run")
+    table, place = toy_stages.table(), RunDirectory(path=folder / "run")
     found = plan(toy_stages.load(folder, *overrides), place, table, FileHashes(place.hashes))
     return {item.stage.name for item in found if not item.is_cached}
 
@@ -201,7 +200,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_plan_names_what_changed(finished: Path) -> None:
-    place = RunDir(path=finished / "run")
+    place = RunDirectory(path=finished / "run")
     loaded = toy_stages.load(finished, "dpo.trainer.beta=0.2")
     found = {p.stage.name: p for p in plan(loaded, place, toy_stages.table(), FileHashes())}
     assert found["dpo"].why == "changed: dpo.trainer.beta 0.1 -> 0.2"
@@ -226,7 +225,7 @@ def test_plan_says_of_a_run_before_stage_versions_why_its_stages_run_again(
         del manifest["key_parts"]["version"]
         manifest["key_parts"]["code"] = {"posttrain.rl": "5" * 64}
         path.write_text(json.dumps({**manifest, "key": "0" * 64}))
-    place = RunDir(path=tmp_path / "run")
+    place = RunDirectory(path=tmp_path / "run")
     found = plan(toy_stages.load(tmp_path), place, toy_stages.table(), FileHashes())
     assert {item.why for item in found} == {
         "made by an earlier posttrain, which recorded no version of the stage"
@@ -304,7 +303,7 @@ def test_work_of_other_settings_is_never_gone_on_from(folder: Path) -> None:
 def test_work_is_found_again_when_the_recipe_is_changed_back(folder: Path) -> None:
     fork_and_kill(folder, "sft.after_step:2")
     fork_and_kill(folder, "sft.after_step:1", "sft.trainer.learning_rate=3e-4")
-    place = RunDir(path=folder / "run")
+    place = RunDirectory(path=folder / "run")
     toy_run(folder)
     assert place.work.joinpath("sft").exists() is False
     assert not list(place.work.glob(".sft-*"))
@@ -381,9 +380,9 @@ def test_a_held_run_directory_is_refused_and_the_holder_named(folder: Path) -> N
     ready, done = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        from posttrain.pipeline.rundir import hold
+        from posttrain.pipeline.work import hold
 
-        with hold(RunDir(path=folder / "run")):
+        with hold(RunDirectory(path=folder / "run")):
             os.write(ready[1], b"x")
             os.read(done[0], 1)
         os._exit(0)
@@ -393,14 +392,14 @@ def test_a_held_run_directory_is_refused_and_the_holder_named(folder: Path) -> N
             toy_run(folder)
         assert error.value.exit_code == 6
         assert error.value.hint
-        holder = holder_of(RunDir(path=folder / "run"))
+        holder = holder_of(RunDirectory(path=folder / "run"))
         assert holder is not None
         assert holder["pid"] == child
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     # A holder that is killed frees the directory at once.
-    assert holder_of(RunDir(path=folder / "run")) is None
+    assert holder_of(RunDirectory(path=folder / "run")) is None
     assert toy_run(folder) == ()
 
 
@@ -467,7 +466,7 @@ def test_a_missing_engine_names_the_extra(folder: Path, monkeypatch: pytest.Monk
 
 def test_keys_do_not_depend_on_where_the_recipe_lies(tmp_path: Path) -> None:
     def keys(loaded: LoadedRecipe) -> list[str]:
-        place = RunDir(path=tmp_path / "none")
+        place = RunDirectory(path=tmp_path / "none")
         return [p.key for p in plan(loaded, place, toy_stages.table(), FileHashes())]
 
     for name in ("a", "b"):

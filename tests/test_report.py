@@ -362,11 +362,11 @@ def test_charts_carry_their_values_as_tooltips() -> None:
     assert sum(int(n) for n, name in counts if name == "dropped") == 3
     assert "<title>cut at 0.500</title>" in drawn
     rows = [{"step": s, "a": 2, "b": s % 3} for s in range(100)]
-    parts = (("a", "rl", "trained"), ("b", "failed", "failed"))
+    parts = (("a", "training-2", "trained"), ("b", "failed", "failed"))
     drawn = str(stacked_steps(rows, parts, label="flow", max_bars=7))
     assert sum(int(n) for n in re.findall(r": (\d+) trained</title>", drawn)) == 200
     assert sum(int(n) for n in re.findall(r": (\d+) failed</title>", drawn)) == 99
-    line = str(curves({"loss": ("sft", [(1, 0.5), (2, 0.25)])}, label="a < b"))
+    line = str(curves({"loss": ("training-1", [(1, 0.5), (2, 0.25)])}, label="a < b"))
     assert "<title>loss, step 2: 0.25</title>" in line
     assert 'aria-label="a &lt; b"' in line
 

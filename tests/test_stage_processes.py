@@ -22,7 +22,6 @@ from posttrain.errors import (
 )
 from posttrain.pipeline import (
     STAGES,
-    RunDir,
     StageCrash,
     holder_of,
     launch,
@@ -32,6 +31,7 @@ from posttrain.pipeline import (
     shown_launch_line,
 )
 from posttrain.pipeline import environment as environment_module
+from posttrain.run_directory import RunDirectory
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_ctrl_c_ends_the_stage_keeps_its_work_and_exits_5(folder: Path, number: 
     assert "Traceback" not in out
     assert (folder / "run" / "work" / "model" / "state.json").exists()
     assert not is_alive(int((folder / "run" / "slow.pid").read_text()))
-    assert holder_of(RunDir(path=folder / "run")) is None
+    assert holder_of(RunDirectory(path=folder / "run")) is None
 
 
 def test_a_second_signal_leaves_at_once(folder: Path) -> None:

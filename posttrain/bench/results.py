@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from posttrain.bench.measure import Result
 from posttrain.errors import RecipeError
 from posttrain.metrics import Interval
 from posttrain.report.changes import Change, measured_changes
-from posttrain.report.read import MACRO, read_evaluated, read_prompts, read_run
-from posttrain.report.rows import result_rows
+from posttrain.report.read import MACRO, read_evaluated, read_evaluations, read_prompts, read_run
+from posttrain.report.results import ResultRow, result_rows
 
 
 def bench_results(run_dir: Path) -> Result:
@@ -33,15 +33,10 @@ def bench_results(run_dir: Path) -> Result:
         name=f"results-{name}",
         title=f"What each stage did: {name}",
         columns=["stage", "capability", "pass@1 [95 %]", "pass@k", "best constant", "seconds"],
-        rows=[
-            _row(row)
-            for row in result_rows(
-                suite.suite, suite.totals, {n: s.manifest for n, s in run.stages.items()}
-            )
-        ],
+        rows=[_row(row) for row in result_rows(suite.suite, read_evaluations(run), run.stages)],
         figures={
             "suite": suite.suite,
-            "stages": suite.summaries,
+            "stages": {point: result.as_json() for point, result in suite.results.items()},
             "changes": [_figures(change) for change in changes],
             "seed": run.recipe.get("seed"),
             "commit_of_run": run.environment.get("commit"),
@@ -56,23 +51,19 @@ def bench_results(run_dir: Path) -> Result:
     )
 
 
-def _row(row: Mapping[str, Any]) -> list[str]:
-    largest = max(row["pass@k"], key=int, default=None)
-    at_k = None if largest is None else row["pass@k"][largest]
-    constant, seconds = row["constant"], row["seconds"]
-    is_average = row["capability"] == MACRO
+def _row(row: ResultRow) -> list[str]:
+    found = row.pass_at_1
+    largest = max(row.pass_at_k, default=0)
+    at_k = row.pass_at_k.get(largest, math.nan)
+    seconds = "-" if row.seconds is None else f"{row.seconds:.1f}"
     return [
-        row["stage"],
-        row["capability"],
-        _interval(row["pass@1"]),
-        "-" if at_k is None else f"{at_k:.3f} (k = {largest})",
-        "-" if constant is None else f"{constant:.3f}",
-        ("-" if seconds is None else f"{seconds:.1f}") if is_average else "",
+        row.point,
+        row.capability,
+        f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]",
+        "-" if math.isnan(at_k) else f"{at_k:.3f} (k = {largest})",
+        "-" if math.isnan(row.constant) else f"{row.constant:.3f}",
+        seconds if row.capability == MACRO else "",
     ]
-
-
-def _interval(found: Mapping[str, float]) -> str:
-    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def _figures(change: Change) -> dict[str, Any]:

@@ -7,15 +7,13 @@ from typing import Any
 
 from posttrain.bench.measure import Result
 from posttrain.errors import RecipeError
-from posttrain.report.read import read_facts
+from posttrain.run_directory import Manifest, RunDirectory
 
 
 def bench_stages(run_dir: Path) -> Result:
     """Seconds and peak memory of every finished stage of a run directory."""
-    folders = sorted(
-        run_dir.glob("stages/[0-9]*-*"), key=lambda path: int(path.name.partition("-")[0])
-    )
-    stages = [_stage(facts) for folder in folders if (facts := read_facts(folder)) is not None]
+    finished = RunDirectory(path=run_dir).finished_stages().values()
+    stages = [_stage(stage.manifest) for stage in finished]
     if not stages:
         raise RecipeError(
             f"{run_dir} holds no finished stage", hint=f"posttrain run RECIPE --run-dir {run_dir}"
@@ -40,10 +38,10 @@ def bench_stages(run_dir: Path) -> Result:
     )
 
 
-def _stage(manifest: dict[str, Any]) -> dict[str, Any]:
+def _stage(manifest: Manifest) -> dict[str, Any]:
     return {
-        "stage": manifest["stage"],
-        "seconds": float(manifest["seconds"]),
-        "peak_rss_bytes": manifest["peak_rss_bytes"],
-        "counts": manifest["counts"],
+        "stage": manifest.stage,
+        "seconds": manifest.seconds,
+        "peak_rss_bytes": manifest.peak_rss_bytes,
+        "counts": manifest.counts,
     }

@@ -11,17 +11,19 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.artefacts import read_base_path
 from posttrain.cli.results import wide_console
 from posttrain.memory import GB, Devices
-from posttrain.pipeline import STAGES, FileHashes, PlannedStage, RunDir, shown_launch_line
+from posttrain.pipeline import STAGES, PlannedStage, shown_launch_line
 from posttrain.pipeline import plan as plan_stages
 from posttrain.pipeline.environment import cache_dir
 from posttrain.pipeline.fit import in_words, memory_values
 from posttrain.pipeline.preflight import GIB, disk_needed_bytes
-from posttrain.pipeline.rundir import check_identity
+from posttrain.pipeline.work import check_identity
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import UpcycledBase
-from posttrain.tables import read_json
+from posttrain.run_directory import FileHashes, RunDirectory
+from posttrain.tables import DamagedFile
 
 LINES = (
     *("weights", "gathered", "adapters", "gradients", "optimizer"),
@@ -38,7 +40,7 @@ def plan_values(
 
     Raises RecipeError for a directory in which `run` would not work.
     """
-    place = RunDir(path=run_dir.resolve())
+    place = RunDirectory(path=run_dir.resolve())
     check_identity(loaded, place)
     planned = plan_stages(loaded, place, STAGES, FileHashes(place.hashes))
     nearest = next(p for p in (place.path, *place.path.parents) if p.exists())
@@ -70,11 +72,11 @@ def estimates(loaded: LoadedRecipe, planned: Sequence[PlannedStage]) -> dict[str
     return {"rows": rows, "tokens": tokens, "judge_calls": judge_calls}
 
 
-def known_base(loaded: LoadedRecipe, place: RunDir) -> Path | None:
+def known_base(loaded: LoadedRecipe, place: RunDirectory) -> Path | None:
     """The base model's folder: of this run, beside the recipe, or made before; else None."""
-    written = place.stages / "1-model" / "model.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # the run would make it anew
-        if (path := Path(read_json(written)["path"])).exists():
+    made = place.find_stage("model")
+    with suppress(OSError, DamagedFile):  # the run would make it anew
+        if made is not None and (path := read_base_path(made)).exists():
             return path
     if "model.base" in loaded.files:
         return loaded.files["model.base"]

@@ -132,15 +132,15 @@ def run(
     """Run a recipe; run it again to resume. Finished stages are not run twice."""
     from posttrain.cli.plan import known_base
     from posttrain.cli.results import show_results
-    from posttrain.pipeline import RunDir
     from posttrain.pipeline import run as run_stages
     from posttrain.pipeline.fit import check_fit, devices_here, memory_values
+    from posttrain.run_directory import RunDirectory
 
     loaded = load(recipe, settings)
     folder = run_folder(loaded, run_dir)
     there = devices_here()
     if there is not None and not force:
-        base = known_base(loaded, RunDir(path=folder.resolve()))
+        base = known_base(loaded, RunDirectory(path=folder.resolve()))
         check_fit(memory_values(loaded.recipe, base, there), f"posttrain run {recipe}")
     done = run_stages(loaded, folder, until=until)
     show_results(done)

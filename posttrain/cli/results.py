@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from posttrain.artefacts import EVALUATION, EvaluationResult, read_evaluation
 from posttrain.pipeline import Finished
-from posttrain.report.read import EVAL_POINTS, MACRO, read_facts
-from posttrain.report.rows import result_rows
-from posttrain.tables import read_json
+from posttrain.report.read import MACRO
+from posttrain.report.results import ResultRow, result_rows
+from posttrain.run_directory import FinishedStage, RunDirectory
+from posttrain.tables import DamagedFile
 
 WIDTH_OF_FILES = 110
 
@@ -22,16 +24,16 @@ WIDTH_OF_FILES = 110
 def show_results(done: Finished) -> None:
     """Print what the evaluations found, how long each stage took, and where the report is."""
     console = wide_console()
-    summaries = read_summaries(done.run_dir)
-    suites = dict.fromkeys(name for s in summaries.values() for name in s["suites"])
-    for suite in suites:
-        console.print(_suite_table(suite, summaries, read_manifests(done.run_dir)))
-    console.print(_stage_table(read_manifests(done.run_dir), done))
+    place = RunDirectory(path=done.run_dir)
+    stages = place.finished_stages()
+    results = _results(stages)
+    for suite in dict.fromkeys(name for result in results.values() for name in result.suites):
+        console.print(_suite_table(suite, result_rows(suite, results, stages)))
+    console.print(_stage_table(stages, done))
     if not done.ran:
         console.print(Text("nothing to do: every stage is finished"))
-    report = done.run_dir / "report.html"
-    if report.exists():
-        console.print(Text(f"report: {_short(report)}"), soft_wrap=True)
+    if place.report.exists():
+        console.print(Text(f"report: {_short(place.report)}"), soft_wrap=True)
 
 
 def wide_console() -> Console:
@@ -40,31 +42,18 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=max(console.width, WIDTH_OF_FILES))
 
 
-def read_summaries(run_dir: Path) -> dict[str, Mapping[str, Any]]:
-    """Point (`base`, `sft`, ...) -> the evaluation's summary, in order; none of damaged ones."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for point in EVAL_POINTS:
-        for path in run_dir.glob(f"stages/*-eval-{point}/summary.json"):
-            with suppress(OSError, ValueError):
-                found[point] = read_json(path)
+def _results(stages: Mapping[str, FinishedStage]) -> dict[str, EvaluationResult]:
+    """Return the evaluations by point, in order, without damaged ones."""
+    found: dict[str, EvaluationResult] = {}
+    for name, stage in stages.items():
+        if name.startswith(EVALUATION):
+            with suppress(OSError, DamagedFile):
+                found[name.removeprefix(EVALUATION)] = read_evaluation(stage.path)
     return found
 
 
-def read_manifests(run_dir: Path) -> dict[str, Mapping[str, Any]]:
-    """Stage -> its manifest, in order; none of those that cannot be read."""
-    folders = sorted(
-        run_dir.glob("stages/[0-9]*-*/MANIFEST.json"),
-        key=lambda path: int(path.parent.name.partition("-")[0]),
-    )
-    manifests = [read_facts(path.parent) for path in folders]
-    return {manifest["stage"]: manifest for manifest in manifests if manifest is not None}
-
-
-def _suite_table(
-    suite: str, summaries: Mapping[str, Mapping[str, Any]], manifests: Mapping[str, Any]
-) -> Table:
-    rows = list(result_rows(suite, summaries, manifests))
-    ks = sorted({k for row in rows for k in row["pass@k"]}, key=int)
+def _suite_table(suite: str, rows: Sequence[ResultRow]) -> Table:
+    ks = sorted({k for row in rows for k in row.pass_at_k})
     table = Table(title=Text(f"suite {suite}"), title_justify="left")
     table.add_column("stage", no_wrap=True)
     table.add_column("capability", no_wrap=True)
@@ -73,46 +62,48 @@ def _suite_table(
         table.add_column(name, justify="right", no_wrap=True)
     shown = ""
     for row in rows:
-        interval = row["pass@1"]
-        is_last = row["capability"] == MACRO
+        interval = row.pass_at_1
+        is_last = row.capability == MACRO
         cells = [
-            "" if row["stage"] == shown else row["stage"],
-            row["capability"],
-            f"{_share(interval['mean'])} [{_share(interval['low'])}, {_share(interval['high'])}]",
-            *(_share(row["pass@k"].get(k)) for k in ks),
-            _share(row["constant"]),
-            "" if row["tokens"] is None else f"{row['tokens']:,}",
-            "" if row["seconds"] is None else f"{row['seconds']:.1f}",
+            "" if row.point == shown else row.point,
+            row.capability,
+            f"{_share(interval.mean)} [{_share(interval.low)}, {_share(interval.high)}]",
+            *(_share(row.pass_at_k.get(k, math.nan)) for k in ks),
+            _share(row.constant),
+            "" if row.tokens is None else f"{row.tokens:,}",
+            "" if row.seconds is None else f"{row.seconds:.1f}",
         ]
         style = "bold" if is_last else ""
         table.add_row(*(Text(cell, style=style) for cell in cells), end_section=is_last)
-        shown = row["stage"]
+        shown = row.point
     return table
 
 
-def _stage_table(manifests: Mapping[str, Mapping[str, Any]], done: Finished) -> Table:
+def _stage_table(stages: Mapping[str, FinishedStage], done: Finished) -> Table:
     table = Table(title=Text("stages"), title_justify="left", show_footer=True)
-    total = sum(float(manifest["seconds"]) for manifest in manifests.values())
-    peaks = [m["peak_rss_bytes"] for m in manifests.values() if m["peak_rss_bytes"]]
+    manifests = [stage.manifest for stage in stages.values()]
+    total = sum(manifest.seconds for manifest in manifests)
+    most = max((m.peak_rss_bytes for m in manifests if m.peak_rss_bytes), default=None)
     table.add_column("stage", footer="all")
     table.add_column("this time", footer=f"{done.seconds:.1f} s")
     table.add_column("seconds", justify="right", footer=f"{total:.1f}")
-    most = f"{max(peaks) / 2**30:.2f}" if peaks else ""
-    table.add_column("peak GiB", justify="right", footer=most)
+    table.add_column("peak GiB", justify="right", footer=_gib(most))
     table.add_column("counts")
-    for name, manifest in manifests.items():
-        peak = manifest["peak_rss_bytes"]
-        counts = ", ".join(
-            f"{value:,} {key.replace('_', ' ')}" for key, value in manifest["counts"].items()
-        )
+    for manifest in manifests:
+        name = manifest.stage
+        counts = ", ".join(f"{v:,} {key.replace('_', ' ')}" for key, v in manifest.counts.items())
         state = "ran" if name in done.ran else "cached" if name in done.cached else "old"
-        cells = [name, state, f"{manifest['seconds']:.1f}", f"{peak / 2**30:.2f}" if peak else ""]
-        table.add_row(*(Text(cell) for cell in (*cells, counts)))
+        cells = (name, state, f"{manifest.seconds:.1f}", _gib(manifest.peak_rss_bytes), counts)
+        table.add_row(*(Text(cell) for cell in cells))
     return table
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _gib(size: int | None) -> str:
+    return f"{size / 2**30:.2f}" if size else ""
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _short(path: Path) -> str:

@@ -54,8 +54,10 @@ def merge(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet.")],
     after: Annotated[
-        Literal["sft", "rl", "dpo"] | None,
-        typer.Option("--after", help="The policy of which stage; the last one if left out."),
+        str | None,
+        typer.Option(
+            "--after", metavar="STAGE", help="The policy of which stage; the last one if left out."
+        ),
     ] = None,
     dtype: Annotated[
         Literal["bfloat16", "float32"] | None,
@@ -63,19 +65,24 @@ def merge(
     ] = None,
 ) -> None:
     """Fold a run's adapter into its base: one plain Hugging Face checkpoint."""
-    from posttrain.pipeline.manifest import NAME
+    from posttrain.recipe.schema import training_stages
+    from posttrain.run_directory import RunDirectory
 
     folder = find_run(run_dir)
     check_new_folder(out, command=f"posttrain merge {run_dir}")
-    wanted = (after,) if after else ("dpo", "rl", "sft")
-    found = [p.parent for stage in wanted for p in folder.glob(f"stages/[0-9]*-{stage}/{NAME}")]
-    found = [stage for stage in found if stage.name.partition("-")[2] in wanted]  # no eval-sft
-    if not found:
+    stages = training_stages()
+    if after is not None and after not in stages:
+        hint = f"posttrain merge {run_dir} {out} --after {' | '.join(stages)}"
+        raise RecipeError(f"--after {after}: there is no such training stage", hint=hint)
+    wanted = [after] if after is not None else stages[::-1]
+    finished = RunDirectory(path=folder).finished_stages()
+    name = next((name for name in wanted if name in finished), None)
+    if name is None:
         raise RecipeError(
             f"{folder} holds no policy after {' or '.join(wanted)}",
             hint=f"posttrain status {folder}",
         )
-    stage = found[0]
+    stage = finished[name].path
     base, frozen = _verified_base(folder, stage)
     from posttrain.models import merge as merge_weights
     from posttrain.models import policy_in
@@ -92,21 +99,25 @@ def merge(
 
 def _verified_base(run_dir: Path, stage: Path) -> tuple[Path, Frozen | None]:
     """The base of a run's policies and how training kept it; all that merging reads is sound."""
-    from posttrain.pipeline import FileHashes, RunDir
-    from posttrain.pipeline.manifest import read_manifest
+    from posttrain.artefacts import read_base_path
     from posttrain.recipe.models import Frozen
+    from posttrain.run_directory import FileHashes, RunDirectory, verify_stage
     from posttrain.tables import read_json
 
     hint = f"run the same recipe again: posttrain run RECIPE --run-dir {run_dir}"
-    hashes = FileHashes(RunDir(path=run_dir).hashes)
-    for part in (run_dir / "stages" / "1-model", stage):
-        manifest, wrong = read_manifest(part, hashes)
+    place = RunDirectory(path=run_dir)
+    hashes = FileHashes(place.hashes)
+    model = place.find_stage("model")
+    if model is None:
+        raise RecipeError(f"{run_dir} has no model stage", hint=hint)
+    for part in (model, stage):
+        manifest, wrong = verify_stage(part, hashes)
         if manifest is None:
             raise RecipeError(f"{part} does not verify: {wrong}", hint=hint)
-    base = Path(read_json(run_dir / "stages" / "1-model" / "model.json")["path"])
+    base = read_base_path(model)
     if not (base / "config.json").exists():
         raise RecipeError(f"{base}, the base of {run_dir}, is no model: no config.json", hint=hint)
-    resolved = run_dir / "recipe.resolved.json"
+    resolved = place.resolved_recipe
     try:
         kept = read_json(resolved)["model"].get("frozen")
         return base, None if kept is None else Frozen.model_validate(kept)
@@ -125,16 +136,17 @@ def _packing(frozen: Frozen | None) -> str:
 
 def find_run(asked: Path | None) -> Path:
     """The run directory that is meant; raises RecipeError where there is none."""
-    from posttrain.pipeline.rundir import IDENTITY
+    from posttrain.run_directory import RunDirectory
 
     if asked is not None:
-        if not (asked / IDENTITY).exists():
+        if not RunDirectory(path=asked).identity.exists():
             raise RecipeError(
                 f"{asked} is no run directory",
                 hint="give the folder of a run: posttrain status runs/NAME",
             )
         return asked
-    found = sorted(Path("runs").glob(f"*/{IDENTITY}"), key=lambda path: path.stat().st_mtime)
+    identities = [RunDirectory(path=path).identity for path in Path("runs").glob("*")]
+    found = sorted((p for p in identities if p.exists()), key=lambda path: path.stat().st_mtime)
     if not found:
         raise RecipeError("there is no run in runs/", hint="posttrain run RECIPE")
     return found[-1].parent

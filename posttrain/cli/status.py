@@ -10,29 +10,29 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.results import read_manifests, wide_console
+from posttrain.cli.results import wide_console
 from posttrain.errors import RecipeError
-from posttrain.pipeline import STAGES, RunDir, holder_of, read_progress, stages_of
-from posttrain.pipeline.rundir import RUNNING
+from posttrain.pipeline import STAGES, holder_of, read_progress, stages_of
 from posttrain.recipe import Recipe
+from posttrain.run_directory import RunDirectory
 from posttrain.tables import read_json
 
 
 def status_values(run_dir: Path) -> dict[str, Any]:
     """The state of every stage, and the holder of the lock, as JSON values."""
-    place = RunDir(path=run_dir)
+    place = RunDirectory(path=run_dir)
     holder = holder_of(place)
-    manifests = read_manifests(run_dir)
+    finished = place.finished_stages()
     running = _running(place) if holder is not None else None
-    recipe = _recipe(run_dir)
+    recipe = _recipe(place)
     rows: list[dict[str, Any]] = []
     for stage in stages_of(recipe, STAGES):
         work = place.work / stage.name
         row: dict[str, Any] = {"stage": stage.name, "seconds": None, "progress": None}
         if stage.name == running:
             row |= {"state": "running", "progress": read_progress(work)}
-        elif stage.name in manifests:
-            row |= {"state": "done", "seconds": manifests[stage.name]["seconds"]}
+        elif stage.name in finished:
+            row |= {"state": "done", "seconds": finished[stage.name].manifest.seconds}
         elif place.find_stage(stage.name) is not None:
             row["state"] = "broken"
         elif work.exists():
@@ -72,21 +72,21 @@ def show_status(values: Mapping[str, Any]) -> None:
         console.print(Text(f"a bug left its traceback in {crash}"), soft_wrap=True)
 
 
-def _running(place: RunDir) -> str | None:
+def _running(place: RunDirectory) -> str | None:
     try:
-        return read_json(place.work / RUNNING)["stage"]
+        return read_json(place.running)["stage"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _recipe(run_dir: Path) -> Recipe:
-    path = run_dir / "recipe.resolved.json"
+def _recipe(place: RunDirectory) -> Recipe:
+    path = place.resolved_recipe
     try:
         return Recipe.model_validate(read_json(path))
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"{path} cannot be read: a run was killed as it began, or the file is damaged",
-            hint=f"posttrain run RECIPE --run-dir {run_dir}",
+            hint=f"posttrain run RECIPE --run-dir {place.path}",
         ) from error
 
 

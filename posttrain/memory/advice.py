@@ -9,9 +9,9 @@ from typing import Any
 from posttrain.memory.devices import Devices
 from posttrain.memory.plan import Phase, fits, plan_memory
 from posttrain.memory.shapes import Shapes
-from posttrain.memory.training import TrainingStage, setting
+from posttrain.memory.training import setting
 from posttrain.recipe.cross import cross_faults
-from posttrain.recipe.schema import Recipe
+from posttrain.recipe.schema import Recipe, training_stages
 
 Change = Mapping[str, Any]
 """Dotted key -> new value; keys that only make sense together are one change."""
@@ -22,7 +22,6 @@ QUANTISED = {
     ),
 }
 """Published checkpoints that vLLM can load instead of a base."""
-STAGES: tuple[TrainingStage, ...] = ("sft", "rl", "dpo")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +132,7 @@ def _tried(
 
 def _changes(shapes: Shapes, recipe: Recipe, devices: Devices) -> Iterator[Change]:
     """What might help, the gentlest first."""
-    for stage in STAGES:
+    for stage in training_stages():
         section = getattr(recipe, stage)
         if section is not None:
             yield from _trainer_changes(stage, section.trainer)
@@ -167,7 +166,7 @@ def _changes(shapes: Shapes, recipe: Recipe, devices: Devices) -> Iterator[Chang
             yield {**turns, "engine.sync": "adapter", "engine.gpu_memory_utilization": 0.9}
 
 
-def _trainer_changes(stage: TrainingStage, block: Mapping[str, Any]) -> Iterator[Change]:
+def _trainer_changes(stage: str, block: Mapping[str, Any]) -> Iterator[Change]:
     size: int = setting(stage, block, "per_device_train_batch_size")
     if size > 1:
         steps: int = setting(stage, block, "gradient_accumulation_steps")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from posttrain.memory.devices import GB, Devices
 from posttrain.memory.engine import ASLEEP, EngineBytes, engine_bytes
 from posttrain.memory.shapes import Shapes, matrices
-from posttrain.memory.training import TrainingBytes, TrainingStage, training_bytes
+from posttrain.memory.training import TrainingBytes, training_bytes
 from posttrain.memory.weights import LINEARS, VALUE_BYTES
 from posttrain.recipe.models import EngineSpec
-from posttrain.recipe.schema import Recipe
+from posttrain.recipe.schema import Recipe, training_stages
 
 CONTEXT = int(1.5 * GB)
 """Allowance for CUDA's context, cuBLAS and NCCL of a process; not measured."""
@@ -65,12 +65,13 @@ def _phases(shapes: Shapes, recipe: Recipe, devices: Devices | None) -> Iterator
         judge = recipe.sft.judge_engine or recipe.engine
         if judge.kind in OUR_ENGINES:
             yield _engine_phase("judge", shapes, recipe, judge, devices)
-    if recipe.sft is not None:
-        yield _training_phase("sft", shapes, recipe, devices)
-    if recipe.rl is not None:
-        yield from _rl_phases(shapes, recipe, devices)
-    if recipe.dpo is not None:
-        yield _training_phase("dpo", shapes, recipe, devices)
+    for stage in training_stages():
+        if getattr(recipe, stage) is None:
+            continue
+        if stage == "rl":
+            yield from _rl_phases(shapes, recipe, devices)
+        else:
+            yield _training_phase(stage, shapes, recipe, devices)
     if recipe.eval.suites:
         yield _engine_phase("eval", shapes, recipe, recipe.engine, devices)
 
@@ -91,9 +92,7 @@ def _engine_phase(
     )
 
 
-def _training_phase(
-    name: TrainingStage, shapes: Shapes, recipe: Recipe, devices: Devices | None
-) -> Phase:
+def _training_phase(name: str, shapes: Shapes, recipe: Recipe, devices: Devices | None) -> Phase:
     number = recipe.launch.num_processes
     return Phase(
         name=name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from posttrain.memory.layers import FP32, Pass
 from posttrain.memory.passes import PassBytes, pass_bytes
@@ -20,7 +20,6 @@ from posttrain.recipe.models import Model
 from posttrain.recipe.schema import Recipe
 from posttrain.recipe.trainer import trainer_fields
 
-TrainingStage = Literal["sft", "rl", "dpo"]
 STATES: dict[str, float] = {"sgd": 0, "adafactor": 0, "lion_32bit": 1}
 """Copies of the trained weights that an optimizer keeps; Adam's two moments for all others, and a
 quarter of those for the ones with 8bit in their name. Adafactor's rows and columns are little."""
@@ -56,12 +55,12 @@ class TrainingBytes:
         return self.resident + self.gathered + self.gradients + self.work.peak
 
 
-def setting(stage: TrainingStage, block: Mapping[str, Any], key: str) -> Any:
+def setting(stage: str, block: Mapping[str, Any], key: str) -> Any:
     """What TRL will see for a key: the recipe's value, else TRL's default."""
     return block[key] if key in block else trainer_fields(stage)[key].default
 
 
-def pass_of(recipe: Recipe, stage: TrainingStage) -> Pass:
+def pass_of(recipe: Recipe, stage: str) -> Pass:
     """The longest pass of a stage, with as many sequences as it takes at once.
 
     DPO passes the chosen and the rejected answers together. RL's are taken to fill
@@ -88,7 +87,7 @@ def pass_of(recipe: Recipe, stage: TrainingStage) -> Pass:
     )
 
 
-def training_bytes(shapes: Shapes, recipe: Recipe, stage: TrainingStage) -> TrainingBytes:
+def training_bytes(shapes: Shapes, recipe: Recipe, stage: str) -> TrainingBytes:
     """Count a training stage."""
     model, launch = recipe.model, recipe.launch
     block: Mapping[str, Any] = getattr(recipe, stage).trainer

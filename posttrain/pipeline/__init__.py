@@ -1,7 +1,6 @@
 """Run directory, stage order, caching, resume, one process per stage."""
 
 from posttrain.pipeline.context import Stage
-from posttrain.pipeline.keys import FileHashes
 from posttrain.pipeline.launch import (
     Launcher,
     StageCrash,
@@ -11,17 +10,15 @@ from posttrain.pipeline.launch import (
     shown_launch_line,
 )
 from posttrain.pipeline.planning import PlannedStage, plan
-from posttrain.pipeline.rundir import RunDir, holder_of
 from posttrain.pipeline.running import Finished, run
 from posttrain.pipeline.stages import STAGES, stages_of
+from posttrain.pipeline.work import holder_of
 
 __all__ = [
     "STAGES",
-    "FileHashes",
     "Finished",
     "Launcher",
     "PlannedStage",
-    "RunDir",
     "Stage",
     "StageCrash",
     "holder_of",

@@ -7,7 +7,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posttrain.pipeline.context import StageContext, base_path, is_main_process
+from posttrain.artefacts import ANSWER_JUDGE, SANDBOX, read_base_path
+from posttrain.pipeline.context import StageContext, is_main_process
 from posttrain.pipeline.environment import cache_dir
 from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
@@ -16,9 +17,6 @@ from posttrain.tables import write_json
 
 if TYPE_CHECKING:
     from posttrain.judge import AnswerVerifier
-
-CALIBRATION_FILE = "answer_judge.json"
-SANDBOX_FILE = "sandbox.json"
 
 
 def answer_judge_files(loaded: LoadedRecipe) -> Mapping[str, Path]:
@@ -41,7 +39,7 @@ def answers_decided(context: StageContext, prompts: Sequence[Prompt]) -> Generat
             chosen = sandbox.current()
             if is_main_process():
                 told = {"sandbox": chosen.kind, "fingerprint": chosen.fingerprint}
-                write_json(context.out_dir / SANDBOX_FILE, told)
+                write_json(context.out_dir / SANDBOX, told)
         if not any(prompt.verifier == "judge" for prompt in prompts):
             yield
             return
@@ -62,7 +60,7 @@ def _judge(context: StageContext) -> Generator[AnswerVerifier]:
     spec, rubric = context.recipe.answer_judge, context.rubric
     assert spec is not None
     assert rubric is not None
-    base = base_path(context)
+    base = read_base_path(context.inputs["model"])
     if spec.model is not None:
         base = resolve_base(Model(base=spec.model, revision=spec.revision), cache_dir=cache_dir())
     tokenizer = load_tokenizer(base)
@@ -85,5 +83,5 @@ def _judge(context: StageContext) -> Generator[AnswerVerifier]:
             told = {**found.as_json(), "threshold": judge.threshold}
             note(f"answer judge: passes from {judge.threshold:.2f}, AUC {found.auc:.2f}")
         if is_main_process():
-            write_json(context.out_dir / CALIBRATION_FILE, told)
+            write_json(context.out_dir / ANSWER_JUDGE, told)
         yield judge

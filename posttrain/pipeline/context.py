@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from posttrain.artefacts import POLICY, read_base_path
 from posttrain.recipe import CurriculumSpec, JudgeSpec, LoadedRecipe
 from posttrain.recipe.judges import RubricJudge
 from posttrain.recipe.schema import Recipe
-from posttrain.tables import read_json, write_json
+from posttrain.run_directory import SUMMARY
+from posttrain.tables import write_json
 
 if TYPE_CHECKING:
     from posttrain.models import PolicyPath
@@ -92,7 +94,7 @@ def is_main_process() -> bool:
 def finish(context: StageContext, summary: Mapping[str, Any], counts: Sequence[str]) -> Counts:
     """Write summary.json; return those of `counts` that are numbers."""
     if is_main_process():
-        write_json(context.out_dir / "summary.json", dict(summary))
+        write_json(context.out_dir / SUMMARY, dict(summary))
     return {
         name: summary[name]
         for name in counts
@@ -100,16 +102,12 @@ def finish(context: StageContext, summary: Mapping[str, Any], counts: Sequence[s
     }
 
 
-def base_path(context: StageContext) -> Path:
-    """Return the folder of the base model's weights."""
-    return Path(read_json(context.inputs["model"] / "model.json")["path"])
-
-
 def starting_policy(context: StageContext) -> PolicyPath:
     """Return the policy of the last training stage among the inputs; the base without any."""
     from posttrain.models import PolicyPath, policy_in
 
-    base, frozen = base_path(context), context.recipe.model.frozen
+    base = read_base_path(context.inputs["model"])
+    frozen = context.recipe.model.frozen
     folder = last_policy(context)
     return (
         PolicyPath(base=base, frozen=frozen)
@@ -120,5 +118,5 @@ def starting_policy(context: StageContext) -> PolicyPath:
 
 def last_policy(context: StageContext) -> Path | None:
     """Return the policy folder of the last training stage among the inputs; None without any."""
-    folders = [path / "policy" for path in context.inputs.values()]
+    folders = [path / POLICY for path in context.inputs.values()]
     return next((folder for folder in reversed(folders) if folder.is_dir()), None)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,8 @@ from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe
 from posttrain.recipe.sources import needs
 from posttrain.records import content_hash
-from posttrain.tables import file_sha256, read_json, write_json
+from posttrain.run_directory import FileHashes
 
-BIG_FILE_BYTES = 64 * 2**20
-EDGE_BYTES = 2**20
 TRL_BATCH_SIZE = 8
 """TRL's own default."""
 
@@ -63,55 +60,6 @@ TRAINER_PREFIXES_THAT_DO_NOT_MATTER = (
     "hub_",
     "gradient_checkpointing",
 )
-
-
-class FileHashes:
-    """sha256 of files, remembered by inode, size and modification time; a rename loses nothing.
-
-    A file rewritten with the same size within the file system's time resolution would go unseen.
-    """
-
-    def __init__(self, store: Path | None = None) -> None:
-        self._store = store
-        self._known: dict[str, list[Any]] = {}
-        self._changed = False
-        if store is not None and store.exists():
-            try:
-                self._known = read_json(store)
-            except ValueError:
-                self._changed = True  # a cache that cannot be read is made anew
-
-    def of(self, path: Path) -> str:
-        """sha256 of the whole content."""
-        return self._remember(path, "", file_sha256)
-
-    def of_big(self, path: Path) -> str:
-        """As `of`, but past 64 MiB only the size and the first and last MiB count."""
-        if path.stat().st_size <= BIG_FILE_BYTES:
-            return self.of(path)
-        return self._remember(path, "#edges", _edges_sha256)
-
-    def of_folder(self, path: Path) -> str:
-        """One hash for the files directly in a checkpoint folder, hidden ones left out."""
-        names = sorted(p.name for p in path.iterdir() if p.is_file() and p.name[0] != ".")
-        return content_hash([[name, self.of_big(path / name)] for name in names])
-
-    def save(self) -> None:
-        """Write what is known; where that fails the next run only hashes again."""
-        if self._store is not None and self._changed:
-            write_json(self._store, self._known)
-            self._changed = False
-
-    def _remember(self, path: Path, kind: str, hash_it: Any) -> str:
-        stat = path.stat()
-        name = f"{stat.st_dev}:{stat.st_ino}{kind}"
-        known = self._known.get(name)
-        if known is not None and known[:2] == [stat.st_size, stat.st_mtime_ns]:
-            return known[2]
-        digest: str = hash_it(path)
-        self._known[name] = [stat.st_size, stat.st_mtime_ns, digest]
-        self._changed = True
-        return digest
 
 
 def engine_values(spec: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -234,15 +182,6 @@ def _input_hash(label: str, path: Path, hashes: FileHashes) -> str:
             f"{label}: cannot read {path}: {error.strerror}",
             hint="put the file back or correct the path, then run the same command again",
         ) from error
-
-
-def _edges_sha256(path: Path) -> str:
-    digest = hashlib.sha256(str(path.stat().st_size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(EDGE_BYTES))
-        file.seek(-EDGE_BYTES, os.SEEK_END)
-        digest.update(file.read(EDGE_BYTES))
-    return digest.hexdigest()
 
 
 def _flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

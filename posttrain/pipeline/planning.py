@@ -8,15 +8,14 @@ from typing import Any
 
 from posttrain.pipeline.context import Stage
 from posttrain.pipeline.keys import (
-    FileHashes,
     changed_parts,
     stage_key,
     stage_key_parts,
     stage_seed,
 )
-from posttrain.pipeline.manifest import read_manifest
-from posttrain.pipeline.rundir import RunDir, work_key
+from posttrain.pipeline.work import work_key
 from posttrain.recipe import LoadedRecipe
+from posttrain.run_directory import FileHashes, RunDirectory, verify_stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +40,7 @@ class PlannedStage:
 
 
 def plan(
-    loaded: LoadedRecipe, run_dir: RunDir, table: Sequence[Stage[Any]], hashes: FileHashes
+    loaded: LoadedRecipe, run_dir: RunDirectory, table: Sequence[Stage[Any]], hashes: FileHashes
 ) -> list[PlannedStage]:
     """Every stage of the recipe, in order; reads only."""
     planned: list[PlannedStage] = []
@@ -57,7 +56,7 @@ def plan(
 
 def _planned(
     loaded: LoadedRecipe,
-    run_dir: RunDir,
+    run_dir: RunDirectory,
     stage: Stage[Any],
     number: int,
     section: Any,
@@ -69,11 +68,11 @@ def _planned(
     is_broken = False
     why = "not run yet"
     if folder is not None:
-        manifest, wrong = read_manifest(folder, hashes)
+        manifest, wrong = verify_stage(folder, hashes)
         if manifest is None:
             is_broken, why = True, f"its directory does not verify: {wrong}"
         else:
-            why = "" if manifest["key"] == key else _changes(manifest["key_parts"], key_parts)
+            why = "" if manifest.key == key else _changes(manifest.key_parts, key_parts)
     return PlannedStage(
         stage=stage,
         number=number,

@@ -13,20 +13,24 @@ from typing import Any, NoReturn
 
 from posttrain.errors import PosttrainError, RecipeError
 from posttrain.kill_points import kill_point
-from posttrain.pipeline import manifest, rundir
+from posttrain.pipeline import work
 from posttrain.pipeline.context import Stage, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
-from posttrain.pipeline.keys import FileHashes
 from posttrain.pipeline.launch import Launcher, StageCrash, handling_signals, run_in_child
 from posttrain.pipeline.planning import PlannedStage, plan
 from posttrain.pipeline.preflight import check_environment
-from posttrain.pipeline.rundir import RunDir
 from posttrain.pipeline.stages import STAGES, stages_of
 from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
+from posttrain.run_directory import (
+    REPORT,
+    FileHashes,
+    RunDirectory,
+    put_in_place,
+    recover_stages,
+    seal_stage,
+)
 from posttrain.tables import write_bytes, write_json
-
-REPORT = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,10 +57,10 @@ def run(
     """
     started = time.monotonic()
     run_dir = run_dir.resolve()
-    place = RunDir(path=run_dir)
+    place = RunDirectory(path=run_dir)
     _check_until(until, loaded, table)
-    rundir.check_identity(loaded, place)
-    with rundir.hold(place):
+    work.check_identity(loaded, place)
+    with work.hold(place):
         try:
             with handling_signals(_interrupt):
                 return _run(loaded, place, table, launcher, until, started)
@@ -76,15 +80,15 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 def _run(
     loaded: LoadedRecipe,
-    place: RunDir,
+    place: RunDirectory,
     table: Sequence[Stage[Any]],
     launcher: Launcher,
     until: str | None,
     started: float,
 ) -> Finished:
-    rundir.describe(loaded, place)
+    work.describe(loaded, place)
     hashes = FileHashes(place.hashes)
-    for said in manifest.recover(place.stages, hashes):
+    for said in recover_stages(place.stages, hashes):
         note(said)
     planned = plan(loaded, place, table, hashes)
     _archive_unused_stages(place, planned)
@@ -96,7 +100,7 @@ def _run(
     for position, item in enumerate(planned, start=1):
         name = item.stage.name
         if item.is_cached:
-            rundir.end_work(place, name)
+            work.end_work(place, name)
             cached.append(name)
         else:
             note(f"[{position}/{len(planned)}] {name}: {item.why}")
@@ -116,7 +120,7 @@ def _run(
 
 def _run_stage(
     loaded: LoadedRecipe,
-    place: RunDir,
+    place: RunDirectory,
     item: PlannedStage,
     planned: Sequence[PlannedStage],
     launcher: Launcher,
@@ -124,9 +128,9 @@ def _run_stage(
 ) -> None:
     stage, name, final = item.stage, item.stage.name, place.stage(item.number, item.stage.name)
     if item.is_broken:
-        moved = rundir.set_aside(place, final, "quarantine")
+        moved = work.set_aside(place, final, "quarantine")
         note(f"the broken directory is kept as {moved}")
-    if said := rundir.begin_work(place, name, item.key):
+    if said := work.begin_work(place, name, item.key):
         note(said)
     out = place.temporary(item.number, name)
     shutil.rmtree(out, ignore_errors=True)
@@ -147,47 +151,46 @@ def _run_stage(
         out_dir=out,
     )
     began, clock = time.time(), time.monotonic()
-    running = place.work / rundir.RUNNING
-    write_json(running, {"stage": name, "started": began})
+    write_json(place.running, {"stage": name, "started": began})
     try:
         result = launcher(stage, item.section, context)
         seconds = round(time.monotonic() - clock, 3)
-        manifest.seal(
+        seal_stage(
             out,
             hashes=hashes,
             stage=name,
             key=item.key,
-            key_parts=dict(item.key_parts),
+            key_parts=item.key_parts,
             seed=item.seed,
             started=began,
             seconds=seconds,
             peak_rss_bytes=result.peak_rss_bytes,
-            counts=dict(result.counts),
+            counts=result.counts,
         )
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
     finally:
-        running.unlink(missing_ok=True)
+        place.running.unlink(missing_ok=True)
     kill_point(f"{name}.before_rename")
-    manifest.put_in_place(out, final)
+    put_in_place(out, final)
     kill_point(f"{name}.after_rename")
-    rundir.end_work(place, name)
+    work.end_work(place, name)
     hashes.save()
     counted = ", ".join(f"{_shown(v)} {k.replace('_', ' ')}" for k, v in result.counts.items())
     note(f"{name}: {seconds:.1f} s" + (f", {counted}" if counted else ""))
 
 
-def _archive_unused_stages(place: RunDir, planned: Sequence[PlannedStage]) -> None:
+def _archive_unused_stages(place: RunDirectory, planned: Sequence[PlannedStage]) -> None:
     """Move stages that the recipe no longer has out of its report's sight."""
-    ours = {p.stage.name for p in planned}
+    ours = {place.find_stage(p.stage.name) for p in planned}
     for folder in sorted(place.stages.iterdir()):
-        if rundir.stage_name(folder) not in ours and not folder.name.startswith("."):
-            moved = rundir.set_aside(place, folder, "aside")
+        if folder not in ours and not folder.name.startswith("."):
+            moved = work.set_aside(place, folder, "aside")
             note(f"{folder.name} is not part of this recipe: moved to {moved}")
 
 
-def _renumber_stages(place: RunDir, planned: Sequence[PlannedStage]) -> None:
+def _renumber_stages(place: RunDirectory, planned: Sequence[PlannedStage]) -> None:
     """Give directories of a posttrain with fewer or more stages today's numbers, last one first."""
     for item in reversed(planned):
         folder = place.find_stage(item.stage.name)
@@ -196,11 +199,11 @@ def _renumber_stages(place: RunDir, planned: Sequence[PlannedStage]) -> None:
             folder.rename(final)
 
 
-def _show_report(place: RunDir, planned: Sequence[PlannedStage]) -> None:
+def _show_report(place: RunDirectory, planned: Sequence[PlannedStage]) -> None:
     """Copy the finished report to where people look first."""
     for item in planned:
         source = place.stage(item.number, item.stage.name) / REPORT
-        shown = place.path / REPORT
+        shown = place.report
         if source.exists() and not (shown.exists() and filecmp.cmp(source, shown, shallow=False)):
             write_bytes(shown, source.read_bytes())
 

@@ -218,3 +218,8 @@ class Recipe(Spec):
     answer_judge: AnswerJudge | None = None
     """Needed where data has `verifier: judge`."""
     eval: Eval = Eval()
+
+
+def training_stages() -> list[str]:
+    """Return the names of all training stages, in running order."""
+    return [point for point in get_args(EvalPoint) if point != "base"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -11,6 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 import posttrain
+from posttrain.recipe.schema import training_stages
 from posttrain.records import Prompt
 from posttrain.report import headline, lineage
 from posttrain.report.blocks import MINUS, duration, number, percent, plural, points
@@ -18,11 +20,11 @@ from posttrain.report.changes import Change, measured_changes
 from posttrain.report.inert import plain
 from posttrain.report.layout import environment
 from posttrain.report.read import Evaluated, Run, read_evaluated, read_prompts, read_run
+from posttrain.report.training import trained_by
 from posttrain.tables import write_bytes
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!~$])")
-TRAINING_STAGES = ("sft", "rl", "dpo")
 
 
 def write_model_card(run_dir: Path, out: Path) -> Path:
@@ -50,11 +52,10 @@ def write_model_card(run_dir: Path, out: Path) -> Path:
         ],
         method=headline.method(run, evaluated),
         loading=loading(run),
-        training=[line for stage in TRAINING_STAGES if (line := _trained(run, stage))],
+        training=[line for stage in training_stages() if (line := _trained(run, stage))],
         limits=limits(run, evaluated),
         stages=[
-            (s.name, str(s.manifest.get("key", "")), duration(s.manifest.get("seconds")))
-            for s in run.stages.values()
+            (s.name, s.manifest.key, duration(s.manifest.seconds)) for s in run.stages.values()
         ],
         versions=lineage.versions(run),
         recipe_text=recipe_text.rstrip(),
@@ -156,18 +157,17 @@ def limits(run: Run, evaluated: Sequence[Evaluated]) -> list[str]:
             "were not trained for."
         )
     if missing := [
-        p for p in headline.expected_points(run) if evaluated and p not in evaluated[0].summaries
+        p for p in headline.expected_points(run) if evaluated and p not in evaluated[0].results
     ]:
         lines.append(f"Not measured: {', '.join(missing)}.")
     for suite in evaluated:
-        last = list(suite.summaries.values())[-1]
-        for name, entry in last.get("capabilities", {}).items():
-            low, constant = (entry.get("pass@1") or {}).get("low"), entry.get("constant")
-            if low is not None and constant is not None and low <= constant:
-                lines.append(
-                    f"{name} ({suite.suite}): not shown to beat the best constant answer "
-                    f"({percent(constant)})."
-                )
+        last = list(suite.results.values())[-1]
+        lines += [
+            f"{name} ({suite.suite}): not shown to beat the best constant answer "
+            f"({percent(found.constant)})."
+            for name, found in last.capabilities.items()
+            if found.pass_at_1.low <= found.constant
+        ]
     return [*lines, "The licence and the limits of the base model apply to this one too."]
 
 
@@ -193,7 +193,7 @@ def _suite(
     table = headline.stage_table(suite)
     return {
         "suite": suite.suite,
-        "points": list(suite.summaries),
+        "points": list(suite.results),
         "k": "k" if any("pass@" in cell.sub for row in table.rows for cell in row.cells) else "",
         "rows": [
             (
@@ -223,8 +223,8 @@ def _named(head: str) -> str:
 
 def _result(suite: Evaluated) -> dict[str, Any]:
     """The last measured stage as a Hugging Face evaluation result."""
-    point, summary = list(suite.summaries.items())[-1]
-    mean = (summary.get("macro") or {}).get("mean")
+    point, result = list(suite.results.items())[-1]
+    mean = None if math.isnan(result.macro.mean) else result.macro.mean
     return {
         "task": {"type": "text-generation"},
         "dataset": {"name": plain(suite.suite), "type": plain(suite.suite)},
@@ -233,32 +233,19 @@ def _result(suite: Evaluated) -> dict[str, Any]:
 
 
 def _methods(run: Run) -> list[str]:
-    names = {"sft": "sft", "rl": "grpo", "dpo": "dpo"}
-    return [name for stage, name in names.items() if stage in run.stages]
+    return [trained_by(stage).method for stage in training_stages() if stage in run.stages]
 
 
 def _trained(run: Run, stage: str) -> str:
     if stage not in run.stages:
         return ""
     done = run.stages[stage]
-    counts = done.manifest.get("counts") or {}
-    steps = done.summary.get("steps")
-    told = {
-        "sft": "SFT on the answers of the samples that the judge found hard"
-        if "prune" in run.stages
-        else "SFT",
-        "rl": "online RL (GRPO) on verified answers, prompts chosen by the curriculum",
-        "dpo": "a light DPO on passed and failed answers to the same prompt, from the RL rollouts",
-    }[stage]
+    counts = done.manifest.counts
+    steps = done.summary().get("steps")
+    told = trained_by(stage).describe(run)
     facts = [plural(int(steps), "step")] if isinstance(steps, (int, float)) else []
-    facts += [
-        f"{number(v)} {k.replace('_', ' ')}"
-        for k, v in counts.items()
-        if isinstance(v, (int, float)) and k != "steps"
-    ]
-    facts.append(duration(done.manifest.get("seconds")))
+    facts += [f"{number(v)} {k.replace('_', ' ')}" for k, v in counts.items() if k != "steps"]
+    facts.append(duration(done.manifest.seconds))
     trainer = (run.recipe.get(stage) or {}).get("trainer") or {}
     settings = ", ".join(f"{k} {v}" for k, v in trainer.items() if isinstance(v, (int, float, str)))
-    return f"{told[0].upper()}{told[1:]}: {', '.join(facts)}." + (
-        f" Settings: {settings}." if settings else ""
-    )
+    return f"{told}: {', '.join(facts)}." + (f" Settings: {settings}." if settings else "")

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from posttrain.errors import EnvironmentFault
 from posttrain.report.blocks import Panel, number, percent
-from posttrain.report.svg import COLOURS, render
+from posttrain.report.svg import COLOURS, render, stage_colour
 
 if TYPE_CHECKING:
     import altair as alt
@@ -53,7 +53,9 @@ def stage_dots(
         for row in rows
     ]
     colour = alt.Color(
-        "point:N", scale=alt.Scale(domain=order, range=[COLOURS[p] for p in order]), legend=None
+        "point:N",
+        scale=alt.Scale(domain=order, range=[COLOURS[stage_colour(p)] for p in order]),
+        legend=None,
     )
     x = alt.X(
         "point:N", sort=order, title=None, axis=alt.Axis(labelAngle=0, ticks=False, domain=True)

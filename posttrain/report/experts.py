@@ -8,6 +8,7 @@ from typing import Any
 from posttrain.report.blocks import Block, Cell, Figure, Row, Table, number, percent
 from posttrain.report.charts import curve_panel
 from posttrain.report.read import series
+from posttrain.report.svg import stage_colour
 
 WORST: Sequence[tuple[str, str, bool]] = (
     ("tokens of the fullest expert over the mean", "moe/load_max", False),
@@ -27,8 +28,9 @@ def expert_blocks(rows: Sequence[Mapping[str, Any]], stage: str) -> list[Block]:
 
     `rows` are those of metrics.jsonl.
     """
+    colour = stage_colour(stage)
     panels = [
-        curve_panel(f"{title}, worst layer", found, share=share, colour=stage)
+        curve_panel(f"{title}, worst layer", found, share=share, colour=colour)
         for title, name, share in WORST
         if (found := series(rows, name))
     ]
@@ -36,7 +38,12 @@ def expert_blocks(rows: Sequence[Mapping[str, Any]], stage: str) -> list[Block]:
         return []
     kinds = sorted({key.partition("/grad_norm/")[2] for row in rows for key in row} - {""})
     panels += [
-        curve_panel(f"gradient norm, {kind.replace('_', ' ')}", found, share=False, colour=stage)
+        curve_panel(
+            f"gradient norm, {kind.replace('_', ' ')}",
+            found,
+            share=False,
+            colour=colour,
+        )
         for kind in kinds
         if (found := series(rows, f"grad_norm/{kind}"))
     ]

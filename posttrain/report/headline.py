@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from posttrain.artefacts import BASE, SuiteResult
 from posttrain.metrics import Interval
+from posttrain.recipe.schema import training_stages
 from posttrain.records import Prompt
 from posttrain.report.blocks import (
     NBSP,
@@ -27,7 +31,7 @@ from posttrain.report.blocks import (
 from posttrain.report.changes import Change, change_table, measured_changes
 from posttrain.report.charts import stage_dots
 from posttrain.report.inert import plain
-from posttrain.report.read import EVAL_POINTS, MACRO, Evaluated, Run
+from posttrain.report.read import MACRO, Evaluated, Run
 
 MAX_PANELS = 12
 
@@ -45,12 +49,12 @@ def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prom
     for suite in evaluated:
         changes = measured_changes(suite, prompts)
         blocks.append(stage_table(suite))
-        if missing := [p for p in expected_points(run) if p not in suite.summaries]:
+        if missing := [p for p in expected_points(run) if p not in suite.results]:
             blocks.append(Note(text=f"Not measured on {suite.suite}: {', '.join(missing)}."))
         blocks.append(figure(suite))
         if changes:
             blocks.append(change_table(suite.suite, changes))
-        elif len(suite.summaries) > 1:
+        elif len(suite.results) > 1:
             blocks.append(
                 Note(
                     text=f"No paired differences on {suite.suite}: "
@@ -62,42 +66,63 @@ def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prom
 
 
 def expected_points(run: Run) -> list[str]:
-    """The points that the recipe asks to be measured and that it has a stage for."""
-    asked = (run.recipe.get("eval") or {}).get("after")
-    if asked is None:
-        return []
-    return [p for p in EVAL_POINTS if p in asked and (p == "base" or run.recipe.get(p) is not None)]
+    """Return the points that the recipe asks to be measured and that it has a stage for."""
+    asked = (run.recipe.get("eval") or {}).get("after") or ()
+    return [
+        point
+        for point in (BASE, *training_stages())
+        if point in asked and (point == BASE or run.recipe.get(point) is not None)
+    ]
 
 
 def capability_names(suite: Evaluated) -> list[str]:
-    """Every capability of a suite, sorted."""
-    return sorted({name for s in suite.summaries.values() for name in s.get("capabilities", {})})
+    """Return every capability of a suite, sorted."""
+    return sorted({name for result in suite.results.values() for name in result.capabilities})
 
 
 def stage_table(suite: Evaluated) -> Table:
-    """Capability x stage: pass@1 with its interval, pass@k, and the best constant answer."""
+    """Return capability x stage: pass@1 with its interval, pass@k, and the best constant answer."""
     named = capability_names(suite)
     rows = [_table_row(suite, None)] + [_table_row(suite, name) for name in named]
-    ends = [("tokens sampled", "tokens", number), ("seconds", "seconds", duration)]
-    foot = [
-        Row(
-            head=head,
-            cells=[
-                *(
-                    Cell(text=show(suite.summaries[p].get(key, suite.totals[p].get(key))))
-                    for p in suite.totals
-                ),
-                Cell(text=""),
-            ],
-        )
-        for head, key, show in ends
-    ]
+    results = suite.results.values()
+    tokens = [Cell(text=number(result.tokens)) for result in results]
+    seconds = [Cell(text=duration(result.seconds)) for result in results]
     return Table(
         title=f"Suite {plain(suite.suite)}: pass@1 after each stage",
-        header=["capability", *suite.summaries, "best constant answer"],
+        header=["capability", *suite.results, "best constant answer"],
         rows=rows,
-        foot=foot,
+        foot=[
+            Row(head="tokens sampled", cells=[*tokens, Cell(text="")]),
+            Row(head="seconds", cells=[*seconds, Cell(text="")]),
+        ],
         caption="Large: pass@1. Under it: its 95 % interval, then pass@k.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Measured:
+    """One cell of the table: a capability, or the average, at one point."""
+
+    pass_at_1: Interval
+    pass_at_k: Mapping[int, float]
+    constant: float
+    num_prompts: int
+
+
+def _measured(result: SuiteResult, capability: str | None) -> _Measured | None:
+    if capability is None:
+        return _Measured(
+            pass_at_1=result.macro,
+            pass_at_k=result.macro_pass_at_k,
+            constant=result.macro_constant,
+            num_prompts=result.num_prompts,
+        )
+    found = result.capabilities.get(capability)
+    return found and _Measured(
+        pass_at_1=found.pass_at_1,
+        pass_at_k=found.pass_at_k,
+        constant=found.constant,
+        num_prompts=found.num_prompts,
     )
 
 
@@ -105,36 +130,33 @@ def _table_row(suite: Evaluated, capability: str | None) -> Row:
     cells: list[Cell] = []
     constants: list[float] = []
     num_prompts = 0
-    for summary in suite.summaries.values():
-        entry = _entry(summary, capability)
-        if entry is None:
+    for result in suite.results.values():
+        found = _measured(result, capability)
+        if found is None:
             cells.append(Cell(text="\u2013"))
             continue
-        interval, at_k = _interval(entry), _at_k(entry)
-        if capability is None:
-            at_k = _macro_at_k(summary)
-        sub = f"{_range(interval)}"
-        for k, value in sorted(at_k.items(), key=lambda item: int(item[0])):
-            sub += f"\npass@{k}{NBSP}{percent(value)}"
-        cells.append(Cell(text=percent(interval.mean), sub=sub))
-        constant = _macro_constant(summary) if capability is None else entry.get("constant")
-        constants += [] if constant is None else [constant]
-        num_prompts = max(num_prompts, int(entry.get("num_prompts") or 0))
+        sub = _range(found.pass_at_1)
+        for k, value in sorted(found.pass_at_k.items()):
+            if not math.isnan(value):
+                sub += f"\npass@{k}{NBSP}{percent(value)}"
+        cells.append(Cell(text=percent(found.pass_at_1.mean), sub=sub))
+        constants += [] if math.isnan(found.constant) else [found.constant]
+        num_prompts = max(num_prompts, found.num_prompts)
     cells.append(Cell(text=percent(max(constants)) if constants else "\u2013"))
     head = MACRO if capability is None else f"{capability}\n{plural(num_prompts, 'prompt')}"
     return Row(head=head, cells=cells, strong=capability is None)
 
 
 def figure(suite: Evaluated) -> Figure:
-    """One panel per capability, the macro average first."""
+    """Return one panel per capability, the macro average first."""
     names: list[str | None] = [None, *capability_names(suite)]
     highs = [
-        _interval(entry).high
-        for summary in suite.summaries.values()
+        found.pass_at_1.high
+        for result in suite.results.values()
         for name in names
-        if (entry := _entry(summary, name)) is not None
+        if (found := _measured(result, name)) is not None and not math.isnan(found.pass_at_1.high)
     ]
-    top = min(1.0, max([h for h in highs if h == h], default=1.0) * 1.08 + 0.02)
+    top = min(1.0, max(highs, default=1.0) * 1.08 + 0.02)
     panels = [_panel(suite, name, top) for name in names]
     return Figure(
         title="The same, drawn",
@@ -148,17 +170,13 @@ def figure(suite: Evaluated) -> Figure:
 def _panel(suite: Evaluated, capability: str | None, top: float) -> Panel:
     rows: list[dict[str, Any]] = []
     constants: list[float] = []
-    for point, summary in suite.summaries.items():
-        entry = _entry(summary, capability)
-        if entry is None:
+    for point, result in suite.results.items():
+        found = _measured(result, capability)
+        if found is None:
             continue
-        interval = _interval(entry)
-        if interval.mean == interval.mean:
-            rows.append(
-                {"point": point, "mean": interval.mean, "low": interval.low, "high": interval.high}
-            )
-        constant = _macro_constant(summary) if capability is None else entry.get("constant")
-        constants += [] if constant is None else [float(constant)]
+        if not math.isnan(found.pass_at_1.mean):
+            rows.append({"point": point, **asdict(found.pass_at_1)})
+        constants += [] if math.isnan(found.constant) else [found.constant]
     name = capability or MACRO
     said = "; ".join(f"{r['point']} {percent(r['mean'])}" for r in rows)
     svg = stage_dots(
@@ -200,50 +218,14 @@ def method(run: Run, evaluated: Sequence[Evaluated]) -> list[str]:
     ]
 
 
-def _entry(summary: Mapping[str, Any], capability: str | None) -> Mapping[str, Any] | None:
-    if capability is None:
-        return {"pass@1": summary.get("macro") or {}}
-    return summary.get("capabilities", {}).get(capability)
-
-
-def _interval(entry: Mapping[str, Any]) -> Interval:
-    found: Mapping[str, Any] = entry.get("pass@1", entry)
-    values = {
-        k: float("nan") if found.get(k) is None else float(found[k])
-        for k in ("mean", "low", "high")
-    }
-    return Interval(**values)
-
-
 def _range(interval: Interval) -> str:
     return f"{percent(interval.low)} to {percent(interval.high)}".replace(f"{NBSP}% to", " to")
 
 
-def _at_k(entry: Mapping[str, Any]) -> dict[str, float | None]:
-    return dict(entry.get("pass@k") or {})
-
-
-def _macro_at_k(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Mean over capabilities, for the k that every capability has."""
-    entries = [_at_k(entry) for entry in summary.get("capabilities", {}).values()]
-    shared = set.intersection(*(set(e) for e in entries)) if entries else set[str]()
-    values = {k: [e[k] for e in entries] for k in shared}
-    return {
-        k: sum(v for v in vs if v is not None) / len(vs)
-        for k, vs in values.items()
-        if None not in vs
-    }
-
-
-def _macro_constant(summary: Mapping[str, Any]) -> float | None:
-    values = [entry.get("constant") for entry in summary.get("capabilities", {}).values()]
-    return None if not values or None in values else sum(values) / len(values)
-
-
 def sentence(suite: Evaluated, changes: Sequence[Change]) -> str:
     """The result in one sentence, noise called noise."""
-    first, last = next(iter(suite.summaries)), list(suite.summaries)[-1]
-    values = {p: _interval(suite.summaries[p].get("macro") or {}).mean for p in (first, last)}
+    first, last = next(iter(suite.results)), list(suite.results)[-1]
+    values = {p: suite.results[p].macro.mean for p in (first, last)}
     if first == last:
         return f"Held-out pass@1, macro average, is {percent(values[first])} for {first}."
     text = (

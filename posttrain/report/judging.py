@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posttrain.artefacts import DROPPED, KEPT, PILOT, UNSCORED, VERDICTS
 from posttrain.metrics import pass_rates
-from posttrain.records import Message, Sample, Verdict
+from posttrain.records import Message, Sample
 from posttrain.report.blocks import (
     Block,
     Cell,
@@ -28,7 +29,7 @@ from posttrain.report.blocks import (
 from posttrain.report.charts import scatter, score_histogram
 from posttrain.report.headline import MAX_PANELS
 from posttrain.report.read import Run, read_rows
-from posttrain.tables import read_groups, read_records
+from posttrain.tables import read_groups
 
 NUM_EXAMPLES = 3
 
@@ -45,8 +46,9 @@ def judge_section(run: Run, samples: Mapping[str, Sample]) -> Section:
             )
         )
         return Section(slug="judge", title=title, blocks=blocks)
-    kept, dropped = (read_rows(run.file("prune", f"{n}.parquet")) for n in ("kept", "dropped"))
-    unscored = read_rows(run.file("prune", "unscored.parquet"))
+    kept, dropped, unscored = (
+        read_rows(run.file("prune", table.name)) for table in (KEPT, DROPPED, UNSCORED)
+    )
     if kept or dropped:
         blocks.append(counts_table(kept, dropped, unscored))
         blocks.append(histograms(kept, dropped))
@@ -54,7 +56,7 @@ def judge_section(run: Run, samples: Mapping[str, Sample]) -> Section:
         blocks.append(Note(text="The prune stage has not finished, so there is no cut to show."))
     blocks.extend(pilot_blocks(run))
     if "prune" in run.stages:
-        blocks.extend(summary_blocks(run.stages["prune"].summary))
+        blocks.extend(summary_blocks(run.stages["prune"].summary()))
     if kept or dropped:
         blocks.extend(scored_examples(kept, dropped, unscored, samples))
     return Section(slug="judge", title=title, blocks=blocks)
@@ -127,15 +129,15 @@ def histograms(kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str,
 
 def pilot_blocks(run: Run) -> list[Block]:
     """The judge's score against the failure rate that sampling the model measured."""
-    pilot, verdicts = run.file("judge", "pilot.parquet"), run.file("judge", "verdicts.parquet")
+    pilot, verdicts = run.file("judge", PILOT), run.file("judge", VERDICTS.name)
     if pilot is None or verdicts is None:
         return [
             Note(
-                text="The judge was not checked against measurement: pilot.parquet or "
-                "verdicts.parquet is missing."
+                text=f"The judge was not checked against measurement: {PILOT} or "
+                f"{VERDICTS.name} is missing."
             )
         ]
-    scores = {v.sample_id: v.score for v in read_records(verdicts, Verdict)}
+    scores = {v.sample_id: v.score for v in VERDICTS.read(verdicts.parent)}
     failure = {sample_id: 1.0 - rate for sample_id, rate in pass_rates(read_groups(pilot)).items()}
     pairs = {i: (s, f) for i, f in failure.items() if (s := scores.get(i)) is not None}
     if len(pairs) < 2:
@@ -168,7 +170,7 @@ def _meaning(run: Run) -> str:
     """What the correlation within capabilities says; over all, capabilities may merely differ."""
     if "prune" not in run.stages:
         return "The prune stage, which tells whether the judge is right, has not finished."
-    summary = run.stages["prune"].summary
+    summary = run.stages["prune"].summary()
     within = (summary.get("spearman") or {}).get("within") or {}
     if within.get("mean") is None:
         return (

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.artefacts import MODEL
 from posttrain.report.blocks import (
     Block,
     Cell,
@@ -24,9 +25,10 @@ from posttrain.report.blocks import (
 )
 from posttrain.report.charts import bars
 from posttrain.report.read import Run
+from posttrain.report.svg import stage_colour
 from posttrain.report.training import sft_parity
-
-GRADIENT_STAGES = ("sft", "rl", "dpo")
+from posttrain.run_directory import MANIFEST
+from posttrain.tables import read_json
 
 
 def timing_section(run: Run) -> Section:
@@ -36,9 +38,9 @@ def timing_section(run: Run) -> Section:
     if not finished:
         blocks.append(Note(text="No stage has finished."))
         return Section(slug="timing", title="Time and memory", blocks=blocks)
-    seconds = [float(s.manifest.get("seconds") or 0.0) for s in finished]
+    seconds = [s.manifest.seconds for s in finished]
     rows = [(s.name, t, duration(t)) for s, t in zip(finished, seconds, strict=True)]
-    colours = [s.name if s.name in GRADIENT_STAGES else "base" for s in finished]
+    colours = [stage_colour(s.name) for s in finished]
     said = "; ".join(f"{name} {text}" for name, _, text in rows)
     svg = bars(rows, colours=colours, label=f"Time per stage: {said}")
     blocks.append(
@@ -54,8 +56,8 @@ def timing_section(run: Run) -> Section:
                 head=s.name,
                 cells=[
                     Cell(text=duration(t)),
-                    Cell(text=size(s.manifest.get("peak_rss_bytes"))),
-                    Cell(text=_counts(s.manifest.get("counts") or {}), numeric=False),
+                    Cell(text=size(s.manifest.peak_rss_bytes)),
+                    Cell(text=_counts(s.manifest.counts), numeric=False),
                 ],
             )
             for s, t in zip(finished, seconds, strict=True)
@@ -75,7 +77,7 @@ def timing_section(run: Run) -> Section:
 def section(run: Run) -> Section:
     """Recipe, stages with keys and files, and the environment."""
     blocks: list[Block] = []
-    model = run.file("model", "model.json")
+    model = run.file("model", MODEL)
     if model is not None:
         blocks.append(
             Source(title="Base model: model.json", text=model.read_text(encoding="utf-8"))
@@ -83,7 +85,7 @@ def section(run: Run) -> Section:
     blocks.append(
         Facts(
             title="Stage keys",
-            items=[(s.name, str(s.manifest.get("key", ""))) for s in run.stages.values()],
+            items=[(s.name, s.manifest.key) for s in run.stages.values()],
         )
     )
     if run.recipe_text is None:
@@ -100,8 +102,8 @@ def section(run: Run) -> Section:
             Source(title=title, text=pretty(value)) if value else Note(text=f"{name} is missing.")
         )
     for stage in run.stages.values():
-        title = f"{stage.number}-{stage.name}: MANIFEST.json"
-        blocks.append(Source(title=title, text=pretty(stage.manifest)))
+        title = f"{stage.path.name}: {MANIFEST}"
+        blocks.append(Source(title=title, text=pretty(read_json(stage.path / MANIFEST))))
     return Section(slug="lineage", title="Lineage", blocks=blocks)
 
 
@@ -154,13 +156,9 @@ def _nth(every: int) -> str:
 
 
 def _counts(counts: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{k.replace('_', ' ')} {number(v)}"
-        for k, v in counts.items()
-        if isinstance(v, (int, float))
-    )
+    return ", ".join(f"{k.replace('_', ' ')} {number(v)}" for k, v in counts.items())
 
 
 def _most(run: Run) -> str:
-    values = [s.manifest.get("peak_rss_bytes") for s in run.stages.values()]
-    return size(max((float(v) for v in values if v is not None), default=None))
+    values = [s.manifest.peak_rss_bytes for s in run.stages.values()]
+    return size(max((value for value in values if value is not None), default=None))

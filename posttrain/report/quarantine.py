@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posttrain.artefacts import QUARANTINE
 from posttrain.report.blocks import (
     Block,
     Cell,
@@ -33,12 +34,11 @@ def section(run: Run) -> Section:
         return Section(slug="data", title="Data", blocks=blocks)
     facts = [
         f"{key.replace('_', ' ')} {number(value)}"
-        for key, value in {**run.stages["data"].manifest.get("counts", {})}.items()
-        if isinstance(value, (int, float))
+        for key, value in run.stages["data"].manifest.counts.items()
     ]
     if facts:
         blocks.append(Prose(text="Rows: " + ", ".join(facts) + "."))
-    path = run.file("data", "quarantine.parquet")
+    path = run.file("data", QUARANTINE)
     rows = read_rows(path)
     if path is None:
         blocks.append(Note(text="No quarantine table: quarantine.parquet is missing."))

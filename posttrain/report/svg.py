@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from posttrain.errors import EnvironmentFault
+from posttrain.recipe.schema import training_stages
 from posttrain.report.inert import plain
 
 COLOURS: Mapping[str, str] = {
@@ -18,9 +19,10 @@ COLOURS: Mapping[str, str] = {
     "rule": "#e3e1da",
     "accent": "#2f5fb3",
     "base": "#868b92",
-    "sft": "#2f6fb8",
-    "rl": "#d9622b",
-    "dpo": "#2a8f68",
+    "training-1": "#2f6fb8",
+    "training-2": "#d9622b",
+    "training-3": "#2a8f68",
+    "training-4": "#7d5bb5",
     "solved": "#a9c8b4",
     "failed": "#d9a5a0",
     "undecided": "#b9a3cf",
@@ -29,6 +31,8 @@ COLOURS: Mapping[str, str] = {
     "dropped": "#c3c6ca",
 }
 """Name -> the light colour that charts are drawn with; the page has a CSS variable of each name."""
+
+NUM_TRAINING_COLOURS = sum(name.startswith("training-") for name in COLOURS)
 
 FONT_SIZE = 11
 _VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
@@ -93,6 +97,14 @@ CONFIG: Mapping[str, Any] = {
     "axisY": {"domain": False, "ticks": False},
     "text": {"color": COLOURS["ink"], "fontSize": FONT_SIZE},
 }
+
+
+def stage_colour(stage: str) -> str:
+    """Return the name of a stage's colour: each training stage has one, all others share one."""
+    order = training_stages()
+    if stage not in order:
+        return "base"
+    return f"training-{order.index(stage) % NUM_TRAINING_COLOURS + 1}"
 
 
 def render(spec: Mapping[str, Any], *, label: str) -> Markup:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from posttrain.artefacts import CURRICULUM, METRICS, PAIRS, PARITY
+from posttrain.recipe.schema import training_stages
 from posttrain.records import PreferencePair
 from posttrain.report.blocks import (
     Block,
@@ -29,44 +32,110 @@ from posttrain.report.experts import expert_blocks
 from posttrain.report.headline import MAX_PANELS
 from posttrain.report.judging import conversation
 from posttrain.report.read import Run, read_rows, series
-from posttrain.tables import read_json, read_metrics, read_records
+from posttrain.report.svg import stage_colour
+from posttrain.tables import read_json, read_metrics
 
-WANTED: Mapping[str, Sequence[tuple[str, tuple[str, ...], bool]]] = {
-    "sft": (
-        ("loss", ("loss", "train_loss"), False),
-        ("token accuracy", ("mean_token_accuracy",), True),
-        ("learning rate", ("learning_rate",), False),
-        ("gradient norm", ("grad_norm",), False),
-    ),
-    "rl": (
-        ("reward", ("reward",), False),
-        (
-            "completion length, tokens",
-            ("completions/mean_length", "completion_length", "mean_length"),
-            False,
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """A panel of training curves."""
+
+    title: str
+    metrics: tuple[str, ...]
+    """Names in metrics.jsonl, without namespace; the first that was logged is drawn."""
+    is_share: bool = False
+
+
+LOSS = Curve(title="loss", metrics=("loss", "train_loss"))
+GRADIENT_NORM = Curve(title="gradient norm", metrics=("grad_norm",))
+LEARNING_RATE = Curve(title="learning rate", metrics=("learning_rate",))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedBy:
+    """How the report and the card tell of a training stage."""
+
+    title: str
+    method: str
+    """Tag of the method on Hugging Face."""
+    describe: Callable[[Run], str]
+    """What was trained on, in words."""
+    curves: Sequence[Curve] = (LOSS, LEARNING_RATE, GRADIENT_NORM)
+
+
+def _describe_sft(run: Run) -> str:
+    if "prune" in run.stages:
+        return "SFT on the answers of the samples that the judge found hard"
+    return "SFT"
+
+
+TRAINED_BY: Mapping[str, TrainedBy] = {
+    "sft": TrainedBy(
+        title="SFT",
+        method="sft",
+        describe=_describe_sft,
+        curves=(
+            LOSS,
+            Curve(title="token accuracy", metrics=("mean_token_accuracy",), is_share=True),
+            LEARNING_RATE,
+            GRADIENT_NORM,
         ),
-        (
-            "answers cut off at the limit",
-            ("completions/clipped_ratio", "clipped_ratio", "truncated"),
-            True,
-        ),
-        ("entropy, nats per token", ("entropy",), False),
-        ("loss", ("loss",), False),
-        ("gradient norm", ("grad_norm",), False),
-        ("KL to the start of the stage", ("kl",), False),
-        ("clipped updates", ("clip_ratio/region_mean", "clip_ratio"), True),
     ),
-    "dpo": (
-        ("loss", ("loss",), False),
-        ("pairs ranked right", ("rewards/accuracies", "accuracies"), True),
-        ("reward margin", ("rewards/margins", "margins"), False),
-        ("gradient norm", ("grad_norm",), False),
+    "rl": TrainedBy(
+        title="Online RL",
+        method="grpo",
+        describe=lambda _: "Online RL (GRPO) on verified answers, prompts chosen by the curriculum",
+        curves=(
+            Curve(title="reward", metrics=("reward",)),
+            Curve(
+                title="completion length, tokens",
+                metrics=("completions/mean_length", "completion_length", "mean_length"),
+            ),
+            Curve(
+                title="answers cut off at the limit",
+                metrics=("completions/clipped_ratio", "clipped_ratio", "truncated"),
+                is_share=True,
+            ),
+            Curve(title="entropy, nats per token", metrics=("entropy",)),
+            LOSS,
+            GRADIENT_NORM,
+            Curve(title="KL to the start of the stage", metrics=("kl",)),
+            Curve(
+                title="clipped updates",
+                metrics=("clip_ratio/region_mean", "clip_ratio"),
+                is_share=True,
+            ),
+        ),
+    ),
+    "dpo": TrainedBy(
+        title="DPO",
+        method="dpo",
+        describe=lambda _: (
+            "A light DPO on passed and failed answers to the same prompt, from the RL rollouts"
+        ),
+        curves=(
+            LOSS,
+            Curve(
+                title="pairs ranked right",
+                metrics=("rewards/accuracies", "accuracies"),
+                is_share=True,
+            ),
+            Curve(title="reward margin", metrics=("rewards/margins", "margins")),
+            GRADIENT_NORM,
+        ),
     ),
 }
-"""Stage -> (what the panel is called, metric names that may hold it, whether it is a share)."""
 
+
+def trained_by(stage: str) -> TrainedBy:
+    """Return how a training stage is told of; plainly where nothing is written of it here."""
+    plain = TrainedBy(title=stage, method=stage, describe=lambda _: f"Trained by {stage}")
+    return TRAINED_BY.get(stage, plain)
+
+
+RL_COLOUR = stage_colour("rl")
 FLOW = (
-    ("trained", "rl", "trained on, with signal"),
+    ("trained", RL_COLOUR, "trained on, with signal"),
     ("filler", "filler", "trained on without signal, because the refill cap bound"),
     ("surplus", "surplus", "with signal, one too many"),
     ("stopped", "dropped", "stopped after the pilot: little to expect of the rest"),
@@ -93,16 +162,23 @@ FATES = (
 """(curriculum.jsonl key after tokens_, meaning)."""
 
 
-def sft_section(run: Run) -> Section:
-    """SFT: what it cost and its curves."""
-    return Section(slug="sft", title="SFT", blocks=_curves_of(run, "sft"))
+def sections(run: Run) -> list[Section]:
+    """Return one section per training stage, in running order."""
+    blocks_of = {"rl": _rl_blocks, "dpo": _dpo_blocks}
+    return [
+        Section(
+            slug=stage,
+            title=trained_by(stage).title,
+            blocks=blocks_of[stage](run) if stage in blocks_of else _curves_of(run, stage),
+        )
+        for stage in training_stages()
+    ]
 
 
-def dpo_section(run: Run) -> Section:
-    """DPO: curves, and the pairs it learned from by corner case."""
+def _dpo_blocks(run: Run) -> list[Block]:
+    """Curves, and the pairs by corner case."""
     blocks = _curves_of(run, "dpo") if "dpo" in run.stages or run.recipe.get("dpo") else []
-    path = run.file("pairs", "pairs.parquet")
-    pairs = [] if path is None else read_records(path, PreferencePair)
+    path = run.file("pairs", PAIRS.name)
     if path is None:
         blocks.append(
             Note(
@@ -110,13 +186,13 @@ def dpo_section(run: Run) -> Section:
                 "dpo section."
             )
         )
-    elif not pairs:
+    elif pairs := PAIRS.read(path.parent):
+        blocks.extend(pair_blocks(pairs))
+    else:
         blocks.append(
             Note(text="The RL rollouts held no usable pair, so DPO had nothing to learn from.")
         )
-    else:
-        blocks.extend(pair_blocks(pairs))
-    return Section(slug="dpo", title="DPO", blocks=blocks)
+    return blocks
 
 
 def pair_blocks(pairs: Sequence[PreferencePair], num_examples: int = 2) -> list[Block]:
@@ -158,12 +234,12 @@ def pair_blocks(pairs: Sequence[PreferencePair], num_examples: int = 2) -> list[
     return [table, Examples(title="Pairs to read", items=examples)]
 
 
-def rl_section(run: Run) -> Section:
-    """RL: pass rates, the curriculum's flow, parity, and the optimiser's curves."""
+def _rl_blocks(run: Run) -> list[Block]:
+    """Pass rates, the curriculum's flow, the optimiser's curves, and parity."""
     blocks: list[Block] = []
     if "rl" not in run.stages:
-        return Section(slug="rl", title="Online RL", blocks=_curves_of(run, "rl"))
-    rows = read_rows(run.file("rl", "curriculum.jsonl"))
+        return _curves_of(run, "rl")
+    rows = read_rows(run.file("rl", CURRICULUM))
     if rows:
         by_capability: dict[str, list[dict[str, Any]]] = {}
         for row in sorted(rows, key=lambda r: (str(r["capability"]), float(r["step"]))):
@@ -177,7 +253,7 @@ def rl_section(run: Run) -> Section:
         blocks.append(Note(text="No curriculum flow: curriculum.jsonl is missing or empty."))
     blocks.extend(_curves_of(run, "rl"))
     blocks.append(_parity(run))
-    return Section(slug="rl", title="Online RL", blocks=blocks)
+    return blocks
 
 
 def _pass_rates(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
@@ -193,7 +269,7 @@ def _pass_rates(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
         said = f"{name}: {percent(points[0][1])} at step {number(points[0][0])}, "
         said += f"{percent(points[-1][1])} at step {number(points[-1][0])}"
         svg = curves(
-            {name: ("rl", points)},
+            {name: (RL_COLOUR, points)},
             share=True,
             top=1.0,
             label=f"Pass rate of proposed prompts, {said}",
@@ -285,15 +361,15 @@ def _curves_of(run: Run, stage: str) -> list[Block]:
         why = "has not finished" if asked else "is not part of this recipe"
         return [Note(text=f"The {stage} stage {why}.")]
     blocks: list[Block] = []
-    summary = run.stages[stage].summary
-    if facts := _facts(summary):
+    if facts := _facts(run.stages[stage].summary()):
         blocks.append(Prose(text=facts))
-    path = run.file(stage, "metrics.jsonl")
+    path = run.file(stage, METRICS)
     rows: list[dict[str, Any]] = [] if path is None else read_metrics(path)
     panels: list[Panel] = []
-    for title, names, share in WANTED[stage]:
-        if found := series(rows, *names):
-            panels.append(curve_panel(title, found, share=share, colour=stage))
+    for curve in trained_by(stage).curves:
+        if found := series(rows, *curve.metrics):
+            colour = stage_colour(stage)
+            panels.append(curve_panel(curve.title, found, share=curve.is_share, colour=colour))
     if panels:
         blocks.append(Figure(title="Training curves", panels=panels))
         blocks.extend(expert_blocks(rows, stage))
@@ -318,7 +394,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
 
 
 def _parity(run: Run) -> Block:
-    rows = read_rows(run.file("rl", "parity.jsonl"))
+    rows = read_rows(run.file("rl", PARITY))
     engine = run.recipe.get("engine") or {}
     tolerance = engine.get("parity_tolerance")
     points = series(rows, "parity/mean")
@@ -331,7 +407,7 @@ def _parity(run: Run) -> Block:
     line = (
         float(tolerance) if isinstance(tolerance, (int, float)) and worst > tolerance / 20 else None
     )
-    svg = curves({"difference": ("rl", points)}, zero=True, limit_line=line, label=label)
+    svg = curves({"difference": (RL_COLOUR, points)}, zero=True, limit_line=line, label=label)
     told = "" if tolerance is None else f" The run stops past {number(tolerance)}."
     return Figure(
         title="Weight-sync parity",

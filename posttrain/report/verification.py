@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.artefacts import ANSWER_JUDGE, EVALUATION, METRICS, SANDBOX, outcome_tables
 from posttrain.metrics import rise_p_value
 from posttrain.records import Outcome, Prompt
 from posttrain.report.blocks import (
@@ -27,7 +28,8 @@ from posttrain.report.blocks import (
 )
 from posttrain.report.charts import curve_panel, curves
 from posttrain.report.judging import conversation
-from posttrain.report.read import EVAL_POINTS, Run, rollout_steps, series
+from posttrain.report.read import Run, rollout_steps, series
+from posttrain.report.svg import stage_colour
 from posttrain.tables import read_json, read_metrics, read_table
 
 _OUTCOME_COLUMNS = ("passed", "score", "why", "kind", "reward_hack_flags")
@@ -38,6 +40,7 @@ NUM_SPOT_CHECKS = 12
 MIN_GROUP = 4
 """Answers of a prompt from which a lone success counts as rare."""
 _SIGNIFICANT = 0.001
+RL_COLOUR = stage_colour("rl")
 _LABELS = {"length": "length, taken", "format": "form, given", "language": "script, given"}
 
 
@@ -72,13 +75,14 @@ def section(run: Run, prompts: Mapping[str, Prompt]) -> Section:
 def read_decided(run: Run, prompts: Mapping[str, Prompt]) -> dict[str, list[Decided]]:
     """Return the answers verified at each place (`eval-base`, `rl`, ...), in stage order."""
     places: dict[str, list[Decided]] = {}
-    for point in EVAL_POINTS:
-        if point == "rl" and (steps := rollout_steps(run)):
-            places["rl"] = [one for path in steps for one in _answers(path, prompts)]
-        stage = f"eval-{point}"
-        if stage in run.stages:
-            tables = sorted(run.stages[stage].path.glob("outcomes-*.parquet"))
-            places[stage] = [one for path in tables for one in _answers(path, prompts)]
+    for name, stage in run.stages.items():
+        if name.startswith(EVALUATION):
+            tables = outcome_tables(stage.path)
+        elif name == "rl":
+            tables = rollout_steps(run)
+        else:
+            continue
+        places[name] = [one for path in tables for one in _answers(path, prompts)]
     return {place: found for place, found in places.items() if found}
 
 
@@ -134,9 +138,9 @@ def _means(run: Run) -> Facts | None:
     """Name the sandbox that ran programs and the calibration of the answer judge."""
     items: list[tuple[str, str]] = []
     for stage in run.stages:
-        if (path := run.file(stage, "sandbox.json")) is not None:
+        if (path := run.file(stage, SANDBOX)) is not None:
             items.append(("sandbox", str(read_json(path)["sandbox"])))
-        if (path := run.file(stage, "answer_judge.json")) is not None:
+        if (path := run.file(stage, ANSWER_JUDGE)) is not None:
             told = read_json(path)
             said = f"passes from {told['threshold']:.2f}"
             if "auc" in told:
@@ -166,7 +170,7 @@ def reward_hack_blocks(rollouts: Sequence[Decided]) -> list[Block]:
             by_step.setdefault(one.step, []).append(kind in one.outcome.reward_hack_flags)
         points = [(float(s), sum(hit) / len(hit)) for s, hit in sorted(by_step.items())]
         told = f"{verifier}: {kind}"
-        svg = curves({kind: ("rl", points)}, share=True, label=f"Share of answers, {told}")
+        svg = curves({kind: (RL_COLOUR, points)}, share=True, label=f"Share of answers, {told}")
         panels.append(Panel(title=told, svg=svg))
         flagged = [one for one in own if kind in one.outcome.reward_hack_flags]
         passed = sum(one.outcome.passed is True for one in flagged)
@@ -241,10 +245,10 @@ def _to_check(one: Decided, size: int, prompts: Mapping[str, Prompt]) -> Example
 
 
 def _shaping(run: Run) -> Figure | None:
-    path = run.file("rl", "metrics.jsonl")
+    path = run.file("rl", METRICS)
     rows: list[dict[str, Any]] = [] if path is None else read_metrics(path)
     panels = [
-        curve_panel(label, found, share=False, colour="rl")
+        curve_panel(label, found, share=False, colour=RL_COLOUR)
         for name, label in _LABELS.items()
         if (found := series(rows, f"rl/shaping/{name}", f"shaping/{name}"))
     ]

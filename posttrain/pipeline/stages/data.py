@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.artefacts import PROMPTS, QUARANTINE, SAMPLES, suite_table
 from posttrain.pipeline.context import Counts, Stage, StageContext
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe
 from posttrain.records import Prompt, Sample
-from posttrain.tables import read_records, write_json, write_records
+from posttrain.run_directory import SUMMARY
+from posttrain.tables import write_json
 
 
 def run(context: StageContext, section: Recipe) -> Counts:
@@ -27,15 +29,15 @@ def run(context: StageContext, section: Recipe) -> Counts:
         section,
         find=beside_recipe,
         seed=context.seed,
-        quarantine_path=context.work_dir / "quarantine.parquet",
+        quarantine_path=context.work_dir / QUARANTINE,
     )
     assert_disjoint(bundle)
     out = context.out_dir
-    write_records(out / "samples.parquet", bundle.samples, Sample)
-    write_records(out / "prompts.parquet", bundle.prompts, Prompt)
+    SAMPLES.write(out, bundle.samples)
+    PROMPTS.write(out, bundle.prompts)
     for name, held_out in bundle.suites.items():
-        write_records(out / "suites" / f"{name}.parquet", held_out, Prompt)
-    write_quarantine(out / "quarantine.parquet", bundle.quarantine)
+        suite_table(name).write(out, held_out)
+    write_quarantine(out / QUARANTINE, bundle.quarantine)
     counts = {
         "samples": len(bundle.samples),
         "prompts": len(bundle.prompts),
@@ -43,7 +45,7 @@ def run(context: StageContext, section: Recipe) -> Counts:
         "quarantined": len(bundle.quarantine),
     }
     write_json(
-        out / "summary.json",
+        out / SUMMARY,
         {
             **counts,
             "samples_by_capability": _by_capability(bundle.samples),
@@ -75,19 +77,18 @@ def files(loaded: LoadedRecipe) -> Mapping[str, Path]:
 
 def samples(context: StageContext) -> list[Sample]:
     """Return every SFT sample."""
-    return read_records(context.inputs["data"] / "samples.parquet", Sample)
+    return SAMPLES.read(context.inputs["data"])
 
 
 def prompts(context: StageContext) -> list[Prompt]:
     """Return the RL prompts."""
-    return read_records(context.inputs["data"] / "prompts.parquet", Prompt)
+    return PROMPTS.read(context.inputs["data"])
 
 
 def suites(context: StageContext) -> dict[str, list[Prompt]]:
     """Return the held-out prompts by suite, in the recipe's order."""
-    folder = context.inputs["data"] / "suites"
     names = [s if isinstance(s, str) else s.name for s in context.recipe.eval.suites]
-    return {name: read_records(folder / f"{name}.parquet", Prompt) for name in names}
+    return {name: suite_table(name).read(context.inputs["data"]) for name in names}
 
 
 def _by_capability(rows: list[Sample] | list[Prompt]) -> dict[str, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from posttrain.artefacts import PAIRS
 from posttrain.pipeline import keys
 from posttrain.pipeline.context import Counts, Stage, StageContext, finish, starting_policy
-from posttrain.pipeline.stages.pairs import pairs
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Dpo
 
@@ -17,7 +17,7 @@ def run(context: StageContext, section: Dpo) -> Counts:
     from posttrain import dpo
 
     summary = dpo.train(
-        pairs(context),
+        PAIRS.read(context.inputs["pairs"]),
         policy=starting_policy(context),
         model=context.recipe.model,
         trainer=section.trainer,

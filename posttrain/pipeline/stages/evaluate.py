@@ -8,6 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from posttrain import metrics
+from posttrain.artefacts import (
+    BASE,
+    EVALUATION,
+    CapabilityResult,
+    EvaluationResult,
+    SuiteResult,
+    outcomes_name,
+)
+from posttrain.metrics import Interval
 from posttrain.pipeline import keys
 from posttrain.pipeline.answering import answer_judge_files, answers_decided
 from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, starting_policy
@@ -16,10 +26,7 @@ from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.cross import capabilities
 from posttrain.recipe.schema import Eval, Recipe
 from posttrain.records import Prompt, RolloutGroup
-from posttrain.tables import write_groups, write_json
-
-BASE = "base"
-"""The point of eval.after before anything is trained."""
+from posttrain.tables import write_groups
 
 
 def run(context: StageContext, section: Eval) -> Counts:
@@ -33,8 +40,7 @@ def run(context: StageContext, section: Eval) -> Counts:
     policy = starting_policy(context)
     tokenizer = load_tokenizer(policy.base)
     started = time.monotonic()
-    summaries: dict[str, Any] = {}
-    num_prompts = num_tokens = 0
+    results: dict[str, SuiteResult] = {}
     suites = data.suites(context)
     everyone = [prompt for prompts in suites.values() for prompt in prompts]
     check_room(everyone, tokenizer, max_model_len=recipe.engine.max_model_len)
@@ -52,16 +58,18 @@ def run(context: StageContext, section: Eval) -> Counts:
                 label=label,
             )
             by_id = {prompt.prompt_id: prompt for prompt in prompts}
-            write_groups(context.out_dir / f"outcomes-{name}.parquet", groups, by_id)
-            summary = summarise(prompts, groups, pass_at=section.pass_at)
-            summaries[name] = {**summary, "seconds": time.monotonic() - began}
-            num_prompts += len(prompts)
-            num_tokens += summary["tokens"]
-    write_json(
-        context.out_dir / "summary.json",
-        {"suites": summaries, "tokens": num_tokens, "seconds": time.monotonic() - started},
-    )
-    return {"prompts": num_prompts, "tokens": num_tokens}
+            write_groups(context.out_dir / outcomes_name(name), groups, by_id)
+            capabilities, macro = summarise(prompts, groups, pass_at=section.pass_at)
+            results[name] = SuiteResult(
+                capabilities=capabilities,
+                macro=macro,
+                tokens=_num_tokens(groups),
+                seconds=time.monotonic() - began,
+            )
+    tokens = sum(result.tokens for result in results.values())
+    seconds = time.monotonic() - started
+    EvaluationResult(suites=results, tokens=tokens, seconds=seconds).write(context.out_dir)
+    return {"prompts": len(everyone), "tokens": tokens}
 
 
 def depends_on(loaded: LoadedRecipe, _section: Eval) -> Mapping[str, Any]:
@@ -87,9 +95,8 @@ def estimate(recipe: Recipe, section: Eval, _rows: Mapping[str, int | None]) -> 
 
 def summarise(
     prompts: Sequence[Prompt], groups: Sequence[RolloutGroup], *, pass_at: Sequence[int]
-) -> dict[str, Any]:
-    """pass@1 with its interval, pass@k and the best constant answer per capability; the average."""
-    from posttrain import metrics
+) -> tuple[dict[str, CapabilityResult], Interval]:
+    """Return the result of each capability, and pass@1 averaged over them."""
     from posttrain.rewards import find_verifier, verify
 
     def passes(prompt: Prompt, text: str) -> bool:
@@ -98,32 +105,19 @@ def summarise(
     by_capability: dict[str, list[RolloutGroup]] = {}
     for prompt, group in zip(prompts, groups, strict=True):
         by_capability.setdefault(prompt.capability, []).append(group)
-    capabilities: dict[str, Any] = {}
+    capabilities: dict[str, CapabilityResult] = {}
     for name, own in sorted(by_capability.items()):
-        interval = metrics.pass_rate_interval(own)
         asked = [prompt for prompt in prompts if prompt.capability == name]
         is_open = any(find_verifier(prompt.verifier).is_open for prompt in asked)
         constant = math.nan if is_open else metrics.best_constant_answer(asked, passes, groups=own)
-        capabilities[name] = {
-            "pass@1": _plain(interval),
-            "pass@k": {str(k): _number(metrics.mean_pass_at_k(own, k)) for k in pass_at},
-            "constant": _number(constant),
-            "num_prompts": len(own),
-            "tokens": _num_tokens(own),
-        }
-    return {
-        "capabilities": capabilities,
-        "macro": _plain(metrics.macro_pass_at_1(by_capability)),
-        "tokens": _num_tokens(groups),
-    }
-
-
-def _plain(interval: Any) -> dict[str, float | None]:
-    return {name: _number(getattr(interval, name)) for name in ("mean", "low", "high")}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+        capabilities[name] = CapabilityResult(
+            pass_at_1=metrics.pass_rate_interval(own),
+            pass_at_k={k: metrics.mean_pass_at_k(own, k) for k in pass_at},
+            constant=constant,
+            num_prompts=len(own),
+            tokens=_num_tokens(own),
+        )
+    return capabilities, metrics.macro_pass_at_1(by_capability)
 
 
 def _num_tokens(groups: Sequence[RolloutGroup]) -> int:
@@ -148,7 +142,7 @@ def _row(
     point: str, policy: tuple[str, ...], section: Callable[[Recipe], Eval | None]
 ) -> Stage[Eval]:
     return Stage(
-        name=f"eval-{point}",
+        name=f"{EVALUATION}{point}",
         version=1,
         section=lambda recipe: section(recipe) if point in recipe.eval.after else None,
         run=run,

@@ -8,21 +8,20 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from posttrain.artefacts import MODEL, PILOT, PROMPT_VERDICTS, VERDICTS
 from posttrain.pipeline import keys
 from posttrain.pipeline.answering import answer_judge_files, answers_decided
 from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, starting_policy
 from posttrain.pipeline.stages import data
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe, Sft
-from posttrain.records import Message, Prompt, RolloutGroup, Sample, Verdict, content_hash
-from posttrain.tables import read_json, read_records, write_groups, write_json, write_records
+from posttrain.records import Message, Prompt, RolloutGroup, Sample, content_hash
+from posttrain.run_directory import SUMMARY
+from posttrain.tables import read_json, write_groups, write_json
 
 if TYPE_CHECKING:
     from posttrain.engines import Engine
     from posttrain.recipe.models import EngineSpec
-
-PROMPT_VERDICTS = "prompt_verdicts.parquet"
-"""Verdicts on RL prompts, by prompt_id."""
 
 
 def run(context: StageContext, section: Sft) -> Counts:
@@ -44,7 +43,7 @@ def run(context: StageContext, section: Sft) -> Counts:
     policy = starting_policy(context)
     tokenizer = load_tokenizer(policy.base)
     judge_engine = section.judge_engine or recipe.engine
-    base = read_json(context.inputs["model"] / "model.json")
+    base = read_json(context.inputs["model"] / MODEL)
     revision = judge_revision(judge_engine, base, recipe.model.dtype)
 
     def pilot(engine: Engine, max_model_len: int) -> list[RolloutGroup]:
@@ -71,7 +70,7 @@ def run(context: StageContext, section: Sft) -> Counts:
             ledger_path=ledger,
             max_model_len=judge_engine.max_model_len,
         )
-        write_records(context.out_dir / "verdicts.parquet", verdicts, Verdict)
+        VERDICTS.write(context.out_dir, verdicts)
         judged = time.monotonic()
         prompts = data.prompts(context) if recipe.rl and recipe.rl.judge_prompts else []
         on_prompts = judge_samples(
@@ -83,13 +82,12 @@ def run(context: StageContext, section: Sft) -> Counts:
             ledger_path=ledger,
             max_model_len=judge_engine.max_model_len,
         )
-        write_records(
-            context.out_dir / PROMPT_VERDICTS,
+        PROMPT_VERDICTS.write(
+            context.out_dir,
             [
                 dataclasses.replace(verdict, sample_id=prompt.prompt_id)
                 for prompt, verdict in zip(prompts, on_prompts, strict=True)
             ],
-            Verdict,
         )
         prompt_seconds = time.monotonic() - judged
         shared = section.judge_engine is None
@@ -101,7 +99,7 @@ def run(context: StageContext, section: Sft) -> Counts:
             groups = pilot(engine, recipe.engine.max_model_len)
     piloted = {group.prompt_id for group in groups}
     by_id = {s.sample_id: _as_prompt(s) for s in samples if s.sample_id in piloted}
-    write_groups(context.out_dir / "pilot.parquet", groups, by_id)
+    write_groups(context.out_dir / PILOT, groups, by_id)
     num_scored = sum(verdict.score is not None for verdict in verdicts)
     counts = {
         "judged": len(verdicts),
@@ -114,7 +112,7 @@ def run(context: StageContext, section: Sft) -> Counts:
     seconds = time.monotonic() - started
     tokens = sum(len(r.completion_ids) for group in groups for r in group.rollouts)
     write_json(
-        context.out_dir / "summary.json",
+        context.out_dir / SUMMARY,
         {**counts, "seconds": seconds, "prompt_seconds": prompt_seconds, "pilot_tokens": tokens},
     )
     return counts
@@ -152,7 +150,7 @@ def tags(context: StageContext) -> dict[str, float]:
     """Return the difficulty of RL prompts by prompt_id, in [0, 1]; unscored ones are left out."""
     if "judge" not in context.inputs:
         return {}
-    verdicts = read_records(context.inputs["judge"] / PROMPT_VERDICTS, Verdict)
+    verdicts = PROMPT_VERDICTS.read(context.inputs["judge"])
     return {verdict.sample_id: verdict.score for verdict in verdicts if verdict.score is not None}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.artefacts import MODEL
 from posttrain.pipeline.context import Counts, Stage, StageContext
 from posttrain.pipeline.environment import cache_dir
 from posttrain.recipe import LoadedRecipe
@@ -22,7 +23,7 @@ def run(context: StageContext, section: Model) -> Counts:
     path = resolve_base(section, cache_dir=cache_dir())
     num_parameters = count_parameters(path)
     write_json(
-        context.out_dir / "model.json",
+        context.out_dir / MODEL,
         {
             "path": str(path),
             "revision": section.revision,

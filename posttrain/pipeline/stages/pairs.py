@@ -6,22 +6,24 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from posttrain.artefacts import PAIRS, read_added_prompts, read_rollouts
 from posttrain.errors import HealthStop
 from posttrain.pipeline.context import Counts, Stage, StageContext
-from posttrain.pipeline.stages import data, rl
+from posttrain.pipeline.stages import data
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Pairs
-from posttrain.records import PreferencePair
-from posttrain.tables import read_records, write_json, write_records
+from posttrain.run_directory import SUMMARY
+from posttrain.tables import write_json
 
 
 def run(context: StageContext, section: Pairs) -> Counts:
     """Mine the pairs; raise HealthStop where there is none."""
-    from posttrain.preferences import mine_pairs
+    from posttrain.preferences import mine_pairs, pair_summary
 
     started = time.monotonic()
-    prompts = {p.prompt_id: p for p in (*data.prompts(context), *rl.added_prompts(context))}
-    groups = rl.rollout_groups(context)
+    rl = context.inputs["rl"]
+    prompts = {p.prompt_id: p for p in (*data.prompts(context), *read_added_prompts(rl))}
+    groups = list(read_rollouts(rl))
     pairs = mine_pairs(groups, prompts, section, seed=context.seed)
     if not pairs:
         raise HealthStop(
@@ -29,16 +31,13 @@ def run(context: StageContext, section: Pairs) -> Counts:
             "failing answer of the asked-for kinds",
             hint="widen dpo.pairs (corner_cases, max_length_ratio), train RL longer, or drop dpo",
         )
-    write_records(context.out_dir / "pairs.parquet", pairs, PreferencePair)
-    corner_cases: dict[str, int] = {}
-    for pair in pairs:
-        corner_cases[pair.corner_case] = corner_cases.get(pair.corner_case, 0) + 1
+    PAIRS.write(context.out_dir, pairs)
     write_json(
-        context.out_dir / "summary.json",
+        context.out_dir / SUMMARY,
         {
             "pairs": len(pairs),
             "groups": len(groups),
-            "corner_cases": corner_cases,
+            "corner_cases": pair_summary(pairs),
             "seconds": time.monotonic() - started,
         },
     )
@@ -48,11 +47,6 @@ def run(context: StageContext, section: Pairs) -> Counts:
 def depends_on(loaded: LoadedRecipe, _section: Pairs) -> Mapping[str, Any]:
     """Which pairs are asked for."""
     return {"dpo": {"pairs": loaded.written["dpo"]["pairs"]}}
-
-
-def pairs(context: StageContext) -> list[PreferencePair]:
-    """Return the pairs, newest first."""
-    return read_records(context.inputs["pairs"] / "pairs.parquet", PreferencePair)
 
 
 STAGE = Stage(

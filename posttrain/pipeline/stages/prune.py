@@ -5,28 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from posttrain.artefacts import DROPPED, KEPT, PILOT, UNSCORED, VERDICTS
 from posttrain.pipeline.context import Counts, Stage, StageContext
 from posttrain.pipeline.stages import data, judge
+from posttrain.progress import note
+from posttrain.prune import prune
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Prune, Recipe
-from posttrain.records import Sample, Verdict
-from posttrain.tables import read_groups, read_records, write_json, write_records
+from posttrain.records import Sample
+from posttrain.run_directory import SUMMARY
+from posttrain.tables import read_groups, write_json
 
 
 def run(context: StageContext, section: Prune) -> Counts:
     """Split the samples into kept, dropped and unscored, and say how good the judge is."""
     from posttrain.judge import judge_summary
-    from posttrain.progress import note
-    from posttrain.prune import Row, prune
 
     samples = data.samples(context)
-    folder = context.inputs["judge"]
-    verdicts = read_records(folder / "verdicts.parquet", Verdict)
+    verdicts = VERDICTS.read(context.inputs["judge"])
     result = prune(samples, verdicts, section)
-    for name in ("kept", "dropped", "unscored"):
-        write_records(context.out_dir / f"{name}.parquet", getattr(result, name), Row)
-    summary = judge_summary(samples, verdicts, read_groups(folder / "pilot.parquet"), result)
-    write_json(context.out_dir / "summary.json", summary)
+    KEPT.write(context.out_dir, result.kept)
+    DROPPED.write(context.out_dir, result.dropped)
+    UNSCORED.write(context.out_dir, result.unscored)
+    pilot = read_groups(context.inputs["judge"] / PILOT)
+    summary = judge_summary(samples, verdicts, pilot, result)
+    write_json(context.out_dir / SUMMARY, summary)
     for value in summary.values():
         if isinstance(value, str) and " " in value:
             note(value)
@@ -50,17 +53,11 @@ def section_of(recipe: Recipe) -> Prune | None:
 
 def kept_samples(context: StageContext) -> list[Sample]:
     """Return the samples to train on, unscored ones included; without a judge all of them."""
-    from posttrain.prune import Row
-
     samples = data.samples(context)
     if "prune" not in context.inputs:
         return samples
     folder = context.inputs["prune"]
-    rows = [
-        *read_records(folder / "kept.parquet", Row),
-        *read_records(folder / "unscored.parquet", Row),
-    ]
-    kept = {row.sample_id for row in rows}
+    kept = {decision.sample_id for decision in (*KEPT.read(folder), *UNSCORED.read(folder))}
     return [sample for sample in samples if sample.sample_id in kept]
 
 

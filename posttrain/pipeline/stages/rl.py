@@ -18,8 +18,6 @@ from posttrain.pipeline.context import (
 from posttrain.pipeline.stages import data, judge
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe, Rl
-from posttrain.records import Prompt, RolloutGroup
-from posttrain.tables import read_groups, read_records
 
 COUNTS = ("steps", "tokens", "groups", "rollouts", "generated_tokens", "scored_tokens")
 TRL_EPOCHS = 3
@@ -107,18 +105,6 @@ def estimate(recipe: Recipe, section: Rl, rows: Mapping[str, int | None]) -> Est
         group = block.get("num_generations", TRL_GENERATIONS)
         tokens = int(prompts * epochs) * group * length
     return Estimate(rows={"rl": prompts}, tokens={"rl": tokens})
-
-
-def rollout_groups(context: StageContext) -> list[RolloutGroup]:
-    """Return every group of the RL run, oldest first."""
-    tables = sorted((context.inputs["rl"] / "rollouts").glob("step-*.parquet"))
-    return [group for table in tables for group in read_groups(table)]
-
-
-def added_prompts(context: StageContext) -> list[Prompt]:
-    """Return the prompts that came up during the RL run, oldest first."""
-    tables = sorted((context.inputs["rl"] / "prompts").glob("step-*.parquet"))
-    return [prompt for table in tables for prompt in read_records(table, Prompt)]
 
 
 def _curriculum(loaded: LoadedRecipe) -> Mapping[str, Any] | None:

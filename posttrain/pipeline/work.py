@@ -1,4 +1,4 @@
-"""The run directory: who may work in it, whose it is, and where things lie."""
+"""Work in a run directory: who may, whose run it is, and what unfinished stages keep."""
 
 from __future__ import annotations
 
@@ -10,66 +10,20 @@ import socket
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import EnvironmentFault, Locked, RecipeError
 from posttrain.pipeline.environment import describe_environment
 from posttrain.recipe import LoadedRecipe
+from posttrain.run_directory import RunDirectory
 from posttrain.tables import read_json, write_bytes, write_json
 
 LOCK = "lock"
-IDENTITY = "run.json"
-RUNNING = "running.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunDir:
-    """`runs/<name>/`, by name."""
-
-    path: Path
-
-    @property
-    def stages(self) -> Path:
-        """Finished stages."""
-        return self.path / "stages"
-
-    @property
-    def work(self) -> Path:
-        """What unfinished stages need to go on."""
-        return self.path / "work"
-
-    @property
-    def hashes(self) -> Path:
-        """The remembered file hashes."""
-        return self.work / "hashes.json"
-
-    @property
-    def job(self) -> Path:
-        """The loaded recipe as stage processes read it."""
-        return self.work / "job.json"
-
-    def stage(self, number: int, name: str) -> Path:
-        """Where a finished stage lies."""
-        return self.stages / f"{number}-{name}"
-
-    def find_stage(self, name: str) -> Path | None:
-        """Return the directory of a stage, whatever its number; None where there is none."""
-        return next((p for p in self.stages.glob("[0-9]*-*") if stage_name(p) == name), None)
-
-    def temporary(self, number: int, name: str) -> Path:
-        """Where this process builds a stage."""
-        return self.stages / f".tmp-{number}-{name}-{os.getpid()}"
-
-
-def stage_name(folder: Path) -> str:
-    """Return the stage that a directory `<number>-<stage>` holds."""
-    return folder.name.partition("-")[2]
 
 
 @contextmanager
-def hold(run_dir: RunDir) -> Generator[None, None, None]:
+def hold(run_dir: RunDirectory) -> Generator[None, None, None]:
     """Be the only one who works in the run directory; a holder that dies frees it at once.
 
     Raises Locked, naming the holder.
@@ -96,7 +50,7 @@ def hold(run_dir: RunDir) -> Generator[None, None, None]:
         os.close(handle)
 
 
-def holder_of(run_dir: RunDir) -> Mapping[str, Any] | None:
+def holder_of(run_dir: RunDirectory) -> Mapping[str, Any] | None:
     """Who works in the run directory now: pid, host, started; None where nobody does."""
     path = run_dir.path / LOCK
     if not path.exists():
@@ -109,11 +63,11 @@ def holder_of(run_dir: RunDir) -> Mapping[str, Any] | None:
         return None
 
 
-def check_identity(loaded: LoadedRecipe, run_dir: RunDir) -> None:
+def check_identity(loaded: LoadedRecipe, run_dir: RunDirectory) -> None:
     """Raise RecipeError where the directory belongs to another recipe, or is none of ours."""
     hint = "give this recipe its own folder: --run-dir FOLDER"
     mine = _identity(loaded)
-    path = run_dir.path / IDENTITY
+    path = run_dir.identity
     if path.exists():
         with suppress(ValueError):
             theirs = read_json(path)
@@ -127,7 +81,7 @@ def check_identity(loaded: LoadedRecipe, run_dir: RunDir) -> None:
                     hint=hint,
                 )
             return
-    ours = {LOCK, IDENTITY, "work", "stages"}
+    ours = {LOCK, run_dir.identity.name, run_dir.work.name, run_dir.stages.name}
     if run_dir.path.is_dir() and (other := {p.name for p in run_dir.path.iterdir()} - ours):
         raise RecipeError(
             f"{run_dir.path} is no run directory, and it is not empty: it has {sorted(other)[0]}",
@@ -137,14 +91,14 @@ def check_identity(loaded: LoadedRecipe, run_dir: RunDir) -> None:
         raise RecipeError(f"{run_dir.path} is a file, not a run directory", hint=hint)
 
 
-def describe(loaded: LoadedRecipe, run_dir: RunDir) -> None:
+def describe(loaded: LoadedRecipe, run_dir: RunDirectory) -> None:
     """Write whose run this is, what was asked, what it meant and what it runs on."""
     run_dir.stages.mkdir(parents=True, exist_ok=True)
     run_dir.work.mkdir(exist_ok=True)
-    write_json(run_dir.path / IDENTITY, _identity(loaded))
-    write_bytes(run_dir.path / "recipe.yaml", loaded.path.read_bytes())
-    write_json(run_dir.path / "recipe.resolved.json", loaded.resolved)
-    write_json(run_dir.path / "environment.json", describe_environment())
+    write_json(run_dir.identity, _identity(loaded))
+    write_bytes(run_dir.recipe, loaded.path.read_bytes())
+    write_json(run_dir.resolved_recipe, loaded.resolved)
+    write_json(run_dir.environment, describe_environment())
     write_json(
         run_dir.job,
         {
@@ -158,7 +112,7 @@ def describe(loaded: LoadedRecipe, run_dir: RunDir) -> None:
     )
 
 
-def begin_work(run_dir: RunDir, stage: str, key: str) -> str:
+def begin_work(run_dir: RunDirectory, stage: str, key: str) -> str:
     """Make `work/<stage>` that of `key`; says where unfinished work is found or put aside.
 
     Work of another key must not be resumed from; it is kept beside, until the stage is finished,
@@ -181,20 +135,20 @@ def begin_work(run_dir: RunDir, stage: str, key: str) -> str:
     return said
 
 
-def work_key(run_dir: RunDir, stage: str) -> str | None:
+def work_key(run_dir: RunDirectory, stage: str) -> str | None:
     """The key that a stage's unfinished work belongs to; None where there is none."""
     path = run_dir.work / stage / "KEY"
     return path.read_text() if path.exists() else None
 
 
-def end_work(run_dir: RunDir, stage: str) -> None:
+def end_work(run_dir: RunDirectory, stage: str) -> None:
     """Delete what a finished stage no longer needs."""
     shutil.rmtree(run_dir.work / stage, ignore_errors=True)
     for aside in run_dir.work.glob(f".{stage}-*"):
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def set_aside(run_dir: RunDir, folder: Path, where: str) -> Path:
+def set_aside(run_dir: RunDirectory, folder: Path, where: str) -> Path:
     """Move a folder to `<run>/<where>/`, under a name that is free."""
     target = run_dir.path / where / folder.name
     for number in range(2, 1000):
@@ -206,7 +160,7 @@ def set_aside(run_dir: RunDir, folder: Path, where: str) -> Path:
     return target
 
 
-def _aside(run_dir: RunDir, stage: str, key: str) -> Path:
+def _aside(run_dir: RunDirectory, stage: str, key: str) -> Path:
     return run_dir.work / f".{stage}-{key[:12]}"
 
 
@@ -219,7 +173,7 @@ def _identity(loaded: LoadedRecipe) -> dict[str, Any]:
     return {"name": loaded.written["name"], "model.base": loaded.written["model"]["base"]}
 
 
-def _locked(run_dir: RunDir) -> Locked:
+def _locked(run_dir: RunDirectory) -> Locked:
     holder = _read_holder(run_dir.path / LOCK)
     if holder is None:
         who = "another process"
