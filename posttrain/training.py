@@ -33,6 +33,7 @@ from posttrain.models.experts import moe_layers
 from posttrain.models.health import MoeHealth, gradient_norms
 from posttrain.models.saving import save_model
 from posttrain.models.sharded import mend_accelerate_on_cpu, settle_sharding
+from posttrain.models.trl_shim import score_only_labels_on_cpu
 from posttrain.progress import Bar, note, progress
 from posttrain.recipe.schema import Recipe
 from posttrain.recipe.trainer import CONFIG_CLASSES
@@ -117,6 +118,7 @@ def build_trainer(make: Callable[..., Built], *, stage: str, **given: Any) -> Bu
     What only the model and the data show is refused here, past check and preflight. A TypeError is
     no refusal: posttrain itself names the arguments, so it is raised as the bug that it is.
     """
+    score_only_labels_on_cpu()
     try:
         return make(**given)
     except ImportError as error:

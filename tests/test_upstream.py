@@ -27,10 +27,12 @@ from transformers import (
 )
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts, Llama4TextMoe
 from trl import DPOTrainer, GRPOTrainer, SFTConfig, SFTTrainer
+from trl.kernels import chunked_logprob
 from trl.trainer import grpo_trainer
+from trl.trainer import utils as trl_utils
 
 from posttrain.models.policy import load_tokenizer
-from posttrain.models.trl_shim import apply_trl_shim
+from posttrain.models.trl_shim import apply_trl_shim, score_only_labels_on_cpu
 from posttrain.recipe.trainer_limits import LOSS_TYPES
 from posttrain.training import TOKENS
 
@@ -125,6 +127,40 @@ class TestShim:
         assert model.base_model is model.model
         assert isinstance(Llama4ForConditionalGeneration.base_model, property)
         assert model.config.num_experts == model.config.num_local_experts
+
+    def test_the_head_projects_labelled_positions_only_and_computes_the_same(
+        self, tiny_llama4: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """TRL projects every position on the CPU; when it no longer does, the shim may go."""
+        apply_trl_shim()
+        monkeypatch.setattr(trl_utils, "_use_triton", chunked_logprob._use_triton)
+        projected: list[int] = []
+
+        def counting(hidden_NH: torch.Tensor, *args: Any) -> Any:
+            projected.append(len(hidden_NH))
+            return chunked_logprob.ChunkedLogProbFunction.apply(hidden_NH, *args)
+
+        monkeypatch.setattr(
+            trl_utils, "_ChunkedLogProbFunction", type("Counting", (), {"apply": counting})
+        )
+        ids_NT = torch.arange(2, 22).reshape(2, 10)
+        labels_NT = ids_NT.clone()
+        labels_NT[:, :7] = -100
+
+        def losses_and_gradients() -> list[torch.Tensor]:
+            model = Llama4ForCausalLM.from_pretrained(tiny_llama4, dtype=torch.float32)
+            trl_utils.add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+            out = model(input_ids=ids_NT, labels=labels_NT, fused_lm_head=True)
+            (out.log_probs.sum() + out.entropy.sum()).backward()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            return [out.log_probs.detach(), out.entropy.detach(), *gradients]
+
+        expected = losses_and_gradients()
+        score_only_labels_on_cpu()
+        found = losses_and_gradients()
+        assert projected == [18, 6]
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.slow
     def test_without_it_trl_cannot_train_llama4(
