@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 
 from posttrain.records import Message, RolloutGroup
 from posttrain.rl.compact import SUMMED_LOSSES, compact
+from posttrain.rl.shared_prompts import is_exact, pays, share_prompts
 
 Row = dict[str, Any]
 
@@ -125,6 +126,46 @@ class CurriculumGRPOTrainer(GRPOTrainer):
             and self.accelerator.num_processes == 1
         )
         return super().compute_loss(model, compact(inputs, drop_rows=drop_rows), *args, **kwargs)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **more_than_text: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Compute TRL's log-probabilities, each prompt once for its answers where that pays."""
+        # A load-balancing loss is of all tokens, each as often as the rows repeat it.
+        is_plain = not compute_aux_loss and all(v is None for v in more_than_text.values())
+        if batch_size is None and is_plain:
+            packed = share_prompts(input_ids, attention_mask, logits_to_keep)
+            bare = self.accelerator.unwrap_model(model)
+            width = bare.config.get_text_config().hidden_size
+            if is_exact(packed, bare) and pays(packed, input_ids, width):
+                with self.accelerator.autocast():
+                    outputs = model(
+                        input_ids=packed.input_ids_RW,
+                        position_ids=packed.position_ids_RW,
+                        attention_mask=packed.mask_R1WW,
+                        shift_labels=packed.targets_RW,
+                        fused_lm_head=True,
+                    )
+                entropies = packed.unpack(outputs.entropy) if compute_entropy else None
+                return packed.unpack(outputs.log_probs), entropies, None
+        return super()._get_per_token_logps_and_entropies(
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size=batch_size,
+            compute_entropy=compute_entropy,
+            compute_aux_loss=compute_aux_loss,
+            **more_than_text,
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what the source measured beside TRL's own."""
