@@ -32,7 +32,8 @@ def answers_decided(context: StageContext, prompts: Sequence[Prompt]) -> Generat
     Writes answer_judge.json, the threshold and what it was found from, and sandbox.json, where
     programs ran, to the stage's directory.
     """
-    from posttrain.rewards import close_workers, sandbox, use_judge
+    from posttrain import sandbox
+    from posttrain.rewards import close_workers, use_judge
 
     try:
         if any(prompt.verifier == "code" for prompt in prompts):
