@@ -24,7 +24,7 @@ FLOORS = [
     {"artefacts"},
     {"data", "lengths", "models"},
     {"engines", "training"},
-    {"judge", "sft", "rl", "dpo", "evaluate", "report"},
+    {"judge", "sft", "rl", "dpo", "report"},
     {"pipeline"},
     {"bench"},
     {"cli"},
