@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.sandbox.landlock import Landlock
+from posttrain.rewards.sandbox.landlock import Landlock
 
 
 @pytest.fixture(scope="session")
