@@ -29,10 +29,10 @@ from trl import DPOTrainer, SFTTrainer
 
 from posttrain.errors import HealthStop, RecipeError, SetupError
 from posttrain.kill_points import kill_point
+from posttrain.models import save_policy
 from posttrain.models.experts import moe_layers
-from posttrain.models.health import MoeHealth, gradient_norms
-from posttrain.models.saving import save_model
-from posttrain.models.sharded import mend_accelerate_on_cpu, settle_sharding
+from posttrain.models.moe_monitor import MoeMonitor, gradient_norms
+from posttrain.models.sharded import configure_sharding, patch_accelerate_for_cpu
 from posttrain.models.trl_shim import score_only_labels_on_cpu
 from posttrain.progress import Bar, note, progress
 from posttrain.recipe.schema import Recipe
@@ -89,7 +89,7 @@ def trainer_arguments(
             f"{stage}.trainer: {config_class.__name__} refuses it: {error}",
             hint="see `posttrain check` and TRL's documentation of " + config_class.__name__,
         ) from error
-    mend_accelerate_on_cpu()
+    patch_accelerate_for_cpu()
     return arguments
 
 
@@ -188,7 +188,7 @@ class RunCallback(TrainerCallback):
         self._started = time.monotonic()
         self._stack = ExitStack()
         self._bar: Bar | None = None
-        self._moe: MoeHealth | None = None
+        self._moe: MoeMonitor | None = None
         self._gradient_norms: dict[str, float] = {}
         self.last_logs: dict[str, float] = {}
 
@@ -209,7 +209,7 @@ class RunCallback(TrainerCallback):
         if state.global_step >= state.max_steps:
             raise AlreadyTrained
         if moe_layers(kwargs["model"]):
-            self._moe = MoeHealth(kwargs["model"])
+            self._moe = MoeMonitor(kwargs["model"])
             self._stack.callback(self._moe.close)
         self._bar = self._stack.enter_context(progress(self._stage, total=state.max_steps))
         if state.global_step:
@@ -324,7 +324,7 @@ def run_trainer(
     callback = RunCallback(stage, MetricsLog(metrics), seconds_before=seconds_before)
     trainer.add_callback(callback)
     if trainer.is_fsdp_enabled:
-        settle_sharding(trainer.accelerator)
+        configure_sharding(trainer.accelerator)
     if checkpoint and isinstance(trainer, SFTTrainer | DPOTrainer):
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         setattr(trainer, TOKENS, _num_tokens(state) or 0)
@@ -332,7 +332,7 @@ def run_trainer(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model = trainer.accelerator.unwrap_model(trainer.model)
     assert isinstance(model, PreTrainedModel | PeftModel)
-    save_model(model, out_dir / "policy")
+    save_policy(model, out_dir / "policy")
     if trainer.is_world_process_zero():
         if not isinstance(model, PeftModel):
             tokenizer.save_pretrained(out_dir / "policy")

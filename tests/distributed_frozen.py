@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from posttrain.models import PolicyPath, live_tensors, load_policy, load_tokenizer
 from posttrain.models.loading import load_base
-from posttrain.models.sharded import whole
+from posttrain.models.sharded import full_tensor
 from posttrain.recipe.models import Frozen, Lora, Model
 from posttrain.tables import write_json
 from posttrain.training import run_trainer, trainer_arguments
@@ -49,7 +49,7 @@ def main(base: Path, out: Path, kind: str) -> None:
     for name, parameter in sharded.items():
         if not parameter.requires_grad:
             plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
-            full = whole(parameter.detach())
+            full = full_tensor(parameter.detach())
             if full.dtype != expected[plain].dtype or not full.equal(expected[plain]):
                 changed.append(name)
     local = sum(p.to_local().numel() for p in sharded.values() if isinstance(p, DTensor))

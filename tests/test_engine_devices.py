@@ -21,8 +21,7 @@ from posttrain.engines.adapters import adapter_rank, has_experts, sync_policy
 from posttrain.engines.base import ServesAdapters, Sleeps
 from posttrain.engines.parity import Probe, check_parity, take_probe
 from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
-from posttrain.models import PolicyPath, load_policy
-from posttrain.models.saving import save_model
+from posttrain.models import PolicyPath, load_policy, save_policy
 from posttrain.models.tiny import write_tiny_llama4
 from posttrain.recipe.models import EngineSpec, Lora, Model
 from posttrain.rl.places import engine_place
@@ -101,7 +100,7 @@ def test_a_mixture_is_told_from_its_configuration(tiny_llama4: Path, tmp_path: P
 
 
 def test_room_is_made_for_the_larger_adapter(tiny_llama4: Path, tmp_path: Path) -> None:
-    save_model(adapted(tiny_llama4, rank=8), tmp_path)
+    save_policy(adapted(tiny_llama4, rank=8), tmp_path)
     fresh, old = PolicyPath(base=tiny_llama4), PolicyPath(base=tiny_llama4, adapter=tmp_path)
     assert adapter_rank(SPEC, fresh, None) is None
     assert adapter_rank(SPEC, fresh, 16) == 16
@@ -179,7 +178,7 @@ class TestAdapterSync:
         assert isinstance(engine, ServesAdapters)
         model = adapted(base)
         probe = disturb(model, 9)
-        save_model(model, tmp_path)
+        save_policy(model, tmp_path)
         engine.sync_adapter(tmp_path, policy_version=8)
         if "llama4" in (base / "config.json").read_text():
             with pytest.raises(HealthStop):
@@ -210,7 +209,7 @@ class TestAdapterSync:
         """Last, as a second engine in the process takes the first one down when it goes."""
         model = adapted(base)
         probe = disturb(model, 7)
-        save_model(model, tmp_path)
+        save_policy(model, tmp_path)
         policy = PolicyPath(base=base, adapter=tmp_path)
         engine = make_engine(SPEC, policy, dtype="float32", seed=0)
         check_parity(engine, probe, tolerance=1e-4)
@@ -265,7 +264,7 @@ def test_a_quantised_engine_serves_a_mixtures_adapter(tiny_llama4: Path, tmp_pat
     )
     assert isinstance(model, PeftModel)
     probe = disturb(model, 3)
-    save_model(model, tmp_path)
+    save_policy(model, tmp_path)
     policy = PolicyPath(base=tiny_llama4, adapter=tmp_path)
     engine = make_engine(spec, policy, dtype="bfloat16", seed=0)
     check_parity(engine, probe, tolerance=spec.parity_tolerance)

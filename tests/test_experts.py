@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Llama4ForCausalLM, Llama4TextConfig
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts, Llama4TextMoe
 
-from posttrain.models.experts import moe_layers, replayed_routing, use_grouped_experts
+from posttrain.models.experts import moe_layers, use_grouped_experts
 from posttrain.models.loading import load_base
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
@@ -147,50 +147,6 @@ def test_router_logits_can_still_be_recorded(tiny_llama4: Path) -> None:
     assert len(found) == len(expected) == 2
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
-
-
-def routing_of(model: torch.nn.Module, ids: Tensor) -> dict[str, Tensor]:
-    seen: dict[str, Tensor] = {}
-    layers = moe_layers(model)
-    for name, moe in layers.items():
-        moe.watch = lambda chosen, _, name=name: seen.update({name: chosen.clone()})
-    with torch.no_grad():
-        model(ids)
-    for moe in layers.values():
-        moe.watch = None
-    return seen
-
-
-def test_replaying_a_models_own_routing_changes_nothing(tiny_llama4: Path) -> None:
-    model = load_base(tiny_llama4, dtype="float32")
-    chosen = routing_of(model, IDS)
-    assert {tuple(c.shape) for c in chosen.values()} == {(16, 1)}
-    with torch.no_grad():
-        before = model(IDS).logits
-        with replayed_routing(model, chosen):
-            torch.testing.assert_close(model(IDS).logits, before)
-
-
-def test_replayed_routing_is_followed_and_its_scores_are_live(tiny_llama4: Path) -> None:
-    model = load_base(tiny_llama4, dtype="float32")
-    others = {name: (chosen + 1) % 4 for name, chosen in routing_of(model, IDS).items()}
-    with replayed_routing(model, others):
-        assert all(torch.equal(routing_of(model, IDS)[n], c) for n, c in others.items())
-        model(IDS, labels=IDS).loss.backward()
-    router = next(iter(moe_layers(model).values())).router
-    assert router.weight.grad is not None
-    assert router.weight.grad.abs().max() > 0
-    assert all(moe.given_NK is None for moe in moe_layers(model).values())
-
-
-def test_replayed_routing_must_fit(tiny_llama4: Path) -> None:
-    model = load_base(tiny_llama4, dtype="float32")
-    chosen = routing_of(model, IDS)
-    unknown = replayed_routing(model, {"model.layers.0.feed_forward": torch.zeros(16, 1)})
-    with pytest.raises(ValueError, match="every mixture layer"), unknown:
-        pass
-    with replayed_routing(model, chosen), pytest.raises(ValueError, match=r"\(16, 1\)"):
-        model(IDS[:1])
 
 
 def test_loading_switches_every_mixture_layer(tiny_llama4: Path) -> None:

@@ -16,8 +16,8 @@ from transformers import Llama4ForCausalLM
 
 from posttrain.errors import EnvironmentFault
 from posttrain.models import PolicyPath, load_policy, sequence_logprobs
-from posttrain.models.expert_lora import LoraExperts
 from posttrain.models.export import export_adapter, to_half_split
+from posttrain.models.moe_lora import LoraExperts
 from posttrain.models.tiny import write_tiny_llama4
 from posttrain.recipe.models import Lora, LoraTarget, Model
 
@@ -121,7 +121,7 @@ def test_an_adapter_of_another_base_is_refused(
     odd.mkdir()
     (odd / "adapter_config.json").write_text((trained[1] / "adapter_config.json").read_text())
     save_file({"something.weight": torch.ones(2, 2)}, odd / "adapter_model.safetensors")
-    with pytest.raises(EnvironmentFault, match=r"something\.weight is no LoRA weight"):
+    with pytest.raises(EnvironmentFault, match=r"something\.weight is not a LoRA weight"):
         export_adapter(odd, tmp_path / "out", base=tiny_llama4, reader="peft")
 
 

@@ -28,9 +28,9 @@ from posttrain.memory import (
 from posttrain.memory.published import CONFIGS, PUBLISHED
 from posttrain.memory.shapes import read_shapes
 from posttrain.memory.weights import packed_bytes, training_weight_bytes
-from posttrain.models.packed import FORMATS, Format
+from posttrain.models.moe_monitor import weight_kind
 from posttrain.models.policy import PolicyPath, load_policy
-from posttrain.models.shapes import kind_of
+from posttrain.models.quantized import FORMATS, Format
 from posttrain.pipeline import environment
 from posttrain.recipe.models import Frozen, Lora, Model
 
@@ -139,7 +139,7 @@ def test_llama4_is_counted_as_transformers_builds_it(changes: dict[str, Any]) ->
     assert shapes is not None
     expected: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        kind = "biases" if name.endswith("bias") else kind_of(name)
+        kind = "biases" if name.endswith("bias") else weight_kind(name)
         expected[kind] = expected.get(kind, 0) + parameter.numel()
     assert parameters_by_kind(shapes) == expected
     for index, layer in enumerate(model.model.layers):

@@ -24,7 +24,7 @@ from posttrain.memory.passes import pass_bytes
 from posttrain.memory.shapes import read_shapes
 from posttrain.models.experts import GroupedExperts, use_grouped_experts
 from posttrain.models.lora import lora_config
-from posttrain.models.packed import Format, PackedLinear, pack_experts
+from posttrain.models.quantized import Format, QuantizedLinear, quantize_experts
 from posttrain.models.trl_shim import apply_trl_shim
 from posttrain.recipe.models import Frozen, Lora, LoraTarget
 
@@ -124,10 +124,10 @@ def build(case: Case) -> nn.Module:
 def pack(model: nn.Module, format: Format) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, GroupedExperts):
-            pack_experts(module, format)
+            quantize_experts(module, format)
         elif isinstance(module, nn.Linear) and ".layers." in name and "router" not in name:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, PackedLinear(module, format))
+            setattr(model.get_submodule(parent), child, QuantizedLinear(module, format))
 
 
 def step(model: Any, case: Case) -> None:

@@ -178,8 +178,8 @@ def test_a_lora_target_that_hits_nothing_is_an_error(tmp_path: Path, tiny_llama4
     ("files", "message"),
     [
         ({}, "no config.json"),
-        ({"config.json": "{"}, "no model configuration"),
-        ({"config.json": "{}"}, "no model configuration"),
+        ({"config.json": "{"}, "not a model configuration"),
+        ({"config.json": "{}"}, "not a model configuration"),
         ({"config.json": '{"model_type": "llama"}'}, "no \\*.safetensors"),
     ],
 )

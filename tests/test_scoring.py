@@ -21,8 +21,8 @@ def test_scores_do_not_depend_on_how_many_go_at_once(
     tiny_llama4: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, passes: int
 ) -> None:
     model = load_base(tiny_llama4, dtype="float32")
-    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", at_once)
-    monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr(scoring, "MAX_LOGITS", at_once)
+    monkeypatch.setattr(scoring, "MAX_FP32_TOKENS", 7)
     calls: list[int] = []
     model.register_forward_hook(lambda *_: calls.append(1))
     found = scoring.sequence_logprobs(model, PREFIXES, CONTINUATIONS)

@@ -20,7 +20,7 @@ from transformers.models.llama4.modeling_llama4 import (
 from transformers.quantizers.base import SequentialLlama4TextExperts
 
 from posttrain.models.experts import use_grouped_experts
-from posttrain.models.lora import OWN_LAYERS
+from posttrain.models.lora import CUSTOM_MODULES
 
 ALPHA_OVER_RANK = 2.0
 
@@ -102,7 +102,7 @@ def _adapted(
         target_parameters=parameters,
     )
     if own_layers:
-        config._register_custom_module(OWN_LAYERS)
+        config._register_custom_module(CUSTOM_MODULES)
     return get_peft_model(cast(Any, model), config)
 
 

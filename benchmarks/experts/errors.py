@@ -16,7 +16,7 @@ from benchmarks.experts.costs import loss_of
 from benchmarks.experts.speed import inputs_of
 from posttrain.bench.measure import Result
 from posttrain.models.experts import GroupedExperts
-from posttrain.models.packed import FORMATS, Format, pack_experts
+from posttrain.models.quantized import FORMATS, Format, quantize_experts
 
 ERROR_LIMIT = 1e-5
 LOSS_LIMIT = 0.01
@@ -183,7 +183,7 @@ def _packed_model(work: ExpertWork, format: Format | None) -> PeftModel:
     if format is not None:
         for module in model.modules():
             if isinstance(module, GroupedExperts):
-                pack_experts(module, format)
+                quantize_experts(module, format)
     return model
 
 

@@ -81,7 +81,7 @@ def known_base(loaded: LoadedRecipe, place: RunDirectory) -> Path | None:
     if "model.base" in loaded.files:
         return loaded.files["model.base"]
     if isinstance(loaded.recipe.model.base, UpcycledBase):
-        from posttrain.models.base import upcycled_path  # imports torch
+        from posttrain.models.base_model import upcycled_path  # imports torch
 
         path = upcycled_path(loaded.recipe.model, cache_dir=cache_dir())
         return path if path.exists() else None

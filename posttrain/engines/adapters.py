@@ -18,9 +18,8 @@ from transformers import AutoConfig
 
 from posttrain.engines.base import Engine, ServesAdapters
 from posttrain.errors import EnvironmentFault, RecipeError
-from posttrain.models import PolicyPath, live_tensors
+from posttrain.models import PolicyPath, live_tensors, save_policy
 from posttrain.models.export import export_adapter
-from posttrain.models.saving import save_model
 from posttrain.recipe.models import EngineSpec
 
 
@@ -99,6 +98,6 @@ def sync_policy(
             "engine.sync is adapter, and without model.lora the policy has none",
             hint="set engine.sync: weights",
         )
-    save_model(model, scratch)
+    save_policy(model, scratch)
     serve_adapter(engine, scratch, base=base, policy_version=policy_version)
     PartialState().wait_for_everyone()

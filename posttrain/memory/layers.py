@@ -78,7 +78,7 @@ def layer_bytes(shapes: Shapes, layer: int, run: Pass) -> LayerBytes:
 
 
 def _unpacking(shapes: Shapes, layer: int, target: LoraTarget, run: Pass) -> int:
-    """The largest packed weight in full, and what unpacking it needs (models/packed.py).
+    """The largest packed weight in full, and what unpacking it needs (models/quantized.py).
 
     Experts are unpacked one by one, into one tensor where a kernel takes them all.
     """

@@ -10,7 +10,7 @@ from posttrain.recipe.models import EngineSpec, Frozen, Lora, Model
 
 VALUE_BYTES = {"bfloat16": 2, "float32": 4}
 BLOCK = 64
-"""Weights of an nf4 block; each has a bfloat16 scale (models/packed.py)."""
+"""Weights of an nf4 block; each has a bfloat16 scale (models/quantized.py)."""
 BITS = (
     (r"w4a16|int4|awq|gptq|4bit|nvfp4|mxfp4", 4.25),
     (r"fp8|w8a8|w8a16|int8|8bit", 8.0),

@@ -1,14 +1,13 @@
-"""Llama 4's mixture of experts at the cost of the experts used.
+"""Llama 4's mixture of experts, computing only what was routed.
 
-transformers runs every expert on every token and multiplies by zero what was not routed. Here the
-tokens are sorted by expert and each expert sees its own: the same sum, a fraction of the work. A
-model is switched by giving its modules these classes; weights and their names stay.
+transformers runs every expert on every token and multiplies the rest by zero. Here tokens are
+sorted by expert and each expert gets its own: the same sum for a fraction of the work. A model is
+converted by assigning these classes to its modules; weights and their names stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,10 +19,10 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextExperts, Llama4
 from posttrain.models.grouped import ExpertWeight, grouped_linear
 
 SILU = (nn.SiLU, type(ACT2FN["silu"]))
-"""Newer versions of transformers have a class of their own."""
+"""Newer versions of transformers have their own class."""
 
 Delta = Callable[[Tensor, Tensor], Tensor]
-"""(rows (N, I), group ends (E,)) -> what an adapter adds to the rows' outputs (N, O)."""
+"""Adapter: (rows (N, I), group ends (E,)) -> the change in the rows' outputs (N, O)."""
 
 
 class GroupedExperts(Llama4TextExperts):
@@ -36,7 +35,7 @@ class GroupedExperts(Llama4TextExperts):
         gate_up_deltas: Sequence[Delta] = (),
         down_deltas: Sequence[Delta] = (),
     ) -> Tensor:
-        """Run each expert on its rows, (N, H) -> (N, H), plus what adapters add to its products."""
+        """Run each expert on its rows, (N, H) -> (N, H), with the adapters' deltas added."""
         weight = cast("Tensor | ExpertWeight", self.gate_up_proj)
         gate_up_N2I = grouped_linear(rows_NH, weight, ends_E)
         for delta in gate_up_deltas:
@@ -55,7 +54,7 @@ class GroupedExperts(Llama4TextExperts):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """up * silu(gate), of which only the input is kept: the rest is cheap to compute again."""
+    """up * silu(gate); saves only its input for the backward pass and recomputes the rest."""
 
     @staticmethod
     def forward(ctx: Any, gate_up_N2I: Tensor) -> Tensor:
@@ -79,24 +78,20 @@ class _SwiGLU(torch.autograd.Function):
 
 
 class RoutedMoe(Llama4TextMoe):
-    """A mixture layer that sorts its tokens by expert.
+    """A mixture-of-experts layer that sorts its tokens by expert."""
 
-    `given_NK` fixes the experts of the next forward passes instead of the router's choice (see
-    `replayed_routing`); `watch` is shown the choice and the logits of each pass.
-    """
-
-    given_NK: Tensor | None = None
     watch: Callable[[Tensor, Tensor], None] | None = None
+    """Called in each forward pass with the chosen experts (N, top-k) and the logits (N, E)."""
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Return output (N, H) and router logits (N, E) for batch x time = N tokens.
 
-        The router module is called, so its logits can be recorded. A score scales its expert's
-        input, as Llama 4 has it, and always comes from the live logits.
+        It calls the router module, so hooks can record the logits. As in Llama 4, a score scales
+        its expert's input.
         """
         hidden_NH = hidden_states.reshape(-1, self.hidden_dim)
         _, logits_NE = self.router(hidden_NH)
-        chosen_NK = self.choose(logits_NE)
+        chosen_NK = logits_NE.topk(self.top_k, dim=1).indices
         scores_NK = logits_NE.gather(1, chosen_NK).float().sigmoid().to(hidden_NH.dtype)
         if self.watch is not None:
             self.watch(chosen_NK, logits_NE)
@@ -109,21 +104,9 @@ class RoutedMoe(Llama4TextMoe):
         out_NH = self.shared_expert(hidden_NH)
         return out_NH.index_add(0, token_M, routed_MH.to(out_NH.dtype)), logits_NE
 
-    def choose(self, logits_NE: Tensor) -> Tensor:
-        """The experts (N, top-k) of each token: those given, else those with the highest logits."""
-        if self.given_NK is None:
-            return logits_NE.topk(self.top_k, dim=1).indices
-        given_NK = self.given_NK.to(logits_NE.device, torch.long)
-        if given_NK.shape != (len(logits_NE), self.top_k):
-            raise ValueError(
-                f"replayed routing has shape {tuple(given_NK.shape)} and the tokens want "
-                f"{(len(logits_NE), self.top_k)}"
-            )
-        return given_NK
-
 
 def use_grouped_experts(model: nn.Module) -> int:
-    """Switch every Llama 4 mixture layer of `model`; return how many there are."""
+    """Convert every Llama 4 MoE layer of `model` in place; return their number."""
     layers = list(moe_layers(model).values())
     for moe in layers:
         moe.__class__ = RoutedMoe
@@ -132,29 +115,9 @@ def use_grouped_experts(model: nn.Module) -> int:
 
 
 def moe_layers(model: nn.Module) -> dict[str, RoutedMoe]:
-    """The model's mixture layers by name, in order."""
+    """Return the model's MoE layers by name, in order."""
     return {
         name: cast(RoutedMoe, module)
         for name, module in model.named_modules()
         if isinstance(module, Llama4TextMoe)
     }
-
-
-@contextmanager
-def replayed_routing(model: nn.Module, chosen: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let tokens go to the given experts, (N, top-k) by layer name, instead of the router's choice.
-
-    Scores still come from the live router, so it keeps its gradient. With gradient checkpointing
-    the backward pass must lie inside. Raises ValueError where a layer is missing or unknown.
-    """
-    layers = moe_layers(model)
-    if layers.keys() != chosen.keys():
-        odd = sorted(layers.keys() ^ chosen.keys())
-        raise ValueError(f"replayed routing must name every mixture layer; differing: {odd[:4]}")
-    try:
-        for name, moe in layers.items():
-            moe.given_NK = chosen[name]
-        yield
-    finally:
-        for moe in layers.values():
-            moe.given_NK = None

@@ -1,4 +1,4 @@
-"""An adapter written as others read it: for vLLM, or for PEFT without posttrain."""
+"""Export of an adapter in the layout that vLLM reads, or PEFT without posttrain."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.models.loading import LLAMA4_TYPES
 from posttrain.models.merge import ADAPTER_KEY
-from posttrain.models.shapes import head_dim
 
 Reader = Literal["vllm", "peft"]
 WEIGHTS = "adapter_model.safetensors"
@@ -24,7 +23,7 @@ PREFIX = "base_model.model."
 def export_adapter(adapter: Path, out: Path, *, base: Path, reader: Reader) -> Path:
     """Write `adapter`, trained on `base`, to the folder `out` for `reader`; return `out`.
 
-    The adapter it was stays as it is. Raises EnvironmentFault where it does not fit its base.
+    Raises SetupError if the adapter does not fit its base.
     """
     config = AutoConfig.from_pretrained(base)
     text = config.get_text_config()
@@ -45,23 +44,26 @@ def export_adapter(adapter: Path, out: Path, *, base: Path, reader: Reader) -> P
 
 
 def _check_fits(tensors: Mapping[str, Tensor], config: PreTrainedConfig, adapter: Path) -> None:
-    """An adapter of another base would load and be wrong."""
+    """Raise SetupError for an adapter of another base, which would load and be wrong."""
     for key, tensor in tensors.items():
         match = ADAPTER_KEY.fullmatch(key)
         if match is None:
-            raise EnvironmentFault(
-                f"{adapter}: {key} is no LoRA weight that posttrain wrote",
+            raise SetupError(
+                f"{adapter}: {key} is not a LoRA weight that posttrain wrote",
                 hint="export the folder `policy` of a run's sft, rl or dpo stage",
             )
         wide = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         heads = wide.get(match["module"].rsplit(".", 1)[-1])
         fits = True
         if heads is not None and match["side"] == "B":
-            fits = tensor.shape[0] == heads * head_dim(config)
+            head_dim = getattr(config, "head_dim", None) or (
+                config.hidden_size // config.num_attention_heads
+            )
+            fits = tensor.shape[0] == heads * head_dim
         elif tensor.dim() == 3:
             fits = tensor.shape[0] == config.num_local_experts
         if not fits:
-            raise EnvironmentFault(
+            raise SetupError(
                 f"{adapter}: {key} has shape {list(tensor.shape)}, which does not fit the base",
                 hint="name the base that the adapter was trained on: --base",
             )
@@ -70,10 +72,10 @@ def _check_fits(tensors: Mapping[str, Tensor], config: PreTrainedConfig, adapter
 def _for_vllm(
     tensors: Mapping[str, Tensor], config: PreTrainedConfig
 ) -> Iterator[tuple[str, Tensor]]:
-    """Linear layers alone, one expert at a time, in vLLM's order of rotary pairs.
+    """Yield weights of linear layers, one per expert, with q and k rows in vLLM's rotary order.
 
-    vLLM permutes the rows of Llama 4's q and k weights when it loads them, and not those of their
-    adapters: B's rows are permuted here instead. Gate and up share their A.
+    vLLM permutes the rows of Llama 4's q and k weights when it loads them, but not those of their
+    adapters, so B's rows are permuted here. Gate and up get the same A.
     """
     text = config.get_text_config()
     heads = {"q_proj": text.num_attention_heads, "k_proj": text.num_key_value_heads}
@@ -95,7 +97,7 @@ def _for_vllm(
 
 
 def _linear_layers(one: Tensor, weight: str, side: str) -> Iterator[tuple[str, Tensor]]:
-    """One expert's factor as those of linear layers: A (r, in), B (out, r)."""
+    """Yield one expert's factor as those of linear layers: A (r, in), B (out, r)."""
     matrix = one.T
     if weight == "down_proj":
         yield "down_proj", matrix
@@ -109,17 +111,17 @@ def _linear_layers(one: Tensor, weight: str, side: str) -> Iterator[tuple[str, T
 
 
 def to_half_split(rows: Tensor, num_heads: int) -> Tensor:
-    """(heads x d, r) rows from interleaved rotary pairs, Llama 4's way, to half-split ones."""
+    """Reorder (heads * d, r) rows from Llama 4's interleaved rotary pairs to half-split ones."""
     pairs = rows.view(num_heads, rows.shape[0] // num_heads // 2, 2, rows.shape[1])
     return pairs.transpose(1, 2).reshape(rows.shape)
 
 
 def _for_peft(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Experts as PEFT's `target_parameters` store them.
+    """Yield experts as PEFT's `target_parameters` stores them.
 
-    PEFT takes Llama 4's (E, in, out) for (E, out, in), so its A is our B and its B our A; a rank's
-    experts are slowest in A's rows and fastest in B's columns. The second parameter's layer is
-    wrapped around the first's, whose keys therefore say `base_layer`.
+    PEFT takes Llama 4's (E, in, out) for (E, out, in), so its A is our B and its B our A. Experts
+    vary slowest in A's rows and fastest in B's columns. PEFT wraps the second parameter's layer
+    around the first's, whose keys therefore contain `base_layer`.
     """
     for key, tensor in tensors.items():
         match = ADAPTER_KEY.fullmatch(key)
@@ -136,14 +138,14 @@ def _for_peft(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 OUTER = "down_proj"
-"""Of the two weights the one whose layer PEFT puts outermost."""
+"""The expert weight whose layer PEFT puts outermost."""
 
 
 def _peft_targets(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     matches = [ADAPTER_KEY.fullmatch(key) for key in tensors]
     experts = sorted({m["module"] for m in matches if m and m["weight"] != "weight"})
-    # PEFT may have shortened a name to its end.
-    means_experts = tuple(experts) + tuple({f".{module}".rpartition(".")[2] for module in experts})
-    modules = [name for name in settings["target_modules"] if name not in means_experts]
+    # PEFT may have shortened a name to its last part.
+    expert_names = tuple(experts) + tuple({f".{module}".rpartition(".")[2] for module in experts})
+    modules = [name for name in settings["target_modules"] if name not in expert_names]
     names = [f"{module}.{weight}" for module in experts for weight in ("gate_up_proj", "down_proj")]
     return {"target_modules": sorted(modules), "target_parameters": names or None}

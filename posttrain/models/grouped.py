@@ -1,7 +1,7 @@
-"""Linear layers with a weight per expert, on rows that are sorted by expert.
+"""Grouped matrix products: one weight per expert, on rows sorted by expert.
 
-`y_n = x_n W_e` for every row n of expert e's group. Groups are given by their ends, a running sum
-of group sizes, as `torch.nn.functional.grouped_mm` takes them; a group may be empty.
+`y_n = x_n W_e` for every row n of expert e's group. Groups are given by their ends, the cumulative
+sum of their sizes, as `torch.nn.functional.grouped_mm` takes them; a group may be empty.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 ALIGNMENT_BYTES = 16
-"""`grouped_mm` wants rows that start at multiples of this."""
+"""`grouped_mm` requires rows that start at multiples of this."""
 
 
 class ExpertWeight(Protocol):
-    """A frozen weight (E, I, O) kept in fewer bytes, to be had in full only while it is used."""
+    """A quantised frozen weight (E, I, O)."""
 
     @property
     def shape(self) -> torch.Size:
@@ -26,20 +26,20 @@ class ExpertWeight(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """Dtype of the dequantised weight."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where it is kept."""
+        """Device that holds it."""
         ...
 
     def expert(self, index: int) -> Tensor:
-        """One expert's weight (I, O)."""
+        """Dequantise one expert's weight (I, O)."""
         ...
 
     def dense(self) -> Tensor:
-        """All experts' weights (E, I, O)."""
+        """Dequantise all experts' weights (E, I, O)."""
         ...
 
 
@@ -47,8 +47,8 @@ def grouped_linear(x_NI: Tensor, weight_EIO: Tensor | ExpertWeight, ends_E: Tens
     """Multiply each row by its expert's weight: (N, I) -> (N, O).
 
     The first `ends_E[0]` rows are expert 0's, and so on; `ends_E` is int32, its last entry N. Only
-    what trains gets a gradient, and only what that needs is kept for the backward pass: with a
-    frozen weight that is the weight itself. Computes in the rows' dtype, or autocast's.
+    tensors that require a gradient get one, and the backward pass saves no more than it needs: with
+    a frozen weight, the weight itself. Computes in the rows' dtype, or in autocast's.
     """
     device = x_NI.device.type
     if torch.is_autocast_enabled(device):
@@ -81,19 +81,19 @@ class _FrozenGroupedLinear(torch.autograd.Function):
     def forward(ctx: Any, x_NI: Tensor, weight: ExpertWeight, ends_E: Tensor) -> Tensor:
         ctx.weight = weight
         ctx.save_for_backward(ends_E)
-        return _unpacked_products(x_NI, weight, ends_E, transposed=False)
+        return _dequantized_products(x_NI, weight, ends_E, transposed=False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (ends_E,) = ctx.saved_tensors
-        dx = _unpacked_products(grads[0].contiguous(), ctx.weight, ends_E, transposed=True)
+        dx = _dequantized_products(grads[0].contiguous(), ctx.weight, ends_E, transposed=True)
         return dx, None, None
 
 
-def _unpacked_products(
+def _dequantized_products(
     x_NI: Tensor, weight: ExpertWeight, ends_E: Tensor, *, transposed: bool
 ) -> Tensor:
-    """`products` with a packed weight: unpacked at once for a kernel, else expert by expert."""
+    """Compute `products` with a quantised weight, dequantised expert by expert without a kernel."""
     if _has_kernel(x_NI):
         dense_EIO = weight.dense()
         return products(x_NI, dense_EIO.transpose(1, 2) if transposed else dense_EIO, ends_E)
@@ -107,7 +107,7 @@ def _unpacked_products(
 
 
 def products(x_NI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
-    """`grouped_linear` without autograd."""
+    """Compute `grouped_linear` without autograd."""
     if _has_kernel(x_NI):
         x_NI, weight_EIO, num_out = _aligned(x_NI, weight_EIO)
         return functional.grouped_mm(x_NI, weight_EIO, offs=ends_E)[:, :num_out]
@@ -119,7 +119,7 @@ def products(x_NI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
 
 
 def outer_products(x_NI: Tensor, dy_NO: Tensor, ends_E: Tensor) -> Tensor:
-    """The weights' gradient: per expert x^T dy over its rows, (E, I, O); zero if it has none."""
+    """Return the weights' gradient (E, I, O): x^T dy over each expert's rows, zero without rows."""
     if _has_kernel(x_NI):
         num_in, num_out = x_NI.shape[1], dy_NO.shape[1]
         x_NI, dy_NO = _padded(x_NI, dim=1), _padded(dy_NO, dim=1)
@@ -132,9 +132,9 @@ def outer_products(x_NI: Tensor, dy_NO: Tensor, ends_E: Tensor) -> Tensor:
 
 
 def _has_kernel(x: Tensor) -> bool:
-    """Whether `grouped_mm` is a kernel here, which also spares a wait for the device.
+    """Return True where `grouped_mm` is a kernel, which also spares a wait for the device.
 
-    On the CPU it is itself a loop, no faster than the one here.
+    On the CPU it is a loop itself, no faster than the one here.
     """
     return x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability()[0] >= 8
 
@@ -145,7 +145,7 @@ def _groups(ends_E: Tensor) -> list[tuple[int, int]]:
 
 
 def _aligned(x_NI: Tensor, weight_EIO: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Inner and outer dimension padded with zeros, so that rows start at ALIGNMENT_BYTES."""
+    """Pad the inner and outer dimension with zeros, so that rows start at ALIGNMENT_BYTES."""
     num_out = weight_EIO.shape[2]
     return _padded(x_NI, dim=1), _padded(_padded(weight_EIO, dim=1), dim=2), num_out
 

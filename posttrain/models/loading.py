@@ -1,4 +1,4 @@
-"""A base model in memory, as it trains: experts grouped, frozen weights packed if asked for."""
+"""Base models in memory as they train: experts grouped, frozen weights quantised if asked for."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from typing import Any, cast
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Llama4ForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Llama4ForCausalLM,
+    PreTrainedModel,
+)
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.models.checkpoint import checkpoint_shapes, checkpoint_tensors, is_text, text_name
 from posttrain.models.experts import GroupedExperts, use_grouped_experts
-from posttrain.models.packed import FORMATS, PackedLinear, format_of
+from posttrain.models.quantized import FORMATS, QuantizedLinear, format_of
 from posttrain.models.sharded import reads_weights
 from posttrain.models.trl_shim import apply_trl_shim
 from posttrain.recipe.models import Frozen
@@ -25,30 +30,31 @@ LLAMA4_TYPES = ("llama4", "llama4_text")
 def load_base(
     base: Path, *, dtype: str, frozen: Frozen | None = None, sharded: bool = False
 ) -> PreTrainedModel:
-    """Load a causal language model for text, its routed experts run on routed tokens only.
+    """Load a causal language model whose routed experts run on their own tokens only.
 
-    A multimodal Llama 4 checkpoint is loaded as its language model alone. With `frozen` the model
-    is read tensor by tensor and packed on the way, so that the host never holds more than what is
-    kept and one tensor; only Llama 4 can be. With `sharded` it is left in host memory, and in every
-    process but the first on the meta device. Raises EnvironmentFault where weights are missing, cut
-    short or of another layout.
+    A multimodal Llama 4 checkpoint is loaded as its language model alone. With `frozen` (Llama 4
+    only) tensors are read and quantised one by one, so the host never holds more than the quantised
+    model and one tensor. With `sharded` the model stays in host memory, and in every process but
+    the first on the meta device. Raises SetupError if weights are missing, cut short or laid out
+    otherwise.
     """
     device = _device() if not sharded else "cpu" if reads_weights() else "meta"
     apply_trl_shim()
     config = AutoConfig.from_pretrained(base)
+    text = config.get_text_config()
     is_llama4 = config.model_type in LLAMA4_TYPES
     if frozen is not None:
         if not is_llama4:
-            raise EnvironmentFault(
-                f"model.frozen: packing knows Llama 4, and {base} is {config.model_type}",
-                hint="leave model.frozen out",
+            raise SetupError(
+                f"model.frozen quantises Llama 4 only, and {base} is a {config.model_type} model",
+                hint="remove model.frozen from the recipe",
             )
-        return _load_packed(base, config.get_text_config(), getattr(torch, dtype), frozen, device)
+        return _load_quantized(base, text, getattr(torch, dtype), frozen, device)
     if is_llama4:
-        _check_layout(base, config.get_text_config())
+        _check_layout(base, text)
     settings: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
     if device == "meta":
-        model = _empty(config.get_text_config() if is_llama4 else config, **settings)
+        model = _empty(text if is_llama4 else config, **settings)
     else:
         loader = Llama4ForCausalLM if is_llama4 else AutoModelForCausalLM
         model = loader.from_pretrained(
@@ -63,13 +69,13 @@ def _device() -> Any:
 
 
 def _empty(config: Any, **settings: Any) -> PreTrainedModel:
-    """The model without weights; what it computes from the configuration is there."""
+    """Build the model without weights, but with the buffers computed from its configuration."""
     with init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(config, **settings)
 
 
 def _check_layout(base: Path, config: Any) -> None:
-    """Raise where the checkpoint's text weights are not those the configuration asks for."""
+    """Raise SetupError unless the text weights have the names and shapes the config implies."""
     expected = {name: list(p.shape) for name, p in _empty(config).named_parameters()}
     found = {text_name(n): s for n, s in checkpoint_shapes(base).items() if is_text(n)}
     if config.tie_word_embeddings:
@@ -77,23 +83,23 @@ def _check_layout(base: Path, config: Any) -> None:
     missing = sorted(expected.keys() - found.keys())
     if missing:
         per_expert = any(".experts.0." in name for name in found)
-        raise EnvironmentFault(
+        raise SetupError(
             f"{base} has no {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1)),
-            hint="its experts are stored one by one; save it with fused experts, as transformers "
+            hint="its experts are stored one by one: save it with fused experts, as transformers "
             "does"
             if per_expert
-            else "fetch the whole checkpoint again",
+            else "download the whole checkpoint again",
         )
     for name, shape in expected.items():
         if found[name] != shape:
-            raise EnvironmentFault(
-                f"{base}: {name} is {found[name]} and the configuration asks for {shape}",
-                hint="fused experts are (experts, in, out), gate before up; "
-                "save the model with transformers' save_pretrained",
+            raise SetupError(
+                f"{base}: {name} has shape {found[name]}, but its configuration implies {shape}",
+                hint="save the model with transformers' save_pretrained: fused experts are "
+                "(experts, in, out), with gate before up",
             )
 
 
-def _load_packed(
+def _load_quantized(
     base: Path, config: Any, dtype: torch.dtype, frozen: Frozen, device: Any
 ) -> PreTrainedModel:
     _check_layout(base, config)
@@ -110,7 +116,7 @@ def _load_packed(
 
 
 def _tensors(base: Path, device: Any) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's tensors, for the meta device only their shapes."""
+    """Yield the checkpoint's tensors; for the meta device, only their shapes are read."""
     if device != "meta":
         yield from checkpoint_tensors(base)
         return
@@ -119,7 +125,7 @@ def _tensors(base: Path, device: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor, frozen: Frozen) -> None:
-    """Put one weight where it belongs, packed if its kind is."""
+    """Put one weight into its module, quantised if `frozen` says so."""
     module_name, _, leaf = name.rpartition(".")
     module = model.get_submodule(module_name)
     format = format_of(name, frozen)
@@ -130,5 +136,5 @@ def _place(model: nn.Module, name: str, tensor: Tensor, frozen: Frozen) -> None:
     setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
     if format is not None:
         parent_name, _, child = module_name.rpartition(".")
-        packed = PackedLinear(cast(nn.Linear, module), format)
-        setattr(model.get_submodule(parent_name), child, packed)
+        quantized = QuantizedLinear(cast(nn.Linear, module), format)
+        setattr(model.get_submodule(parent_name), child, quantized)

@@ -1,4 +1,4 @@
-"""Which layers a recipe's LoRA targets mean."""
+"""LoRA by the recipe's targets: which layers they mean, PEFT's config, loading an adapter."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.models.llama4.modeling_llama4 import Llama4Router, Llama4TextExperts
 
-from posttrain.errors import EnvironmentFault, RecipeError
-from posttrain.models.expert_lora import LoraExperts
-from posttrain.models.router_lora import LoraRouter
+from posttrain.errors import RecipeError, SetupError
+from posttrain.models.moe_lora import LoraExperts, LoraRouter
 from posttrain.recipe.models import Lora, LoraTarget
 
 TARGET_PATTERNS: dict[LoraTarget, str] = {
@@ -23,21 +22,21 @@ TARGET_PATTERNS: dict[LoraTarget, str] = {
     "experts": r".*\.feed_forward\.experts",
     "router": r".*\.feed_forward\.router",
 }
-"""Full-match patterns over module names. Vision towers never match: their attention is not called
-self_attn.q_proj under `language_model`, and LoRA on them is not offered."""
+"""Full-match patterns over module names. They match nothing in vision towers, whose attention is
+not called self_attn.q_proj under `language_model`: LoRA on vision is not offered."""
 
 FEED_FORWARD: tuple[LoraTarget, ...] = ("mlp", "shared_expert", "experts")
-"""Dense layers have one of these, mixture layers the others, so a model may well lack some."""
+"""Targets of which a model may well lack some: dense layers have the first, MoE layers the rest."""
 
-OWN_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+CUSTOM_MODULES: dict[type[nn.Module], type[nn.Module]] = {
     Llama4TextExperts: LoraExperts,
     Llama4Router: LoraRouter,
 }
-"""Layers of Llama 4 that PEFT has no LoRA layer for."""
+"""Layers of Llama 4 that PEFT has no LoRA layer for, with ours."""
 
 
 def target_of(module_name: str) -> LoraTarget | None:
-    """The target whose layers a module is among."""
+    """Return the LoRA target whose layers include a module, None if no target does."""
     for target, pattern in TARGET_PATTERNS.items():
         if re.fullmatch(pattern, module_name):
             return target
@@ -45,7 +44,7 @@ def target_of(module_name: str) -> LoraTarget | None:
 
 
 def adaptable_layers(model: nn.Module) -> dict[LoraTarget, list[str]]:
-    """The names of the layers each target means in this model; targets without any left out."""
+    """Return the names of the layers that each target means in this model; omit empty targets."""
     found: dict[LoraTarget, list[str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Llama4TextExperts) and "vision" not in name:
@@ -56,10 +55,10 @@ def adaptable_layers(model: nn.Module) -> dict[LoraTarget, list[str]]:
 
 
 def lora_config(spec: Lora, model: nn.Module) -> LoraConfig:
-    """Translate the recipe's LoRA section into PEFT's.
+    """Translate the recipe's LoRA section into PEFT's LoraConfig.
 
-    Raises RecipeError when a target is in no layer of the model, except for one of FEED_FORWARD
-    where another, also asked for, is.
+    Raises RecipeError for a target that matches no layer of the model. A target of FEED_FORWARD may
+    match none, provided that another one the recipe asks for does.
     """
     offered = adaptable_layers(model)
     missing = [target for target in spec.targets if target not in offered]
@@ -78,49 +77,49 @@ def lora_config(spec: Lora, model: nn.Module) -> LoraConfig:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return _with_own_layers(config)
+    return _with_custom_modules(config)
 
 
 def load_adapter(model: nn.Module, adapter: Path, *, trainable: bool) -> PeftModel:
-    """Put a saved adapter on its base; raises EnvironmentFault where it was trained on another."""
+    """Put a saved adapter on its base; raise SetupError if it was trained on another base."""
     config = LoraConfig.from_pretrained(str(adapter))
     assert isinstance(config, LoraConfig)
     config.inference_mode = not trainable
     wrong: list[str] = []
     try:
         loaded = PeftModel.from_pretrained(
-            model, adapter, is_trainable=trainable, config=_with_own_layers(config)
+            model, adapter, is_trainable=trainable, config=_with_custom_modules(config)
         )
     except RuntimeError as error:
         wrong = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         if not wrong:
             raise
     else:
-        # PEFT puts aside what it finds no layer for.
+        # PEFT silently skips weights that it finds no layer for.
         saved = load_file(adapter / "adapter_model.safetensors").keys()
         wrong = sorted(f"it has {key}" for key in saved - get_peft_model_state_dict(loaded).keys())
         if not wrong:
             return loaded
-    raise EnvironmentFault(
+    raise SetupError(
         f"{adapter} does not fit this base: {wrong[0]}",
         hint=f"it was trained on {config.base_model_name_or_path}",
     )
 
 
-def _with_own_layers(config: LoraConfig) -> LoraConfig:
-    """PEFT writes no custom modules to adapter_config.json, so each new config is told of them."""
-    config._register_custom_module(OWN_LAYERS)
+def _with_custom_modules(config: LoraConfig) -> LoraConfig:
+    """Register our layers; PEFT does not save custom modules in adapter_config.json."""
+    config._register_custom_module(CUSTOM_MODULES)
     return config
 
 
-def what_lora_hit(model: PeftModel) -> dict[LoraTarget, tuple[int, int]]:
-    """Target -> how many layers have an adapter, and how many weights these adapters have."""
-    hit: dict[LoraTarget, tuple[int, int]] = {}
+def adapted_layers(model: PeftModel) -> dict[LoraTarget, tuple[int, int]]:
+    """Return, by target, the number of layers with an adapter and the weights of those adapters."""
+    found: dict[LoraTarget, tuple[int, int]] = {}
     for name, module in model.get_base_model().named_modules():
         target = target_of(name)
         if isinstance(module, LoraLayer) and target is not None:
             assert isinstance(module, nn.Module)
             size = sum(p.numel() for n, p in module.named_parameters() if "lora_" in n)
-            num_layers, num_weights = hit.get(target, (0, 0))
-            hit[target] = (num_layers + 1, num_weights + size)
-    return hit
+            num_layers, num_weights = found.get(target, (0, 0))
+            found[target] = (num_layers + 1, num_weights + size)
+    return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from accelerate import PartialState
 from peft import PeftModel, get_peft_model
 from transformers import (
     AutoTokenizer,
@@ -14,10 +15,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.models.loading import load_base
-from posttrain.models.lora import load_adapter, lora_config, what_lora_hit
-from posttrain.models.sharded import is_sharded_run, put_trained_on_host
+from posttrain.models.lora import adapted_layers, load_adapter, lora_config
+from posttrain.models.sharded import full_state_dict, is_sharded_run, move_trainable_off_meta
 from posttrain.progress import note
 from posttrain.recipe.models import Frozen, LoraTarget, Model
 from posttrain.records import Message
@@ -25,32 +26,31 @@ from posttrain.records import Message
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyPath:
-    """Where a policy lies: a Hugging Face checkpoint, with an adapter on it or without."""
+    """Where a policy is stored: a Hugging Face checkpoint, with or without an adapter."""
 
     base: Path
     adapter: Path | None = None
     frozen: Frozen | None = None
-    """How training keeps the base: the policy computes with what its packed weights unpack to."""
+    """How training quantises the base; the policy computes with the dequantised weights."""
 
 
 def policy_in(folder: Path, *, base: Path, frozen: Frozen | None = None) -> PolicyPath:
-    """The policy a training stage wrote to `folder`: an adapter on `base`, or a whole model."""
+    """Return the policy that a training stage wrote to `folder`: an adapter, or a whole model."""
     if (folder / "adapter_config.json").exists():
         return PolicyPath(base=base, adapter=folder, frozen=frozen)
     return PolicyPath(base=folder)
 
 
 def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, a missing pad token set to the end token.
+    """Load the tokenizer; where it has no pad token, the end token becomes it.
 
-    Raises EnvironmentFault where it has no chat template.
+    Raises SetupError if it has no chat template.
     """
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokenizer.chat_template is None:
-        raise EnvironmentFault(
+        raise SetupError(
             f"the tokenizer of {base} has no chat template",
-            hint="post-training starts from a chat model, "
-            "or add a chat_template.jinja to the folder",
+            hint="start from a chat model, or add a chat_template.jinja to the folder",
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -58,7 +58,7 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """Tokens of a conversation with the opening of the assistant's turn, as the policy sees it."""
+    """Tokenize a conversation with the generation prompt, as the policy sees it."""
     conversation = cast(list[dict[str, str]], messages)
     ids = tokenizer.apply_chat_template(
         conversation, add_generation_prompt=True, tokenize=True, return_dict=False
@@ -68,11 +68,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
 
 
 def load_policy(policy: PolicyPath, spec: Model, *, trainable: bool) -> PreTrainedModel | PeftModel:
-    """Load a policy; with `trainable` its adapter, or without LoRA every weight, takes gradients.
+    """Load a policy; if `trainable`, its adapter (without LoRA, every weight) takes gradients.
 
-    A policy without an adapter gets a fresh one, which starts as the identity. A policy to train is
-    left where FSDP wants it, if the stage was started with that. TRL's load-balancing loss is for
-    full training: with a frozen router it could only push on what feeds the router.
+    A policy without an adapter gets a new one, which starts as the identity. Under FSDP a policy to
+    train stays on the host or the meta device until accelerate shards it. TRL's load-balancing loss
+    is kept for full training only: with a frozen router it would act on the layers below instead.
     """
     sharded = trainable and is_sharded_run()
     model = load_base(policy.base, dtype=spec.dtype, frozen=spec.frozen, sharded=sharded)
@@ -84,14 +84,30 @@ def load_policy(policy: PolicyPath, spec: Model, *, trainable: bool) -> PreTrain
     elif trainable and spec.lora is not None:
         model = get_peft_model(model, lora_config(spec.lora, model))
     if sharded:
-        put_trained_on_host(model)
+        move_trainable_off_meta(model)
     if trainable and isinstance(model, PeftModel):
-        note(f"LoRA on {_in_words(what_lora_hit(model))}")
+        note(f"LoRA on {_in_words(adapted_layers(model))}")
     return model
 
 
-def _in_words(hit: Mapping[LoraTarget, tuple[int, int]]) -> str:
+def _in_words(adapted: Mapping[LoraTarget, tuple[int, int]]) -> str:
     return ", ".join(
-        f"{num_layers} x {target} ({num_weights:,} weights)"
-        for target, (num_layers, num_weights) in hit.items()
+        f"{num_layers} {target} layers ({num_weights:,} weights)"
+        for target, (num_layers, num_weights) in adapted.items()
     )
+
+
+def save_policy(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """Write the trained adapter (never its frozen reference copy), or every weight, to `folder`.
+
+    The main process writes. Every process must call it, since each may hold a shard; all return
+    once everything is written.
+    """
+    has_adapter = isinstance(model, PeftModel)
+    state = full_state_dict(model, lambda name: ".default." in name or not has_adapter)
+    if PartialState().is_main_process:
+        if has_adapter:
+            model.save_pretrained(str(folder), state_dict=state, selected_adapters=["default"])
+        else:
+            model.save_pretrained(folder, state_dict=state)
+    PartialState().wait_for_everyone()

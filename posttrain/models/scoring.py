@@ -8,24 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LOGITS_AT_ONCE = 1 << 28
-"""Half a GB in bfloat16; one sequence alone may have more."""
-TOKENS_AT_ONCE = 256
-"""Of which logits are in fp32 at once."""
+MAX_LOGITS = 1 << 28
+"""Logits of one forward pass: half a GB in bfloat16. A single sequence may have more."""
+MAX_FP32_TOKENS = 256
+"""Tokens whose logits are converted to fp32 at once."""
 
 
 def sequence_logprobs(
     model: nn.Module, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]
 ) -> list[list[float]]:
-    """Log-probability (nats) of each continuation token, in right-padded forward passes.
+    """Return the log-probability (nats) of each continuation token after its prefix.
 
-    As many as keep the logits within LOGITS_AT_ONCE; the same for the same lengths, so processes
-    that share a model and score the same sequences stay in step.
+    Sequences are right-padded and batched up to MAX_LOGITS. Batches depend on the lengths alone, so
+    processes that share a sharded model and score the same sequences stay in step.
     """
+    lengths_N = [len(p) + len(c) for p, c in zip(prefixes_N, continuations_N, strict=True)]
     scores: list[list[float]] = []
-    for part in _parts([len(p) + len(c) for p, c in zip(prefixes_N, continuations_N, strict=True)],
-                       _vocab_size(model)):  # fmt: skip
-        scores += _one_pass(model, prefixes_N[part], continuations_N[part])
+    for batch in _batches(lengths_N, _vocab_size(model)):
+        scores += _one_pass(model, prefixes_N[batch], continuations_N[batch])
     return scores
 
 
@@ -34,13 +34,13 @@ def _vocab_size(model: nn.Module) -> int:
     return config.get_text_config().vocab_size
 
 
-def _parts(lengths_N: Sequence[int], vocab_size: int) -> Iterator[slice]:
+def _batches(lengths_N: Sequence[int], vocab_size: int) -> Iterator[slice]:
     start = 0
     while start < len(lengths_N):
         end = start + 1
         while (
             end < len(lengths_N)
-            and (end + 1 - start) * max(lengths_N[start : end + 1]) * vocab_size <= LOGITS_AT_ONCE
+            and (end + 1 - start) * max(lengths_N[start : end + 1]) * vocab_size <= MAX_LOGITS
         ):
             end += 1
         yield slice(start, end)
@@ -65,14 +65,14 @@ def _one_pass(
     ):
         span_TV = logits_TV[len(prefix) - 1 : len(prefix) + len(continuation) - 1]
         target_T = torch.tensor(continuation, device=device, dtype=torch.long)
-        scores.append(_of_targets(span_TV, target_T))
+        scores.append(_target_logprobs(span_TV, target_T))
     return scores
 
 
-def _of_targets(logits_TV: Tensor, target_T: Tensor) -> list[float]:
+def _target_logprobs(logits_TV: Tensor, target_T: Tensor) -> list[float]:
     found: list[float] = []
     for part_TV, part_T in zip(
-        logits_TV.split(TOKENS_AT_ONCE), target_T.split(TOKENS_AT_ONCE), strict=True
+        logits_TV.split(MAX_FP32_TOKENS), target_T.split(MAX_FP32_TOKENS), strict=True
     ):
         logprobs_TV = part_TV.float().log_softmax(-1)
         found += logprobs_TV.gather(1, part_T[:, None])[:, 0].tolist()

@@ -1,9 +1,9 @@
-"""A model whose layers are sharded over the training processes by FSDP2, accelerate doing the work.
+"""Models whose layers FSDP2 shards over the training processes; accelerate does the sharding.
 
-The first process alone reads the weights, into host memory; the others build the model on the meta
-device. When training begins accelerate shards layer by layer and hands each tensor round, so no
-device ever holds more than its shards and the layer at hand. What accelerate 1.15 gets wrong for
-this stands here in full; tests/test_upstream.py pins the names.
+Only the first process reads the weights, into host memory; the others build the model on the meta
+device. When training begins, accelerate shards one layer after the other and broadcasts each
+tensor, so a device never holds more than its own shards and one gathered layer. This file also
+corrects what accelerate 1.15 gets wrong here; tests/test_upstream.py pins the names it relies on.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from torch.distributed.tensor import DTensor
 from torch.serialization import register_package
 
 PRIORITY = 100
-"""After torch's own."""
+"""Order among torch's loaders of storage: after torch's own."""
 
 
 def is_sharded_run() -> bool:
-    """Whether this stage was started with launch.strategy: fsdp."""
+    """Return True in a stage that was started with launch.strategy: fsdp."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
 
 
 def reads_weights() -> bool:
-    """Whether this process reads the weights of a model that will be sharded."""
+    """Return True in the process that reads the weights of a sharded model."""
     return PartialState().is_main_process
 
 
-def mend_accelerate_on_cpu() -> None:
-    """Let several processes without a GPU train, and go on; to be called before a trainer is made.
+def patch_accelerate_for_cpu() -> None:
+    """Let several processes without a GPU train with FSDP2 and resume; call it before a trainer.
 
-    accelerate shards where its state says MULTI_GPU, and on the CPU silently trains with DDP. Only
-    that word is changed: the device stays the CPU, the process group gloo. It also numbers CPUs,
-    and torch loads no optimizer's state to a device called cpu:1.
+    accelerate shards only where its state says MULTI_GPU, and on the CPU silently trains with DDP.
+    Only that word is changed: the device stays the CPU and the process group gloo. accelerate also
+    numbers CPUs, and torch refuses to load an optimizer's state to a device called cpu:1.
     """
     state = PartialState()
     if state.distributed_type != DistributedType.MULTI_CPU:
@@ -50,16 +50,16 @@ def mend_accelerate_on_cpu() -> None:
 
 
 def _restore_to_numbered_cpu(storage: Any, location: str) -> Any:
-    """As torch's own loaders: None where it is another's."""
+    """Return the storage if it belongs on a CPU, else None, as torch's own loaders do."""
     return storage if location.startswith("cpu:") else None
 
 
-def settle_sharding(accelerator: Accelerator) -> None:
-    """Say how to shard, before training begins.
+def configure_sharding(accelerator: Accelerator) -> None:
+    """Tell accelerate how to shard; call it before training begins.
 
-    Gradients are reduced in fp32 and outputs keep their dtype, the loss's among them; accelerate
-    would have both in bfloat16. That the first process reads for all is said here and not in the
-    environment, where transformers would leave out the weights of the engines as well.
+    Gradients are reduced in fp32, and outputs, the loss among them, keep their dtype: accelerate
+    would use bfloat16 for both. `cpu_ram_efficient_loading` is set on the plugin and not in the
+    environment, where transformers would also leave out the weights of the engines.
     """
     plugin = accelerator.state.fsdp_plugin
     assert plugin is not None
@@ -71,11 +71,11 @@ def settle_sharding(accelerator: Accelerator) -> None:
         )
 
 
-def put_trained_on_host(model: nn.Module) -> None:
-    """Move what trains, and is on the meta device, to the host, without values.
+def move_trainable_off_meta(model: nn.Module) -> None:
+    """Replace trainable parameters on the meta device by uninitialised ones in host memory.
 
-    accelerate tells the optimizer's parameters apart by their addresses, and on the meta device all
-    have the same. Memory that nobody writes to takes no room.
+    accelerate tells the optimizer's parameters apart by address, and on the meta device all have
+    the same one. Memory that is never written to takes no room.
     """
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -83,21 +83,21 @@ def put_trained_on_host(model: nn.Module) -> None:
                 setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu")))
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor in full, gathered by all processes together; any other as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor, in all processes together; return any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_state(model: nn.Module, is_wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """The wanted weights in full, one at a time; in host memory of the first process, else none.
+def full_state_dict(model: nn.Module, is_wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Gather the wanted weights one by one into host memory of the first process.
 
-    Every process must call it.
+    Every process must call it; all but the first get an empty dict.
     """
     first = PartialState().is_main_process
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if is_wanted(name):
-            full = whole(tensor.detach())
+            full = full_tensor(tensor.detach())
             if first:
                 state[name] = full.cpu()
     return state

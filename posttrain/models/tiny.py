@@ -1,4 +1,4 @@
-"""A tiny random Llama 4 mixture-of-experts checkpoint, made offline, for `doctor` and the tests."""
+"""A tiny random Llama 4 mixture-of-experts checkpoint for `doctor` and the tests, made offline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPECIAL_TOKENS = (
     "<|header_end|>",
     "<|eot|>",
 )
-"""Their ids are their places; the second pads, the last ends a turn."""
+"""In the order of their ids; the second is the pad token, the last ends a turn."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -39,10 +39,10 @@ VOCAB_SIZE = 300
 def write_tiny_llama4(path: Path, *, seed: int = 0, interleave_moe_layer_step: int = 2) -> Path:
     """Write a random Llama 4 text model with tokenizer and chat template to `path`; return `path`.
 
-    It has what makes Llama 4 special: routed and shared experts in every second of its four layers,
-    chunked attention (128 tokens), a layer without rotary positions, query-key norms. Heads are 32
-    wide, the least that vLLM's CPU attention takes. The same seed writes the same weights. Past
-    four, `interleave_moe_layer_step` leaves no layer with experts.
+    It has all that is special about Llama 4: routed and shared experts in every second of its four
+    layers, chunked attention (128 tokens), a layer without rotary positions, query-key norms. Heads
+    are 32 wide, the minimum of vLLM's CPU attention. The same seed gives the same weights. An
+    `interleave_moe_layer_step` above four gives no layer experts.
     """
     path.mkdir(parents=True, exist_ok=True)
     _train_tokenizer().save_pretrained(path)
@@ -75,7 +75,7 @@ def write_tiny_llama4(path: Path, *, seed: int = 0, interleave_moe_layer_step: i
 
 
 def _train_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE: every text round-trips, and common words are few tokens."""
+    """Train a byte-level BPE: every text round-trips, and common words take few tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -1,9 +1,9 @@
-"""What TRL 1.16 needs in order to train Llama 4, and to train on the CPU without waste.
+"""Patches without which TRL 1.16 cannot train Llama 4, or trains on the CPU at twice the cost.
 
-TRL's fused language-model head asks a model for `base_model` and its auxiliary loss asks the text
-config for `num_experts`. Llama 4 declares a `base_model_prefix` that names no attribute, so
-`base_model` is the model itself, and spells the other `num_local_experts`. `base_model_prefix`
-stays as it is: weight loading uses it.
+TRL's fused language-model head reads a model's `base_model`, and its auxiliary loss `num_experts`
+of the text config. Llama 4's `base_model_prefix` names no attribute, so its `base_model` is the
+model itself, and it calls the other `num_local_experts`. `base_model_prefix` stays: weight loading
+uses it. tests/test_upstream.py pins the names and fails once TRL needs a patch no more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers import Llama4ForCausalLM, Llama4ForConditionalGeneration, Llam
 
 
 def apply_trl_shim() -> None:
-    """Give Llama 4's classes the three attributes TRL reads; applying twice changes nothing."""
+    """Give Llama 4's classes the three attributes TRL reads; applying it twice changes nothing."""
     shim = (
         (Llama4ForCausalLM, "base_model", lambda self: self.model),
         (Llama4ForConditionalGeneration, "base_model", lambda self: self.language_model.model),
@@ -24,16 +24,16 @@ def apply_trl_shim() -> None:
 
 
 def score_only_labels_on_cpu() -> None:
-    """Let TRL's fused head project on the CPU, as on CUDA, only positions that have a label.
+    """Make TRL's fused head skip positions without a label on the CPU, as it does on CUDA.
 
-    TRL projects every position where it has no Triton, which for short answers and a large
-    vocabulary is half of the cost of a step. Log-probabilities and gradients stay the same.
-    Applying twice changes nothing.
+    Without Triton TRL projects every position, which for short answers and a large vocabulary is
+    half of the cost of a step. Log-probabilities and gradients stay the same. Applying it twice
+    changes nothing.
     """
     from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
-    def leaves_out_unlabelled(device: torch.device) -> bool:
+    def skips_unlabelled(device: torch.device) -> bool:
         return device.type == "cpu" or chunked_logprob._use_triton(device)
 
-    utils._use_triton = leaves_out_unlabelled
+    utils._use_triton = skips_unlabelled

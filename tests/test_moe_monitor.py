@@ -8,8 +8,8 @@ import torch
 
 from posttrain.models import PolicyPath, load_policy
 from posttrain.models.experts import moe_layers
-from posttrain.models.health import MoeHealth, gradient_norms
 from posttrain.models.loading import load_base
+from posttrain.models.moe_monitor import MoeMonitor, gradient_norms
 from posttrain.recipe.models import Lora, Model
 
 IDS = torch.randint(5, 300, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -17,7 +17,7 @@ IDS = torch.randint(5, 300, (2, 40), generator=torch.Generator().manual_seed(0))
 
 def test_load_is_what_the_routers_choose(tiny_llama4: Path) -> None:
     model = load_base(tiny_llama4, dtype="float32").train()
-    health = MoeHealth(model)
+    health = MoeMonitor(model)
     model(IDS)
     model(IDS)
     found = health.take()
@@ -42,7 +42,7 @@ def test_load_is_what_the_routers_choose(tiny_llama4: Path) -> None:
 
 def test_taking_begins_anew_and_evaluation_is_not_counted(tiny_llama4: Path) -> None:
     model = load_base(tiny_llama4, dtype="float32").train()
-    health = MoeHealth(model)
+    health = MoeMonitor(model)
     model(IDS)
     assert health.take()
     model.eval()

@@ -1,8 +1,9 @@
-"""From what a recipe calls its base model to a folder with weights."""
+"""The folder of the base model that a recipe names: local, downloaded or upcycled."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.models.checkpoint import checkpoint_shapes
 from posttrain.models.upcycle import upcycle
 from posttrain.recipe.models import Model, UpcycledBase
@@ -18,11 +19,11 @@ from posttrain.records import content_hash
 
 WEIGHTS_AND_TOKENIZER = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 UPCYCLING = 1
-"""Raised when the same request gives other weights, so that old cache entries are left alone."""
+"""Version of upcycled weights in the cache: raise it when the same request gives other weights."""
 
 
 def upcycled_path(spec: Model, *, cache_dir: Path) -> Path:
-    """Where the cache keeps, or will keep, an upcycled base."""
+    """Return the path of an upcycled base in the cache, whether it exists yet or not."""
     assert isinstance(spec.base, UpcycledBase)
     request = spec.base.upcycle
     key = content_hash(UPCYCLING, request.model_dump(by_alias=True), spec.dtype)
@@ -30,10 +31,9 @@ def upcycled_path(spec: Model, *, cache_dir: Path) -> Path:
 
 
 def resolve_base(spec: Model, *, cache_dir: Path) -> Path:
-    """The folder of the base model.
+    """Return the folder of the base model; download or upcycle it first if need be.
 
-    A local path is taken as it is, a hub name downloaded, an upcycled model built once. Raises
-    EnvironmentFault where there is no such model.
+    Raises SetupError if there is no such model.
     """
     if isinstance(spec.base, UpcycledBase):
         path = upcycled_path(spec, cache_dir=cache_dir)
@@ -57,19 +57,19 @@ def resolve_base(spec: Model, *, cache_dir: Path) -> Path:
             spec.base, revision=spec.revision, allow_patterns=WEIGHTS_AND_TOKENIZER
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise EnvironmentFault(
-            f"model.base: {spec.base!r} is neither a folder here nor a model the hub gave: "
-            f"{str(error).splitlines()[0]}",
-            hint="check the name and the network, `hf auth login` for a gated model, "
+        raise SetupError(
+            f"model.base: {spec.base!r} is not a local folder, and cannot be downloaded from the "
+            f"Hugging Face hub: {str(error).splitlines()[0]}",
+            hint="check the name and the network, run `hf auth login` for a gated model, "
             "or give a local folder",
         ) from error
     return _mended(_checked(Path(found)), cache_dir=cache_dir)
 
 
 def _mended(path: Path, *, cache_dir: Path) -> Path:
-    """The folder itself, or one with the same files and a configuration that transformers reads.
+    """Return the folder, or a copy of links with a configuration that transformers can read.
 
-    Llama 4 as first published has `attn_temperature_tuning: 4`, and transformers wants a bool.
+    Llama 4 was first published with `attn_temperature_tuning: 4`; transformers requires a bool.
     """
     config = json.loads((path / "config.json").read_text())
     text = config.get("text_config", config)
@@ -91,7 +91,7 @@ def _mended(path: Path, *, cache_dir: Path) -> Path:
 
 
 def _move_into_place(building: Path, path: Path) -> None:
-    """Publish a finished folder by one rename; another process may have been first."""
+    """Rename a finished folder to its name in the cache, unless another process was first."""
     try:
         building.rename(path)
     except OSError:
@@ -103,20 +103,20 @@ def _move_into_place(building: Path, path: Path) -> None:
 def _checked(path: Path) -> Path:
     config = path / "config.json"
     if not config.is_file():
-        raise EnvironmentFault(
-            f"model.base: {path} is no model: it has no config.json",
+        raise SetupError(
+            f"model.base: {path} is not a model: it has no config.json",
             hint="give a folder in Hugging Face layout: config.json, *.safetensors, "
             "tokenizer files",
         )
     try:
         json.loads(config.read_text())["model_type"]
     except (json.JSONDecodeError, KeyError) as error:
-        raise EnvironmentFault(
-            f"model.base: {config} is no model configuration ({type(error).__name__}: {error})",
+        raise SetupError(
+            f"model.base: {config} is not a model configuration ({type(error).__name__}: {error})",
             hint="give a folder in Hugging Face layout",
         ) from error
     if not any(path.glob("*.safetensors")):
-        raise EnvironmentFault(
+        raise SetupError(
             f"model.base: {path} has no *.safetensors weights",
             hint="save it with save_pretrained of a recent transformers",
         )
@@ -124,11 +124,5 @@ def _checked(path: Path) -> Path:
 
 
 def count_parameters(path: Path) -> int:
-    """The number of weights in a checkpoint, from its headers alone."""
-    total = 0
-    for shape in checkpoint_shapes(path).values():
-        size = 1
-        for n in shape:
-            size *= n
-        total += size
-    return total
+    """Return the number of weights in a checkpoint, read from its headers alone."""
+    return sum(math.prod(shape) for shape in checkpoint_shapes(path).values())

@@ -1,9 +1,9 @@
-"""LoRA on routed experts as a PEFT layer: every expert its own pair, on its own tokens only.
+"""LoRA layers for Llama 4's routed experts and router, which PEFT has none for.
 
 PEFT reaches fused experts through `target_parameters`, which builds W + BA for all experts in each
-forward pass. Here the low-rank product runs on the routed rows: x A_e B_e beside x W_e. PEFT finds
-the layer through its custom modules, so adapters are added, switched, saved, loaded, merged and
-copied for a reference policy as any others.
+forward pass. Here every expert has its own A and B, and the low-rank product runs on the routed
+rows alone: x A_e B_e beside x W_e. PEFT finds these layers as custom modules, so it adds, switches,
+saves, loads, merges and copies their adapters like any others.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
+from transformers.models.llama4.modeling_llama4 import Llama4Router
 
 from posttrain.models.experts import GroupedExperts
 from posttrain.models.grouped import grouped_linear
@@ -26,9 +27,9 @@ PROJECTIONS: tuple[Projection, ...] = ("gate_up_proj", "down_proj")
 
 
 class ExpertFactors(nn.Module):
-    """One side of an adapter on a layer's experts, a factor for each of their two weights.
+    """Factor A (E, in, r) or B (E, r, out) of an adapter, for each of the experts' two weights.
 
-    As side A (E, in, r), as side B (E, r, out): gate and up share A, as one product gives both.
+    Gate and up share A, since one product computes both.
     """
 
     def __init__(self, gate_up_proj: Tensor, down_proj: Tensor) -> None:
@@ -38,7 +39,7 @@ class ExpertFactors(nn.Module):
 
 
 class LoraExperts(nn.Module, LoraLayer):
-    """`GroupedExperts` with adapters; takes the same arguments."""
+    """`GroupedExperts` with adapters."""
 
     def __init__(
         self,
@@ -64,14 +65,15 @@ class LoraExperts(nn.Module, LoraLayer):
     ) -> None:
         """Add an adapter that starts as the identity.
 
-        Raises ValueError for a rank below one and for variants of LoRA that it does not have.
+        Raises ValueError for a rank below one and for variants of LoRA that are not supported.
         """
         if r < 1:
             raise ValueError(f"r must be at least 1 and is {r}")
-        odd = [name for name in ("use_dora", "lora_bias") if getattr(config, name)]
-        if odd or config.init_lora_weights is not True:
+        unsupported = [name for name in ("use_dora", "lora_bias") if getattr(config, name)]
+        if unsupported or config.init_lora_weights is not True:
             raise ValueError(
-                f"LoRA on routed experts has no {', '.join(odd) or config.init_lora_weights}"
+                "LoRA on routed experts does not support "
+                + (", ".join(unsupported) or f"init_lora_weights={config.init_lora_weights!r}")
             )
         experts = self.experts
         shapes = {name: getattr(experts, name).shape for name in PROJECTIONS}
@@ -94,7 +96,7 @@ class LoraExperts(nn.Module, LoraLayer):
 
     @property
     def experts(self) -> GroupedExperts:
-        """The layer that is adapted."""
+        """Return the adapted layer."""
         return cast(GroupedExperts, self.get_base_layer())
 
     def forward(self, rows_NH: Tensor, ends_E: Tensor) -> Tensor:
@@ -116,33 +118,33 @@ class LoraExperts(nn.Module, LoraLayer):
     def _delta(
         self, adapter_name: str, projection: Projection, rows_NI: Tensor, ends_E: Tensor
     ) -> Tensor:
-        """scaling * x A B on the routed rows."""
+        """Return scaling * x A B for the routed rows."""
         A, B = self.factors(adapter_name, projection)
         dropped_NI = self.lora_dropout[adapter_name](rows_NI)
         inner_NR = grouped_linear(dropped_NI, A, ends_E)
         return grouped_linear(inner_NR * self.scaling[adapter_name], B, ends_E)
 
     def factors(self, adapter_name: str, projection: Projection) -> tuple[Tensor, Tensor]:
-        """An adapter's A (E, in, r) and B (E, r, out) for one of the experts' weights."""
+        """Return an adapter's A (E, in, r) and B (E, r, out) for one of the experts' weights."""
         return (
             getattr(self.lora_A[adapter_name], projection),
             getattr(self.lora_B[adapter_name], projection),
         )
 
     def delta_weight(self, adapter_name: str, projection: Projection) -> Tensor:
-        """What an adapter adds to a weight: scaling * A B, (E, in, out), in fp32."""
+        """Return what an adapter adds to a weight: scaling * A B, (E, in, out), in fp32."""
         A, B = self.factors(adapter_name, projection)
         return self.scaling[adapter_name] * torch.bmm(A.float(), B.float())
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Fold adapters into the experts' weights; with `safe_merge` refuse what is not finite."""
+        """Add adapters to the experts' weights; with `safe_merge` refuse results not finite."""
         for adapter_name in check_adapters_to_merge(self, adapter_names):
             for projection in PROJECTIONS:
                 self._add(adapter_name, projection, sign=1, safe=safe_merge)
             self.merged_adapters.append(adapter_name)
 
     def unmerge(self) -> None:
-        """Take the folded adapters out again, exactly up to rounding in the weights' dtype."""
+        """Subtract the merged adapters again, exact up to rounding in the weights' dtype."""
         while self.merged_adapters:
             adapter_name = self.merged_adapters.pop()
             for projection in PROJECTIONS:
@@ -152,8 +154,8 @@ class LoraExperts(nn.Module, LoraLayer):
         weight = getattr(self.experts, projection)
         if not isinstance(weight, Tensor):
             raise ValueError(
-                f"a base kept in fewer bytes ({type(weight).__name__}) takes no merge in memory; "
-                "posttrain merge writes a merged checkpoint"
+                f"an adapter cannot be merged into quantised weights ({type(weight).__name__}); "
+                "`posttrain merge` writes a merged checkpoint"
             )
         with torch.no_grad():
             delta = sign * self.delta_weight(adapter_name, projection)
@@ -164,6 +166,31 @@ class LoraExperts(nn.Module, LoraLayer):
 
 
 def _uniform(num_experts: int, fan_in: int, r: int) -> Tensor:
-    """A as PEFT starts it: Kaiming-uniform with a = sqrt(5), so within +-1/sqrt(fan_in)."""
+    """Return A as PEFT initialises it: Kaiming-uniform, a = sqrt(5), so within 1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return torch.empty(num_experts, fan_in, r).uniform_(-bound, bound)
+
+
+class LoraRouter(Linear):
+    """`Llama4Router` with adapters on its logits.
+
+    The router returns scores and logits, so PEFT's own layer for linear modules does not fit it.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return scores (N, E), zero for experts that were not chosen, and logits (N, E)."""
+        router = cast(Llama4Router, self.get_base_layer())
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        _, logits = router(x)
+        if not self.disable_adapters and not self.merged:
+            for name in self.active_adapters:
+                if name in self.lora_A:
+                    rows = self.lora_dropout[name](
+                        x.to(cast(Tensor, self.lora_A[name].weight).dtype)
+                    )
+                    delta = self.lora_B[name](self.lora_A[name](rows)) * self.scaling[name]
+                    logits = logits + delta.to(logits.dtype)
+        top, chosen = logits.topk(router.top_k, dim=1)
+        scores = torch.zeros_like(logits).scatter(1, chosen, top.float().sigmoid().to(top.dtype))
+        return scores, logits

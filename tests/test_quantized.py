@@ -23,14 +23,14 @@ from posttrain.models import (
 )
 from posttrain.models.experts import moe_layers
 from posttrain.models.loading import load_base
-from posttrain.models.packed import (
+from posttrain.models.quantized import (
     BLOCK,
     FORMATS,
     NF4_LEVELS,
     Format,
     Fp8,
     Nf4,
-    PackedLinear,
+    QuantizedLinear,
     format_of,
 )
 from posttrain.recipe.models import Frozen, Lora, Model
@@ -100,14 +100,14 @@ def test_bytes_per_weight() -> None:
 
 
 def test_nf4_wants_whole_blocks() -> None:
-    with pytest.raises(ValueError, match="96: take fp8"):
+    with pytest.raises(ValueError, match="96: use fp8"):
         Nf4(weights((96, 4)))
 
 
 @pytest.mark.parametrize("format", ["fp8", "nf4"])
 def test_a_packed_linear_layer_computes_with_what_it_unpacks(format: Format) -> None:
     linear = nn.Linear(64, 24)
-    packed = PackedLinear(linear, format)
+    packed = QuantizedLinear(linear, format)
     plain = nn.Linear(64, 24)
     plain.weight, plain.bias = nn.Parameter(packed.weight.clone()), linear.bias
     x = torch.randn(5, 3, 64, requires_grad=True)
@@ -138,7 +138,7 @@ def test_training_on_a_packed_base_is_training_on_what_it_unpacks_to(
                     parameter.copy_(weights(tuple(parameter.shape)) * 0.05)
             if kept is not None:
                 for name, module in inner.named_modules():
-                    if isinstance(module, PackedLinear):
+                    if isinstance(module, QuantizedLinear):
                         packed_state[f"{name}.weight"] = module.weight
                     elif isinstance(module, Fp8 | Nf4) and ".experts." in name:
                         packed_state[name] = module.dense()
@@ -246,7 +246,9 @@ def test_experts_of_another_layout_are_refused(tiny_llama4: Path, tmp_path: Path
     tensors = load_file(file)
     name = next(n for n in tensors if n.endswith("experts.gate_up_proj"))
     save_file({**tensors, name: tensors[name].transpose(1, 2).contiguous()}, file, {"format": "pt"})
-    with pytest.raises(EnvironmentFault, match=r"gate_up_proj is \[4, 128, 64\].*\[4, 64, 128\]"):
+    with pytest.raises(
+        EnvironmentFault, match=r"gate_up_proj has shape \[4, 128, 64\].*\[4, 64, 128\]"
+    ):
         load_base(tmp_path / "model", dtype="float32")
     fused = tensors.pop(name)
     apart = {name.replace("gate_up_proj", f"{i}.gate_up.weight"): fused[i] for i in range(4)}
@@ -268,7 +270,7 @@ def test_only_llama4_is_packed(tmp_path: Path, tiny_llama4: Path) -> None:
             num_attention_heads=2,
         )
     ).save_pretrained(tmp_path)
-    with pytest.raises(EnvironmentFault, match="packing knows Llama 4"):
+    with pytest.raises(EnvironmentFault, match=r"model\.frozen quantises Llama 4 only"):
         load_base(tmp_path, dtype="float32", frozen=Frozen())
 
 

@@ -15,10 +15,10 @@ from transformers import Llama4ForCausalLM, Llama4TextConfig
 
 from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.models import PolicyPath, live_tensors, load_policy, merge, merged_tensors
-from posttrain.models.expert_lora import PROJECTIONS, LoraExperts
 from posttrain.models.experts import use_grouped_experts
 from posttrain.models.loading import load_base
-from posttrain.models.lora import load_adapter, lora_config, what_lora_hit
+from posttrain.models.lora import adapted_layers, load_adapter, lora_config
+from posttrain.models.moe_lora import PROJECTIONS, LoraExperts
 from posttrain.recipe.models import Lora, LoraTarget, Model
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
@@ -275,7 +275,7 @@ def test_files_and_memory_agree_on_the_merged_weights(
 
 
 def test_what_lora_hit_is_told(model: PeftModel, tiny_llama4: Path) -> None:
-    hit = what_lora_hit(model)
+    hit = adapted_layers(model)
     assert {target: layers for target, (layers, _) in hit.items()} == {
         "attention": 16,
         "mlp": 6,

@@ -1,8 +1,8 @@
-"""Frozen weights in fewer bytes, unpacked where they are used and never kept unpacked.
+"""Quantised frozen weights, dequantised where they are used and not kept in full.
 
 Two formats. fp8: e4m3 with one scale per output channel (and expert). nf4: four bits with one scale
-per block of 64 along the input, the 16 levels of QLoRA (Dettmers et al. 2023, appendix E), which
-are the quantiles of a normal distribution.
+per block of 64 along the input; its 16 levels, QLoRA's (Dettmers et al. 2023, appendix E), are the
+quantiles of a normal distribution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 from posttrain.models.checkpoint import is_text, text_name
 from posttrain.models.experts import GroupedExperts
 from posttrain.models.lora import target_of
-from posttrain.models.sharded import whole
+from posttrain.models.sharded import full_tensor
 from posttrain.recipe.models import Frozen
 
 Format = Literal["fp8", "nf4"]
@@ -32,12 +32,12 @@ NF4_LEVELS = (
 )  # fmt: skip
 
 
-class Packed(nn.Module):
-    """A weight of shape (..., in, out), packed; it computes in `dtype`.
+class QuantizedWeight(nn.Module):
+    """A quantised weight of shape (..., in, out) that is dequantised to `dtype`.
 
-    The leading dimensions, experts or none, are packed each on their own. What it keeps are frozen
-    parameters, so FSDP shards them. Codes are bytes for torch too: mixed precision casts what is
-    floating, and gloo knows no float8.
+    A leading dimension holds experts, each quantised on its own. Codes and scales are frozen
+    parameters, so FSDP shards them. Codes are uint8 in torch, too: mixed precision would cast
+    floating-point ones, and gloo knows no float8.
     """
 
     codes: Tensor
@@ -54,31 +54,31 @@ class Packed(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is kept."""
+        """Return the device that holds it."""
         return self.scale.device
 
     def expert(self, index: int) -> Tensor:
-        """One expert's weight (in, out)."""
-        return self._unpack(self.codes[index], self.scale[index])
+        """Dequantise one expert's weight (in, out)."""
+        return self._dequantize(self.codes[index], self.scale[index])
 
     def dense(self) -> Tensor:
-        """The whole weight (..., in, out), unpacked an expert at a time.
+        """Dequantise the whole weight (..., in, out), one expert at a time.
 
-        What unpacking needs besides, up to 11 bytes a weight, it so needs for one expert only.
+        Thus the temporary memory, up to 11 bytes a weight, is needed for one expert only.
         """
-        codes, scale = whole(self.codes), whole(self.scale)
+        codes, scale = full_tensor(self.codes), full_tensor(self.scale)
         if len(self.shape) == 2:
-            return self._unpack(codes, scale)
+            return self._dequantize(codes, scale)
         dense = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         for index in range(len(dense)):
-            dense[index] = self._unpack(codes[index], scale[index])
+            dense[index] = self._dequantize(codes[index], scale[index])
         return dense
 
-    def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
+    def _dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
         raise NotImplementedError
 
 
-class Fp8(Packed):
+class Fp8(QuantizedWeight):
     """One byte a weight."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -90,12 +90,12 @@ class Fp8(Packed):
             part.copy_((source.float() / by.float()).clamp_(-FP8_MAX, FP8_MAX))
         self._keep(codes.view(torch.uint8), scale)
 
-    def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
+    def _dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
         return codes.view(torch.float8_e4m3fn).to(self.dtype) * scale.to(self.dtype)
 
 
-class Nf4(Packed):
-    """Four and a quarter bits a weight; the input dimension must be a multiple of BLOCK."""
+class Nf4(QuantizedWeight):
+    """4.25 bits a weight; the input dimension must be a multiple of BLOCK."""
 
     levels: Tensor
 
@@ -104,7 +104,7 @@ class Nf4(Packed):
         *lead, fan_in, fan_out = weight.shape
         if fan_in % BLOCK:
             raise ValueError(
-                f"nf4 packs blocks of {BLOCK} inputs, and this weight has {fan_in}: take fp8"
+                f"nf4 quantises blocks of {BLOCK} inputs, and this weight has {fan_in}: use fp8"
             )
         device = torch.device("cpu") if weight.is_meta else weight.device
         levels = torch.tensor(NF4_LEVELS, device=device)
@@ -124,7 +124,7 @@ class Nf4(Packed):
         self._keep(codes, scale)
         self.register_buffer("levels", levels.to(weight.dtype), persistent=False)
 
-    def _unpack(self, codes: Tensor, scale: Tensor) -> Tensor:
+    def _dequantize(self, codes: Tensor, scale: Tensor) -> Tensor:
         *lead, half, fan_out = codes.shape
         pairs = torch.stack((codes & 15, codes >> 4), dim=-2)
         values = self.levels.to(codes.device)[pairs.long()].view(
@@ -133,40 +133,40 @@ class Nf4(Packed):
         return (values * scale.to(self.dtype)).view(*lead, 2 * half, fan_out)
 
 
-FORMATS: dict[Format, Callable[[Tensor], Packed]] = {"fp8": Fp8, "nf4": Nf4}
+FORMATS: dict[Format, Callable[[Tensor], QuantizedWeight]] = {"fp8": Fp8, "nf4": Nf4}
 
 
 def _each(*tensors: Tensor) -> Any:
-    """The same part of several tensors, an expert at a time, so that little is in fp32 at once."""
+    """Iterate over the experts of several tensors together, so that little is in fp32 at once."""
     return zip(*tensors, strict=True) if tensors[0].dim() > 2 else [tensors]
 
 
-class PackedLinear(nn.Linear):
-    """A frozen linear layer whose weight is packed."""
+class QuantizedLinear(nn.Linear):
+    """A frozen linear layer with a quantised weight."""
 
     def __init__(self, linear: nn.Linear, format: Format) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self.packed = FORMATS[format](linear.weight.T)
+        self.quantized = FORMATS[format](linear.weight.T)
 
     @property
-    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride] made when asked for
-        """The weight (out, in), unpacked."""
-        return self.packed.dense().T
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride] dequantised on demand
+        """Dequantise the weight (out, in)."""
+        return self.quantized.dense().T
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: (..., in) -> (..., out)."""
-        return cast(Tensor, _PackedLinear.apply(x.to(self._compute_dtype(x)), self))
+        return cast(Tensor, _QuantizedLinear.apply(x.to(self._compute_dtype(x)), self))
 
     def _compute_dtype(self, x: Tensor) -> torch.dtype:
         device = x.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-class _PackedLinear(torch.autograd.Function):
+class _QuantizedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
         return functional.linear(x, layer.weight.to(x.dtype), layer.bias)
 
@@ -176,10 +176,10 @@ class _PackedLinear(torch.autograd.Function):
 
 
 def format_of(weight_name: str, frozen: Frozen | None) -> Format | None:
-    """How a checkpoint's weight is kept; None: as it is.
+    """Return the format of a checkpoint's weight under `frozen`, None if it is not quantised.
 
-    Linear layers are those of attention, shared experts and dense layers: the router is small and
-    decides, and stays as it is.
+    Linear layers are those of attention, shared experts and dense layers. The router is small and
+    sensitive, and stays in full precision.
     """
     module, _, leaf = weight_name.rpartition(".")
     if frozen is None or leaf == "bias" or not is_text(weight_name):
@@ -190,15 +190,15 @@ def format_of(weight_name: str, frozen: Frozen | None) -> Format | None:
     return frozen.linears if target in ("attention", "mlp", "shared_expert") else None
 
 
-def repacked(weight: Tensor, format: Format) -> Tensor:
-    """A weight packed and unpacked again: a linear layer's (out, in), experts' (E, in, out)."""
+def fake_quantize(weight: Tensor, format: Format) -> Tensor:
+    """Quantise and dequantise a weight: a linear layer's (out, in) or experts' (E, in, out)."""
     if weight.dim() == 2:
         return FORMATS[format](weight.T).dense().T
     return FORMATS[format](weight).dense()
 
 
-def pack_experts(experts: GroupedExperts, format: Format) -> None:
-    """Pack a layer's experts in place."""
+def quantize_experts(experts: GroupedExperts, format: Format) -> None:
+    """Quantise a layer's experts in place."""
     for name in ("gate_up_proj", "down_proj"):
         weight = getattr(experts, name)
         delattr(experts, name)

@@ -1,4 +1,4 @@
-"""Whether a mixture of experts is used well: load per expert, router scale, gradients by kind."""
+"""Metrics of a mixture of experts in training: expert load, router scale, gradient norms."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.models.experts import RoutedMoe, moe_layers
-from posttrain.models.shapes import kind_of
-from posttrain.models.sharded import whole
+from posttrain.models.lora import target_of
+from posttrain.models.sharded import full_tensor
 
 
-class MoeHealth:
-    """Watches the mixture layers of a model in training and says how they fared since last asked.
+class MoeMonitor:
+    """Counts the router's choices in a model's MoE layers between two calls of `take`.
 
-    Counts are of this process's own tokens. Watching costs a count of the router's choices.
+    Counts cover this process's own tokens, in training mode only.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,11 +42,11 @@ class MoeHealth:
         return watch
 
     def take(self) -> dict[str, float]:
-        """Metrics since the last call, by layer, and over layers the worst; empty without any.
+        """Return the metrics since the last call, by layer and the worst over layers; reset counts.
 
-        `load_max`: the fullest expert's tokens over the mean (1 is even, E is one expert alone).
-        `load_entropy`: of the load, over log E (1 is even). `dead`: share of experts without a
-        token. `router_rms`: root mean square of the router's logits.
+        `load_max`: tokens of the fullest expert over the mean (1 is even, E is one expert alone).
+        `load_entropy`: entropy of the load over log E (1 is even). `dead`: share of experts without
+        a token. `router_rms`: root mean square of the router's logits. Empty if nothing was run.
         """
         found: dict[str, float] = {}
         for name, load_E in self._load_E.items():
@@ -57,15 +57,15 @@ class MoeHealth:
             found[f"moe/layer_{layer}/dead"] = float((load_E == 0).double().mean())
             mean_square = float(self._squares[name]) / self._num_logits[name]
             found[f"moe/layer_{layer}/router_rms"] = math.sqrt(mean_square)
-        for figure, worst in (("load_max", max), ("load_entropy", min), ("dead", max)):
-            values = [v for key, v in found.items() if key.endswith(f"/{figure}")]
+        for metric, worst in (("load_max", max), ("load_entropy", min), ("dead", max)):
+            values = [v for key, v in found.items() if key.endswith(f"/{metric}")]
             if values:
-                found[f"moe/{figure}"] = worst(values)
+                found[f"moe/{metric}"] = worst(values)
         self._load_E, self._squares, self._num_logits = {}, {}, {}
         return found
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop counting."""
         for moe in self._layers.values():
             moe.watch = None
 
@@ -77,19 +77,28 @@ def _entropy(share_E: Tensor) -> float:
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:
-    """Kind of weight -> the norm of its gradients (attention, experts, router, ...).
+    """Return the norm of the gradients by kind of weight (attention, experts, router, ...).
 
-    Of a sharded model every process must ask.
+    With a sharded model every process must call it.
     """
     squares: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            kind = kind_of(_weight_name(name))
-            squares[kind] = squares.get(kind, 0) + whole(parameter.grad.float().square().sum())
+            kind = weight_kind(_weight_name(name))
+            square = full_tensor(parameter.grad.float().square().sum())
+            squares[kind] = squares.get(kind, 0) + square
     return {f"grad_norm/{kind}": float(total.sqrt()) for kind, total in squares.items()}
 
 
 def _weight_name(name: str) -> str:
-    """The name of the weight that a parameter, an adapter's or its own, stands for."""
+    """Return the name of the base weight that a parameter is, or that its adapter adapts."""
     module = name.removeprefix("module.").removeprefix("base_model.model.").split(".lora_")[0]
     return f"{module}.weight" if ".lora_" in name else module
+
+
+def weight_kind(weight_name: str) -> str:
+    """Return the kind of a weight: a LoRA target, norms, lm_head or embeddings."""
+    module = weight_name.rsplit(".", 1)[0]
+    if module.endswith("lm_head"):
+        return "lm_head"
+    return target_of(module) or ("norms" if "norm" in weight_name else "embeddings")
