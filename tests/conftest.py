@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.rewards.sandbox.landlock import Landlock
+from posttrain.sandbox.landlock import Landlock
 
 
 @pytest.fixture(scope="session")

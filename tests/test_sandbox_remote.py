@@ -21,12 +21,9 @@ from typing import Any
 import pytest
 
 from posttrain.errors import EnvironmentFault
-from posttrain.recipe.deciding import SandboxSpec
-from posttrain.rewards.sandbox import landlock_main
-from posttrain.rewards.sandbox.base import Limits, SandboxFailure
-from posttrain.rewards.sandbox.choose import choose, try_out
-from posttrain.rewards.sandbox.docker import Docker
-from posttrain.rewards.sandbox.http import Http
+from posttrain.sandbox import SandboxSpec, choose, landlock_main, try_out
+from posttrain.sandbox.base import Limits, SandboxFailure
+from posttrain.sandbox.remote import Docker, Http
 
 SHORT = Limits(wall_seconds=1.0)
 

@@ -7,8 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from posttrain.recipe.deciding import FormatTerm, LanguageTerm, LengthTerm, Shaping
-from posttrain.rewards.shaping import mean_terms, script_share, shaped_rewards, shaping_terms
+from posttrain.rewards.shaping import (
+    FormatTerm,
+    LanguageTerm,
+    LengthTerm,
+    Shaping,
+    mean_terms,
+    script_share,
+    shaped_rewards,
+    shaping_terms,
+)
 from tests.builders import make_group
 
 ALL = Shaping(

@@ -13,17 +13,17 @@ from benchmarks.verifiers.forgeries import forgeries
 from benchmarks.verifiers.honest import THREADED, honest_answers
 from benchmarks.verifiers.mutants import mutants
 from benchmarks.verifiers.tasks import FUNCTION, make_task
+from posttrain import sandbox
 from posttrain.bench.measure import Result
-from posttrain.recipe.deciding import SandboxSpec
 from posttrain.records import Outcome, Prompt
-from posttrain.rewards import sandbox, verify
+from posttrain.rewards import verify
 from posttrain.rewards.code_reference import reference_from_check
-from posttrain.rewards.sandbox.attacks import ATTACKS
-from posttrain.rewards.sandbox.base import Limits, Sandbox
-from posttrain.rewards.sandbox.choose import choose
-from posttrain.rewards.sandbox.landlock import Landlock
-from posttrain.rewards.sandbox.self_test import self_test
-from posttrain.rewards.sandbox.wasm import Wasm
+from posttrain.sandbox import SandboxSpec, choose
+from posttrain.sandbox.attacks import ATTACKS
+from posttrain.sandbox.base import Limits, Sandbox
+from posttrain.sandbox.landlock import Landlock
+from posttrain.sandbox.self_test import self_test
+from posttrain.sandbox.wasm import Wasm
 
 KINDS = ("landlock", "wasm")
 _ANSWERS = (

@@ -16,11 +16,11 @@ from rich.text import Text
 from posttrain.cli.results import wide_console
 from posttrain.errors import SetupError
 from posttrain.pipeline.environment import describe_environment, has_package, version_of
-from posttrain.rewards.sandbox.attacks import ATTACKS
-from posttrain.rewards.sandbox.choose import examine
-from posttrain.rewards.sandbox.landlock import Landlock
-from posttrain.rewards.sandbox.self_test import SelfTest, kept_self_test
-from posttrain.rewards.sandbox.wasm import Wasm
+from posttrain.sandbox import examine
+from posttrain.sandbox.attacks import ATTACKS
+from posttrain.sandbox.landlock import Landlock
+from posttrain.sandbox.self_test import SelfTest, kept_self_test
+from posttrain.sandbox.wasm import Wasm
 
 GIB = 2**30
 

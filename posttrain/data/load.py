@@ -19,6 +19,8 @@ from posttrain.records import Prompt, Sample, content_hash
 
 # Reasons for which a sound row leaves: they do not count against max_bad_rows.
 _SOUND = frozenset({"heldout", "duplicate", "no_answer"})
+# Reasons for which a generated question is replaced by the next one of its stream.
+_DRAWN_AGAIN = frozenset({"heldout", "duplicate"})
 _log = logging.getLogger("posttrain.data")
 
 Kept = TypeVar("Kept", Sample, Prompt)
@@ -34,6 +36,8 @@ class DataBundle:
     """Held-out prompts by suite; `heldout` is the built-in one."""
     quarantine: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Rows with source, line, reason, detail, excerpt, malformed; write with write_quarantine."""
+    num_redrawn: int = 0
+    """Generated questions that were replaced, because they repeat another or are held out."""
     notes: list[str] = field(default_factory=list[str])
     """Warnings for the user, such as exhausted families."""
 
@@ -195,7 +199,10 @@ class _Loader:
         seen: set[str],
         want: int | None,
     ) -> list[tuple[Raw, Kept]]:
-        """Take up to `want` new records of a unit; quarantine bad, held-out and repeated rows."""
+        """Take up to `want` new records of a unit; quarantine bad, held-out and repeated rows.
+
+        Held-out and repeated questions of a generator are no one's rows: it draws again.
+        """
         taken: list[tuple[Raw, Kept]] = []
         misses = 0
         rows = unit.rows(role) if want != 0 else iter(())
@@ -211,7 +218,10 @@ class _Loader:
                 if identify(record) in seen:
                     raise BadRow("duplicate", "an earlier row is the same")
             except BadRow as bad:
-                self._leave(unit, raw, bad)
+                if unit.endless and bad.reason in _DRAWN_AGAIN:
+                    self.bundle.num_redrawn += 1
+                else:
+                    self._leave(unit, raw, bad)
                 if unit.endless and misses >= MAX_MISSES:
                     break
                 continue
@@ -250,7 +260,7 @@ class _Loader:
         said = f"{unit.label}: {got} usable questions for {role}, {want} were asked for"
         if not got:
             raise RecipeError(
-                f"{said}; of {unit.num_read} drawn: {by_reason(left)}",
+                f"{said}; of {unit.num_read} drawn {_why_unusable(left)}",
                 hint=f"ask for fewer under {unit.where} (size, eval.heldout_size), raise the "
                 "family's level, or take another family",
             )
@@ -293,3 +303,7 @@ def _shares(units: Sequence[tuple[str, str]], size: int) -> list[int]:
 def _choose(prompt_ids: Iterable[str], size: int, *, seed: int) -> list[str]:
     """Choose `size` ids by the hash of seed and id, independent of their order."""
     return sorted(prompt_ids, key=lambda prompt_id: content_hash(seed, "heldout", prompt_id))[:size]
+
+
+def _why_unusable(left: Sequence[dict[str, Any]]) -> str:
+    return by_reason(left) if left else "all repeat others or are held out"

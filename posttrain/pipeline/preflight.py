@@ -11,7 +11,7 @@ from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec
 from posttrain.recipe.sources import needs
-from posttrain.rewards.sandbox.choose import choose
+from posttrain.sandbox import choose
 
 GIB = 2**30
 ALWAYS_BYTES = 1 * GIB

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import psutil
 from pydantic import TypeAdapter
 
-from posttrain import errors
+from posttrain import errors, sandbox
 from posttrain.errors import Interrupted, Locked, PosttrainError
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
@@ -30,7 +30,6 @@ from posttrain.progress import is_main_process
 from posttrain.recipe import CurriculumSpec, JudgeSpec
 from posttrain.recipe.judges import RubricJudge
 from posttrain.recipe.schema import Recipe
-from posttrain.rewards import sandbox
 from posttrain.tables import read_json, write_json
 
 STAGE_LOCK = "stage.lock"

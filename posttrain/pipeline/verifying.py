@@ -32,7 +32,8 @@ def verifiers_ready(context: StageContext, prompts: Sequence[Prompt]) -> Generat
     Writes to the stage's directory: answer_judge.json (the threshold, and the calibration that
     found it) and sandbox.json (where programs ran), each if it was needed.
     """
-    from posttrain.rewards import close_workers, sandbox, use_judge
+    from posttrain import sandbox
+    from posttrain.rewards import close_workers, use_judge
 
     try:
         if any(prompt.verifier == "code" for prompt in prompts):

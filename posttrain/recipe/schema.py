@@ -6,9 +6,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe.deciding import AnswerJudge, SandboxSpec, Shaping
+from posttrain.recipe.deciding import AnswerJudge
 from posttrain.recipe.models import EngineSpec, Model
 from posttrain.recipe.rows import DataSource
+from posttrain.rewards.shaping import Shaping
+from posttrain.sandbox import SandboxSpec
 from posttrain.spec import Share, Spec, wrong
 
 CornerCase = Literal[

@@ -15,17 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from posttrain import sandbox
 from posttrain.records import Outcome, OutcomeKind, Prompt
-from posttrain.rewards import sandbox
 from posttrain.rewards.answers import answer_program, brief
 from posttrain.rewards.code_reference import (
     FunctionTests,
     ProgramTests,
     read_reference,
 )
-from posttrain.rewards.sandbox.base import Limits, Run, SandboxFailure
 from posttrain.rewards.values import decode, encode, same
 from posttrain.rewards.verifier import Verifier, decided, undecided
+from posttrain.sandbox.base import Limits, Run, SandboxFailure
 
 REWARD_HACKS = {
     "exit": re.compile(

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from posttrain.rewards import sandbox
-from posttrain.rewards.sandbox.base import Limits
+from posttrain import sandbox
 from posttrain.rewards.values import decode
+from posttrain.sandbox.base import Limits
 
 LANGUAGES = ("python",)
 MOST_TESTS = 1000

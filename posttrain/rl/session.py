@@ -20,11 +20,10 @@ from posttrain.engines.parity import Probe, check_parity, take_probe
 from posttrain.errors import EnvironmentFault
 from posttrain.kill_points import kill_point
 from posttrain.models import prompt_ids
-from posttrain.recipe.deciding import Shaping
 from posttrain.recipe.models import EngineSpec
 from posttrain.recipe.schema import Variants
 from posttrain.records import Message, Prompt, RolloutGroup, with_system
-from posttrain.rewards.shaping import mean_terms, shaped_rewards
+from posttrain.rewards.shaping import Shaping, mean_terms, shaped_rewards
 from posttrain.rl.accounting import tokens_spent
 from posttrain.rl.collect import USES, Batch, collect_batch
 from posttrain.rl.health import check_health, say_what_lacks

@@ -18,10 +18,10 @@ from posttrain.engines.base import Sleeps
 from posttrain.engines.parity import save_probe
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
-from posttrain.recipe.deciding import Shaping
 from posttrain.recipe.models import EngineSpec, Model
 from posttrain.recipe.schema import Variants
 from posttrain.records import Prompt
+from posttrain.rewards.shaping import Shaping
 from posttrain.rl.accounting import FATES, PURPOSES
 from posttrain.rl.flow import curriculum_flow, flow_totals
 from posttrain.rl.levels import LevelledPrompts

@@ -48,6 +48,7 @@ def run(context: StageContext, section: Recipe) -> Counts:
         out / SUMMARY,
         {
             **counts,
+            "redrawn": bundle.num_redrawn,
             "samples_by_capability": _by_capability(bundle.samples),
             "prompts_by_capability": _by_capability(bundle.prompts),
             "suites": {name: _by_capability(rows) for name, rows in bundle.suites.items()},
@@ -97,7 +98,7 @@ def _by_capability(rows: list[Sample] | list[Prompt]) -> dict[str, int]:
 
 STAGE = Stage(
     name="data",
-    version=1,
+    version=2,
     section=lambda recipe: recipe,
     run=run,
     depends_on=depends_on,

@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttrain.errors import EnvironmentFault
-from posttrain.rewards.sandbox.base import Limits, Run, SandboxFailure, reason_of
-from posttrain.rewards.sandbox.helpers import Helper, Helpers, num_helpers
-from posttrain.rewards.sandbox.places import scratch_dir
-from posttrain.rewards.sandbox.runtime import runtime
-from posttrain.rewards.sandbox.users import unused_id
+from posttrain.sandbox.base import Limits, Run, SandboxFailure, reason_of
+from posttrain.sandbox.helpers import Helper, Helpers, num_helpers
+from posttrain.sandbox.places import scratch_dir, unused_id
+from posttrain.sandbox.runtime import runtime
 
 PACKAGE = "sandlock"
 _PROGRAMS = ("landlock_main.py", "landlock_zygote.py")
@@ -111,6 +110,7 @@ class Landlock:
     """See `Sandbox`."""
 
     kind = "landlock"
+    slow_start = ""
     package = "sandlock"
     extra = "sandbox"
 

@@ -1,17 +1,17 @@
-"""One attack on a sandbox: a program that says so when it got through."""
+"""The attack battery that every sandbox must hold; its programs are in attacks.toml."""
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
 CANARY = "posttrain-canary-7f3a"
-"""What secrets hold, so that whoever reads one can be told."""
+"""Content of every secret, by which an attack that read one is recognised."""
 
-Family = Literal["files", "proc", "network", "processes", "resources", "kernel", "traces"]
-
-# Every attack begins with this. What it needs to know of the outside comes on stdin.
-PRELUDE = f"""
+# Every attack begins with this; what it needs to know of the outside comes on stdin.
+_PRELUDE = f"""
 import json, os, sys
 site = json.loads(sys.stdin.read())
 CANARY = {CANARY!r}
@@ -60,22 +60,33 @@ if is_crowded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attack:
-    """A bounded program: where a protection is off, it says so and does no lasting harm."""
+    """A bounded program that says where it got through, and then does no lasting harm."""
 
     name: str
-    family: Family
+    family: str
+    """files, proc, network, processes, resources, kernel or traces."""
     body: str
     first: str = ""
     """A program that is run before, to leave something behind."""
     privileged: bool = False
-    """The kernel itself refuses it to ordinary users, sandbox or not."""
+    """Whether the kernel itself refuses it to ordinary users, sandbox or not."""
 
     @property
     def program(self) -> str:
+        """The whole program."""
         leaves_files = self.family in ("files", "resources")
-        return PRELUDE + (_OWN_FOLDER if leaves_files else "") + self.body
+        return _PRELUDE + (_OWN_FOLDER if leaves_files else "") + self.body
 
 
-def attacks(family: Family, bodies: dict[str, str]) -> tuple[Attack, ...]:
-    """Attacks of one family by name."""
-    return tuple(Attack(name=name, family=family, body=body) for name, body in bodies.items())
+def _read_battery() -> tuple[Attack, ...]:
+    text = Path(__file__).with_name("attacks.toml").read_text(encoding="utf-8")
+    families: dict[str, dict[str, Any]] = tomllib.loads(text)
+    battery: list[Attack] = []
+    for family, attacks in families.items():
+        for name, value in attacks.items():
+            fields: dict[str, Any] = {"body": value} if isinstance(value, str) else value
+            battery.append(Attack(name=name, family=family, **fields))
+    return tuple(battery)
+
+
+ATTACKS = _read_battery()

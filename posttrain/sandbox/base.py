@@ -1,4 +1,4 @@
-"""What every sandbox offers: one program, run apart from everything, and how that went."""
+"""The interface of sandboxes: run one program apart from everything else."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Reason = Literal["exit", "signal", "timeout", "memory", "output", "files"]
-"""exit = it ended by itself; the others name what ended it, or the limit that it ran into."""
+"""exit = the program ended by itself; the others name the signal or limit that ended it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one run may take.
+    """The limits of one run.
 
     >>> Limits(wall_seconds=2.0).memory_bytes == 512 * 2**20
     True
@@ -21,7 +21,7 @@ class Limits:
     memory_bytes: int = 512 * 2**20
     """Address space where the kernel can limit that, linear memory in wasm."""
     output_bytes: int = 64 * 2**10
-    """Of stdout, past which the run's reason is `output`; of stderr so much of the end is kept."""
+    """Of stdout, past which the run's reason is `output`; stderr keeps this much of its end."""
     file_bytes: int = 2**20
     """Of each file that the program writes."""
     files: int = 64
@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """How one run went."""
+    """The result of one run."""
 
     stdout: bytes
     stderr: str
@@ -46,7 +46,7 @@ class Run:
 
 
 class SandboxFailure(Exception):
-    """The sandbox itself failed, so nothing is known about the program; `why` fits an Outcome."""
+    """The sandbox itself failed, so nothing is known about the program; `why` suits an Outcome."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -54,7 +54,7 @@ class SandboxFailure(Exception):
 
 
 class Sandbox(Protocol):
-    """Runs programs written by a model; safe to call from several threads at once."""
+    """Runs programs that a model wrote; safe to call from several threads at once."""
 
     @property
     def kind(self) -> str:
@@ -66,20 +66,25 @@ class Sandbox(Protocol):
         """Package version and profile: a self-test holds for as long as this stays the same."""
         ...
 
-    def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
-        """Run Python source as `__main__`, alone, with nothing of an earlier run about.
+    @property
+    def slow_start(self) -> str:
+        """What takes long before the first run, in words; empty where nothing does."""
+        ...
 
-        Raises SandboxFailure when the sandbox broke, EnvironmentFault when it cannot be had here.
+    def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
+        """Run Python source as `__main__`, alone, with no trace of an earlier run.
+
+        Raises SandboxFailure where the sandbox broke, EnvironmentFault where this machine has none.
         """
         ...
 
     def close(self) -> None:
-        """End the processes that it keeps; `run` starts new ones."""
+        """End the processes that are kept; `run` starts new ones."""
         ...
 
 
 def reason_of(exit_status: int, stderr: str) -> Reason:
-    """The reason of a program that ended by itself, from how Python says that memory was short."""
+    """Return the reason of a program that ended by itself, a MemoryError told from other errors."""
     last = stderr.rstrip().rpartition("\n")[2]
     if exit_status < 0:
         return "signal"

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 from posttrain.errors import EnvironmentFault
-from posttrain.rewards.sandbox.places import keep, kept_dir
+from posttrain.sandbox.places import keep, kept_dir
 
 _LEFT_OUT = (
     "_tkinter.*",

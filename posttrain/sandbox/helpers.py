@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.rewards.sandbox.base import Limits, SandboxFailure
+from posttrain.sandbox.base import Limits, SandboxFailure
 
 Message = Mapping[str, Any]
 _LONGEST_LINE = 64 * 2**20

@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain.rewards.sandbox.attacks import ATTACKS, CANARY, Attack
-from posttrain.rewards.sandbox.base import Limits, Run, Sandbox, SandboxFailure
-from posttrain.rewards.sandbox.places import kept_dir
+from posttrain.sandbox.attacks import ATTACKS, CANARY, Attack
+from posttrain.sandbox.base import Limits, Run, Sandbox, SandboxFailure
+from posttrain.sandbox.places import kept_dir
 
 LIMITS = Limits(wall_seconds=1.0, memory_bytes=256 * 2**20)
 _ORDINARY = "import json, sys; print(json.dumps([sum(map(int, sys.stdin.read().split()))]))"
