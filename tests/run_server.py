@@ -27,6 +27,7 @@ def main() -> None:
     )
     import posttrain.data
     import posttrain.dpo
+    import posttrain.evaluate
     import posttrain.judge
     import posttrain.report
     import posttrain.rl
