@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from posttrain.curriculum import CurriculumSpec
 from posttrain.recipe import load_curriculum
-from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.files import shipped_files
 
 TARGETS = (0.5, 0.75, 0.9)

@@ -173,7 +173,7 @@ class _User:
         return [proposal.prompt_id for proposal in proposals]
 
     def _probe(self) -> None:
-        asked = self._curriculum.to_probe(NUM_PROBED)
+        asked = self._curriculum.prompts_to_score(NUM_OBSERVED)
         told: dict[str, float | None] = {i: float(np.log(self._rates[i])) for i in asked}
         self._curriculum.observe_likelihood(told, step=self._step)
         self._step += 1

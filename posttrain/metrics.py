@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -242,38 +241,6 @@ def best_constant_answer(
     return best / len(prompts)
 
 
-def stage_table(
-    stage: str,
-    groups_by_capability: GroupsByCapability,
-    *,
-    pass_at: Sequence[int] = (),
-    constant: Mapping[str, float] | None = None,
-    seconds: float | None = None,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Rows of the final table for one stage: a row per capability, then their macro average.
-
-    Keys: stage, capability, num_prompts, pass_at_1, low, high, pass_at_<k>..., constant, tokens,
-    seconds. None (never NaN, which JSON lacks) where a value does not exist; seconds stand in the
-    last row only.
-    """
-    constant = constant or {}
-    rows: list[dict[str, Any]] = []
-    for capability, groups in sorted(groups_by_capability.items()):
-        row = _row(stage, capability, groups, pass_rate_interval(groups, seed=seed))
-        row |= {f"pass_at_{k}": _number(mean_pass_at_k(groups, k)) for k in pass_at}
-        row["constant"] = _number(constant.get(capability, math.nan))
-        rows.append({**row, "seconds": None})
-    everything = [group for groups in groups_by_capability.values() for group in groups]
-    last = _row(
-        stage, "macro average", everything, macro_pass_at_1(groups_by_capability, seed=seed)
-    )
-    for key in [*(f"pass_at_{k}" for k in pass_at), "constant"]:
-        values = [row[key] for row in rows]
-        last[key] = None if None in values or not values else sum(values) / len(values)
-    return [*rows, {**last, "seconds": seconds}]
-
-
 def mean_pass_at_k(groups: Iterable[RolloutGroup], k: int) -> float:
     """Mean unbiased pass@k over the prompts with at least k decided rollouts; NaN where there are
     none.
@@ -284,24 +251,6 @@ def mean_pass_at_k(groups: Iterable[RolloutGroup], k: int) -> float:
         if decided >= k
     ]
     return sum(values) / len(values) if values else math.nan
-
-
-def _row(
-    stage: str, capability: str, groups: Sequence[RolloutGroup], interval: Interval
-) -> dict[str, Any]:
-    return {
-        "stage": stage,
-        "capability": capability,
-        "num_prompts": len({group.prompt_id for group in groups}),
-        "pass_at_1": _number(interval.mean),
-        "low": _number(interval.low),
-        "high": _number(interval.high),
-        "tokens": sum(len(r.completion_ids) for group in groups for r in group.rollouts),
-    }
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _counts(groups: Iterable[RolloutGroup]) -> dict[str, tuple[int, int]]:

@@ -50,7 +50,7 @@ class Bar:
         now = time.monotonic()
         if (
             not target
-            or not _is_main_process()
+            or not is_main_process()
             or (now - self._written < SECONDS_BETWEEN_FILES and not force)
         ):
             return
@@ -88,7 +88,7 @@ def progress(
     of several processes shows anything. `stream` defaults to standard error.
     """
     out = stream or sys.stderr
-    if not _is_main_process():
+    if not is_main_process():
         yield Bar(label, total, lambda _: None)
     elif _is_terminal(out):
         with _rich_bar(label, total, out) as bar:
@@ -100,7 +100,7 @@ def progress(
 
 def note(text: str, *, stream: TextIO | None = None) -> None:
     """Print one plain line, above the bars where there are any."""
-    if not _is_main_process():
+    if not is_main_process():
         return
     if _live:
         from rich.text import Text
@@ -184,7 +184,8 @@ def _is_terminal(out: TextIO) -> bool:
     return out.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
+    """Return whether this is the process, of several, that writes and shows progress."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import DPOTrainer, SFTTrainer
 
-from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
+from posttrain.errors import HealthStop, RecipeError, SetupError
 from posttrain.kill_points import kill_point
 from posttrain.models import save_policy
 from posttrain.models.experts import moe_layers
@@ -113,7 +113,7 @@ def check_trainer_blocks(recipe: Recipe) -> None:
 
 
 def build_trainer(make: Callable[..., Built], *, stage: str, **given: Any) -> Built:
-    """TRL's trainer; RecipeError or EnvironmentFault with its words where it refuses its block.
+    """TRL's trainer; RecipeError or SetupError with its words where it refuses its block.
 
     What only the model and the data show is refused here, past check and preflight. A TypeError is
     no refusal: posttrain itself names the arguments, so it is raised as the bug that it is.
@@ -122,7 +122,7 @@ def build_trainer(make: Callable[..., Built], *, stage: str, **given: Any) -> Bu
     try:
         return make(**given)
     except ImportError as error:
-        raise EnvironmentFault(
+        raise SetupError(
             f"{stage}.trainer: {error}",
             hint=f"install what is missing, or leave out the key of {stage}.trainer that needs it",
         ) from error

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.curriculum import Adaptive
-from posttrain.recipe.curricula import AdaptiveCurriculum
+from posttrain.curriculum import Adaptive, AdaptiveSpec
 from posttrain.recipe.schema import Recipe
 from posttrain.records import (
     Outcome,
@@ -122,7 +121,7 @@ def adaptive(
     prompts: Sequence[Prompt], *, seed: int = 0, tags: Any = None, **keys: Any
 ) -> Adaptive:
     """Build the adaptive curriculum with some keys of its recipe section."""
-    return Adaptive(AdaptiveCurriculum(kind="adaptive", **keys), prompts, seed=seed, tags=tags)
+    return Adaptive(AdaptiveSpec(kind="adaptive", **keys), prompts, seed=seed, tags=tags)
 
 
 def proposed_ids(

@@ -27,7 +27,6 @@ def main() -> None:
     )
     import posttrain.data
     import posttrain.dpo
-    import posttrain.evaluate
     import posttrain.judge
     import posttrain.report
     import posttrain.rl

@@ -11,12 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.curriculum import Adaptive, build_curriculum
-from posttrain.curriculum.pool import from_the_richest
-from posttrain.curriculum.quotas import Quotas, shares_of
+from posttrain.curriculum import Adaptive, UniformSpec, build_curriculum
+from posttrain.curriculum.pool import Quotas, shares_of, take_from_richest
 from posttrain.errors import RecipeError
 from posttrain.recipe import load_curriculum
-from posttrain.recipe.curricula import UniformCurriculum
 from posttrain.tables import read_arrays, write_arrays
 from tests.builders import (
     adaptive,
@@ -32,7 +30,7 @@ SHIPPED = {
     path.stem: load_curriculum(path)
     for path in sorted((Path(__file__).parent.parent / "curricula").glob("*.yaml"))
 }
-UNIFORM = UniformCurriculum(kind="uniform")
+UNIFORM = UniformSpec(kind="uniform")
 
 
 kinds = st.sampled_from(list(SHIPPED.values()))
@@ -175,7 +173,7 @@ def rounds(curriculum, steps, taken, *, first_step=0):
     """Propose, probe, observe and refill; what was proposed, whole, goes to `taken`."""
     for number, (ask, num_passed) in enumerate(steps):
         step = first_step + number
-        probes = curriculum.to_probe(4)
+        probes = curriculum.prompts_to_score(1)
         logprobs = {i: -1.0 - 0.1 * num_passed - int(i[:2], 16) / 50 for i in probes}
         curriculum.observe_likelihood(logprobs, step=step)
         proposals = curriculum.propose(ask, num_generations=8)
@@ -343,8 +341,8 @@ def test_undecided_groups_teach_nothing():
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=5), st.integers(0, 150))
-def test_places_of_a_dry_capability_come_from_the_richest(left, num):
-    given_C = from_the_richest(np.array(left), num)
+def test_places_of_a_dry_capability_come_take_from_richest(left, num):
+    given_C = take_from_richest(np.array(left), num)
     assert given_C.sum() == min(num, sum(left))
     assert (given_C >= 0).all()
     kept = np.array(left) - given_C
@@ -363,7 +361,7 @@ def test_prompts_that_nobody_can_verify_do_not_pile_up(name):
     curriculum = build_curriculum(SHIPPED[name], prompts, seed=0)
     num_lost = []
     for step in range(40):
-        asked = curriculum.to_probe(64)
+        asked = curriculum.prompts_to_score(16)
         curriculum.observe_likelihood(dict.fromkeys(asked), step=step)
         batch = proposed_ids(curriculum, 64)
         num_lost.append(len(lost.intersection(batch)))

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.curriculum import build_curriculum
-from posttrain.recipe.curricula import UniformCurriculum
+from posttrain.curriculum import UniformSpec, build_curriculum
 from tests.builders import (
     adaptive,
     counted_group,
@@ -94,7 +93,7 @@ def stepped(curriculum, rate_of, *, num_steps, batch=16, seed=0, logprob_of=None
     signals = []
     for step in range(num_steps):
         if logprob_of is not None:
-            wanted = curriculum.to_probe(2 * batch)
+            wanted = curriculum.prompts_to_score(batch // 2)
             curriculum.observe_likelihood({i: logprob_of[i] for i in wanted}, step=step)
         signals.append([])
         for prompt_id in proposed_ids(curriculum, batch):
@@ -116,7 +115,7 @@ def mixed_pool(num=2000, alive=0.1, seed=0):
 def test_it_finds_what_is_alive_and_comes_back_to_it():
     prompts, rate_of = mixed_pool()
     uniform = stepped(
-        build_curriculum(UniformCurriculum(kind="uniform"), prompts, seed=0), rate_of, num_steps=40
+        build_curriculum(UniformSpec(kind="uniform"), prompts, seed=0), rate_of, num_steps=40
     )
     ours = stepped(adaptive(prompts, probe=0), rate_of, num_steps=40)
     assert uniform[10:].mean() < 0.2
@@ -167,10 +166,10 @@ def test_the_likelihood_probe_earns_its_weight_or_turns_itself_off():
     stepped(bad, rate_of, num_steps=60, logprob_of=noise)
     assert with_it[8:].mean() > 1.2 * without[8:].mean()
     assert good.metrics()["curriculum/a/probe_weight"] > 0.9
-    assert good.to_probe(8)
+    assert good.prompts_to_score(2)
     assert bad.metrics()["curriculum/a/probe_weight"] < 0.6
-    assert bad.to_probe(8) == []
-    assert adaptive(prompts, probe=0).to_probe(8) == []
+    assert bad.prompts_to_score(2) == []
+    assert adaptive(prompts, probe=0).prompts_to_score(2) == []
 
 
 def test_what_has_no_answer_to_score_is_not_asked_about_again():
@@ -179,7 +178,7 @@ def test_what_has_no_answer_to_score_is_not_asked_about_again():
     others = {p.prompt_id for p in none}
     asked: list[str] = []
     for step in range(12):
-        ids = curriculum.to_probe(8)
+        ids = curriculum.prompts_to_score(2)
         asked += [i for i in ids if i in others]
         curriculum.observe_likelihood({i: None if i in others else -1.0 for i in ids}, step=step)
     assert len(asked) == len(set(asked))
@@ -187,8 +186,8 @@ def test_what_has_no_answer_to_score_is_not_asked_about_again():
     assert len(asked) == 24
     again = adaptive(some + none)
     again.load_state_dict(curriculum.state_dict())
-    ids = curriculum.to_probe(8)
-    assert again.to_probe(8) == ids
+    ids = curriculum.prompts_to_score(2)
+    assert again.prompts_to_score(2) == ids
     assert len(ids) == 8
     assert not others & set(ids)
 
@@ -294,7 +293,7 @@ def test_a_stratum_without_likelihoods_does_not_keep_others_from_being_asked():
     rate_of |= {i: 0.5 for i in rate_of if level[i] == "mute"}
     curriculum = adaptive(prompts)
     for step in range(20):
-        asked = curriculum.to_probe(64)
+        asked = curriculum.prompts_to_score(16)
         assert len(asked) >= 48, "a quarter may be refreshed where there is something stale"
         told = {i: None if level[i] == "mute" else math.log(rate_of[i]) for i in asked}
         curriculum.observe_likelihood(told, step=step)

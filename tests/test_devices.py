@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 from posttrain.models.tiny import write_tiny_llama4
 from posttrain.pipeline import STAGES
-from posttrain.pipeline.launch import launch_line
-from posttrain.pipeline.sharding import FSDP, fsdp_environment
+from posttrain.pipeline.launch import FSDP, fsdp_environment, launch_line
 from posttrain.tables import read_json, read_metrics
 
 pytestmark = pytest.mark.slow
@@ -190,14 +189,14 @@ def test_accelerates_own_launcher_reads_our_file_as_the_environment_says(tmp_pat
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
 
-    from posttrain.pipeline.sharding import CONFIG, accelerate_config
+    from posttrain.pipeline.launch import ACCELERATE_CONFIG, accelerate_config
     from posttrain.recipe.schema import Recipe
 
     recipe = Recipe.model_validate(
         {"model": {"base": "x"}, "launch": {"num_processes": 2, "strategy": "fsdp"}}
     )
-    (tmp_path / CONFIG).write_text(accelerate_config(recipe))
-    words = ["--config_file", str(tmp_path / CONFIG), "script.py"]
+    (tmp_path / ACCELERATE_CONFIG).write_text(accelerate_config(recipe))
+    words = ["--config_file", str(tmp_path / ACCELERATE_CONFIG), "script.py"]
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
     assert arguments.use_fsdp
     assert arguments.num_processes == 2

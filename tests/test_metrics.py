@@ -1,7 +1,6 @@
 """Measures against independent oracles: exact fractions, enumeration, scipy, closed forms."""
 
 import itertools
-import json
 import math
 from fractions import Fraction
 
@@ -332,24 +331,3 @@ def test_best_constant_answer_equals_brute_force(references, table):
     prompts = prompts_with(references)
     brute = max(sum(passes(p, t) for p in prompts) for t in set(references)) / len(prompts)
     assert metrics.best_constant_answer(prompts, passes) == brute
-
-
-def test_stage_table_has_a_row_per_capability_and_their_average():
-    groups = {"b": [group("1", [True, False])], "a": [group("2", [True, True]), group("3", [None])]}
-    rows = metrics.stage_table(
-        "sft", groups, pass_at=[1, 2], constant={"a": 0.1, "b": 0.3}, seconds=2.5
-    )
-    assert [row["capability"] for row in rows] == ["a", "b", "macro average"]
-    assert [row["pass_at_1"] for row in rows] == [1.0, 0.5, 0.75]
-    assert [row["pass_at_2"] for row in rows] == [1.0, 1.0, 1.0]
-    assert [row["num_prompts"] for row in rows] == [2, 1, 3]
-    assert [row["tokens"] for row in rows] == [6, 4, 10]
-    assert [row["seconds"] for row in rows] == [None, None, 2.5]
-    assert rows[2]["constant"] == pytest.approx(0.2)
-
-
-def test_stage_table_has_none_where_json_has_no_nan():
-    rows = metrics.stage_table("base", {"a": [group("1", [True])]}, pass_at=[4])
-    assert rows[0]["pass_at_4"] is None
-    assert rows[1]["constant"] is None
-    json.dumps(rows, allow_nan=False)

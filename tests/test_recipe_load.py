@@ -127,10 +127,10 @@ def test_override_paths_start_at_the_working_directory(
 def test_own_files_come_before_shipped_ones(recipe: Path) -> None:
     own = recipe.parent / "curricula"
     own.mkdir()
-    (own / "adaptive.yaml").write_text("kind: adaptive\nwidth: 0.2\n")
+    (own / "adaptive.yaml").write_text("kind: adaptive\ncentre: 0.2\n")
     loaded = load_recipe(recipe)
     assert loaded.files["rl.curriculum"] == own / "adaptive.yaml"
-    assert getattr(loaded.curriculum, "width", None) == 0.2
+    assert getattr(loaded.curriculum, "centre", None) == 0.2
 
 
 def test_named_files_are_checked_in_the_same_pass(recipe: Path) -> None:
@@ -257,7 +257,7 @@ def test_checking_imports_nothing_heavy() -> None:
     code = (
         "import sys; from pathlib import Path; from posttrain.recipe import load_recipe;"
         "load_recipe(Path('recipes/starter.yaml'));"
-        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'numpy', 'pyarrow', 'reasoning_gym'};"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'scipy', 'pyarrow', 'reasoning_gym'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

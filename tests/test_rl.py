@@ -11,10 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.curriculum import Curriculum, build_curriculum
+from posttrain.curriculum import Curriculum, UniformSpec, build_curriculum
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_tokenizer
-from posttrain.recipe.curricula import UniformCurriculum
 from posttrain.recipe.models import EngineSpec, Lora, Model
 from posttrain.records import Prompt
 from posttrain.rl import train, turns
@@ -47,7 +46,7 @@ def collect(
     engine = ScriptedEngine(tokenizer, prompts, right)
     by_id = {p.prompt_id: p for p in prompts}
     batch = collect_batch(
-        curriculum or build_curriculum(UniformCurriculum(kind="uniform"), prompts, seed=0),
+        curriculum or build_curriculum(UniformSpec(kind="uniform"), prompts, seed=0),
         make_sampling(tokenizer, engine, by_id, step=step),
         num_groups=num_groups,
         max_refills=max_refills,
@@ -177,7 +176,7 @@ def test_training_records_every_step_and_ends_with_the_weights_it_trained(
     model = Model(base=str(tiny_llama4), dtype="float32", lora=Lora(rank=4))
     arguments: dict[str, Any] = {
         "policy": PolicyPath(base=tiny_llama4), "model": model, "engine": spec,
-        "curriculum": UniformCurriculum(kind="uniform", max_refills=1), "trainer": block, "seed": 0,
+        "curriculum": UniformSpec(kind="uniform", max_refills=1), "trainer": block, "seed": 0,
     }  # fmt: skip
     out = tmp_path / "out"
     out.mkdir()
@@ -280,7 +279,7 @@ def test_two_engines_share_the_prompts_and_one_process_of_each_speaks(
     def batch(place: Any) -> tuple[Batch, ScriptedEngine]:
         engine = ScriptedEngine(tokenizer, prompts, lambda p: 2)
         found = collect_batch(
-            build_curriculum(UniformCurriculum(kind="uniform"), prompts, seed=0),
+            build_curriculum(UniformSpec(kind="uniform"), prompts, seed=0),
             make_sampling(tokenizer, engine, {p.prompt_id: p for p in prompts}, place=place),
             num_groups=6,
             max_refills=0,
@@ -310,7 +309,7 @@ def test_offloading_is_for_one_process(
             policy=PolicyPath(base=tiny_llama4),
             model=Model(base=str(tiny_llama4)),
             engine=EngineSpec(kind="transformers"),
-            curriculum=UniformCurriculum(kind="uniform"),
+            curriculum=UniformSpec(kind="uniform"),
             trainer={},
             offload_policy=True,
             seed=0,

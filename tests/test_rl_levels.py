@@ -14,7 +14,7 @@ from posttrain.recipe.schema import Recipe
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
 from posttrain.rewards import verify
 from posttrain.rewards.reasoning_gym import family_keys, level_config, make_entries
-from posttrain.rl.levels import LevelledPrompts
+from posttrain.rl.levels import LevelController, LevelledPrompts, LevelRule
 
 SOURCE: dict[str, Any] = {
     "reasoning_gym": {"chain_sum": {"min_terms": 2, "max_terms": 2}},
@@ -53,7 +53,7 @@ def group(prompt: Prompt, passed: bool, num: int = 4) -> RolloutGroup:
 
 
 def source_of(prompts: list[Prompt], held: frozenset[str] = frozenset()) -> LevelledPrompts:
-    return LevelledPrompts(families(), prompts, held=held, seed=5)
+    return LevelledPrompts(families(), prompts, held_out=held, seed=5)
 
 
 def test_the_first_prompts_are_of_the_start_level_and_every_level_is_held_out() -> None:
@@ -73,7 +73,7 @@ def test_the_first_prompts_are_of_the_start_level_and_every_level_is_held_out() 
 def test_two_sources_of_one_family_have_a_level_each() -> None:
     (one,) = levelled_families(DataSource.model_validate(SOURCE), "rl.data[0]")
     (other,) = levelled_families(DataSource.model_validate(SOURCE), "rl.data[1]")
-    both = LevelledPrompts([one, other], [], held=frozenset(), seed=0)
+    both = LevelledPrompts([one, other], [], held_out=frozenset(), seed=0)
     assert set(both.metrics()) == {f"levels/{one.label}", f"levels/{other.label}"}
 
 
@@ -133,7 +133,9 @@ def test_a_level_without_end_may_end() -> None:
             "levels": {"max": 0},
         }
     )
-    made = LevelledPrompts(levelled_families(source, "rl.data[0]"), [], held=frozenset(), seed=0)
+    made = LevelledPrompts(
+        levelled_families(source, "rl.data[0]"), [], held_out=frozenset(), seed=0
+    )
     few = made.new(1)
     assert 100 < len(few) < 300
     assert made.new(1000) == []
@@ -178,3 +180,32 @@ def test_every_familys_second_level_can_be_made() -> None:
 
 def test_prompts_say_which_family_made_them() -> None:
     assert {p.meta[LEVELLED] for p in bundle().prompts} == {"rl.data[0] reasoning_gym:chain_sum"}
+
+
+def test_levels_rise_when_mastered_and_fall_when_dead():
+    levels = LevelController(LevelRule(lowest=0, highest=2, min_rollouts=16, memory=16), start=1)
+    moves = []
+    for num_passed in [8, 8, 8, 8, 8, 8, 0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4]:
+        levels.observe(level=levels.level, num_passed=num_passed, num_decided=8)
+        levels.observe(level=0 if levels.level else 1, num_passed=8, num_decided=8)
+        moves.append(levels.move())
+    # Up to 2 and no further; down over 1 to 0 and no further; what is medium stays.
+    assert moves[:4] == [0, 1, 0, 0]
+    assert moves.count(-1) == 2
+    assert levels.level == 0
+    again = LevelController(LevelRule(lowest=0, highest=2, min_rollouts=16), start=2)
+    again.load_state_dict(levels.state_dict())
+    assert again.state_dict() == levels.state_dict()
+
+
+def test_levels_out_of_range_are_named():
+    rule = LevelRule(lowest=0, highest=4)
+    with pytest.raises(ValueError, match="level 5 is out of range: give one from 0 to 4"):
+        LevelController(rule, start=5)
+    controller = LevelController(rule, start=0)
+    with pytest.raises(ValueError, match="level -1 is out of range"):
+        controller.observe(level=-1, num_passed=0, num_decided=1)
+    with pytest.raises(ValueError, match="saved level 9"):
+        controller.load_state_dict({**controller.state_dict(), "level": 9})
+    with pytest.raises(ValueError, match="must be below rise"):
+        LevelController(LevelRule(lowest=0, highest=1, rise=0.2, fall=0.5), start=0)

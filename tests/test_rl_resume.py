@@ -11,10 +11,10 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
+from posttrain.curriculum import AdaptiveSpec
 from posttrain.data import levelled_families
 from posttrain.errors import EnvironmentFault, HealthStop
 from posttrain.models import PolicyPath
-from posttrain.recipe.curricula import AdaptiveCurriculum
 from posttrain.recipe.load import load_curriculum
 from posttrain.recipe.models import EngineSpec, Lora, Model
 from posttrain.recipe.rows import DataSource
@@ -95,8 +95,8 @@ def run(
     )
 
 
-def adaptive(**keys: Any) -> AdaptiveCurriculum:
-    return AdaptiveCurriculum(kind="adaptive", **{"max_refills": 2, **keys})
+def adaptive(**keys: Any) -> AdaptiveSpec:
+    return AdaptiveSpec(kind="adaptive", **{"max_refills": 2, **keys})
 
 
 def tables(out: Path) -> dict[str, Any]:

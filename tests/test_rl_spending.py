@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.curriculum import Proposal, Uniform
+from posttrain.curriculum import Proposal, Uniform, UniformSpec
 from posttrain.errors import HealthStop
 from posttrain.models import load_tokenizer
-from posttrain.recipe.curricula import UniformCurriculum
 from posttrain.records import Prompt, RolloutGroup
 from posttrain.rl.accounting import FATES, PURPOSES, group_columns, tokens_spent
 from posttrain.rl.collect import Batch, collect_batch
@@ -47,7 +46,7 @@ class Piloting(Uniform):
         goes_on: Callable[[int, int], bool] = lambda passed, decided: 0 < passed < decided,
         reason: Callable[[int], Any] = lambda n: "selected",
     ) -> None:
-        super().__init__(UniformCurriculum(kind="uniform"), prompts, seed=0)
+        super().__init__(UniformSpec(kind="uniform"), prompts, seed=0)
         self._num_pilot, self._goes_on, self._reason = num_pilot, goes_on, reason
         self.observed: list[RolloutGroup] = []
         self.num_proposed = 0

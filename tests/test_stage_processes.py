@@ -15,10 +15,10 @@ import pytest
 import toy_stages
 
 from posttrain.errors import (
-    EnvironmentFault,
     HealthStop,
     Interrupted,
     PosttrainError,
+    SetupError,
 )
 from posttrain.pipeline import (
     STAGES,
@@ -105,8 +105,8 @@ FAILURES: list[tuple[str, type[PosttrainError], str]] = [
     ("unhealthy", HealthStop, "loss is nan"),
     ("too_bad", HealthStop, "3 of 4 rows"),
     ("buggy", StageCrash, "IndexError"),
-    ("full_disk", EnvironmentFault, "disk is full"),
-    ("killed", EnvironmentFault, "memory"),
+    ("full_disk", SetupError, "disk is full"),
+    ("killed", SetupError, "memory"),
 ]
 
 

@@ -32,13 +32,12 @@ from benchmarks.curriculum_real.pools import GROUP_SIZE, RealPool
 from benchmarks.curriculum_real.start import Exam, exam, model_spec, pass_rates
 from benchmarks.curriculum_real.tasks import MAX_ANSWER_TOKENS
 from benchmarks.curriculum_rows import COSTS, Trace
-from posttrain.curriculum import Adaptive, build_curriculum
+from posttrain.curriculum import CurriculumSpec, build_curriculum
 from posttrain.engines import Completion, Engine, SamplingRequest, make_engine
 from posttrain.engines.base import OnDone
 from posttrain.errors import HealthStop
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.progress import Bar, progress
-from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.models import EngineSpec
 from posttrain.records import Prompt
 from posttrain.rl.accounting import FATES, PURPOSES
@@ -228,7 +227,7 @@ def train_arm(
             variants=None,
             held=frozenset(),
             shaping=None,
-            levels=LevelledPrompts((), pool.prompts, held=frozenset(), seed=seed),
+            levels=LevelledPrompts((), pool.prompts, held_out=frozenset(), seed=seed),
             prompts={p.prompt_id: p for p in pool.prompts},
             engine=engine,
             tokenizer=tokenizer,
@@ -260,7 +259,7 @@ def train_arm(
     return Trace(
         points=watch.points,
         purposes=dict(watch.fates),
-        reliability=chooser.reliability() if isinstance(chooser, Adaptive) else [],
+        reliability=chooser.reliability(),
         metrics=metrics
         | {f"tokens/{name}": float(num) for name, num in watch.purposes.items()}
         | {name: value for name, value in chooser.metrics().items() if math.isfinite(value)},

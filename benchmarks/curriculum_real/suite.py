@@ -39,10 +39,10 @@ from benchmarks.curriculum_rows import (
     row_of,
     shipped_curricula,
 )
+from posttrain.curriculum import CurriculumSpec
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.progress import note, progress
-from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.records import Prompt, content_hash
 
 # An arm may take so many of uniform's steps before it is given up as a bound.

@@ -13,9 +13,15 @@ import numpy as np
 from benchmarks.curriculum_rows import Trace
 from benchmarks.curriculum_simulated.learner import Floats, Group, Learner
 from benchmarks.curriculum_simulated.pools import NUM_SKILLS, PoolSpec, SimPool, draw_pool
-from posttrain.curriculum import Adaptive, Curriculum, Proposal, Uniform, build_curriculum
+from posttrain.curriculum import (
+    Curriculum,
+    CurriculumSpec,
+    Proposal,
+    Uniform,
+    UniformSpec,
+    build_curriculum,
+)
 from posttrain.curriculum.pool import Choice, Mask
-from posttrain.recipe.curricula import AdaptiveCurriculum, CurriculumSpec, UniformCurriculum
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
 
 BATCH, GROUP_SIZE = 32, 8
@@ -93,9 +99,9 @@ class Simulation:
         return np.minimum(np.log(p_N) + self.spec.probe_noise * noise - 0.3, 0.0)
 
     def step(self, curriculum: Curriculum, spec: CurriculumSpec) -> None:
-        """Take one RL step as the RL stage does: probe, propose, pilot, continue, refill, learn."""
+        """Take one RL step as the RL stage does: score, propose, pilot, continue, refill, learn."""
         self._tokens_of: dict[int, int] = {}
-        self._probe(curriculum, spec)
+        self._score(curriculum)
         number = self.spent.steps
         num_first = math.ceil(spec.oversample * BATCH)
         proposals = curriculum.propose(num_first, num_generations=GROUP_SIZE)
@@ -152,10 +158,8 @@ class Simulation:
             curriculum.observe(_scored(self.pool.prompts[group.prompt].prompt_id, group, step))
         return first
 
-    def _probe(self, curriculum: Curriculum, spec: CurriculumSpec) -> None:
-        if not isinstance(spec, AdaptiveCurriculum) or not spec.probe:
-            return
-        ids = curriculum.to_probe(round(spec.probe * BATCH))
+    def _score(self, curriculum: Curriculum) -> None:
+        ids = curriculum.prompts_to_score(BATCH)
         if ids:
             values = self.score([self.index[i] for i in ids])
             curriculum.observe_likelihood(
@@ -191,7 +195,7 @@ def simulate(
     """
     started = time.perf_counter()
     sim = Simulation(pool, seed)
-    spec: CurriculumSpec = curriculum or UniformCurriculum(kind="uniform")
+    spec: CurriculumSpec = curriculum or UniformSpec(kind="uniform")
     chooser: Curriculum = (
         Oracle(sim.pool.prompts, pass_rates=sim.learner.pass_rates, seed=seed)
         if curriculum is None
@@ -214,7 +218,7 @@ def simulate(
     return Trace(
         points=points,
         purposes=dict(sim.purposes),
-        reliability=chooser.reliability() if isinstance(chooser, Adaptive) else [],
+        reliability=chooser.reliability(),
         metrics=chooser.metrics(),
         wall_seconds=time.perf_counter() - started,
     )
@@ -247,11 +251,12 @@ class Oracle(Uniform):
     def __init__(
         self, prompts: list[Prompt], *, pass_rates: Callable[[], Floats], seed: int
     ) -> None:
-        super().__init__(UniformCurriculum(kind="uniform"), prompts, seed=seed)
+        super().__init__(UniformSpec(kind="uniform"), prompts, seed=seed)
         self._pass_rates = pass_rates
 
-    def _choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
-        free = self._free(capability, taken_P)
+    def choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
+        """Choose by the true pass rates."""
+        free = self.pool.free(capability, taken_P)
         p = self._pass_rates()[free]
         num = min(num_prompts, len(free))
         chosen = free[np.argsort(-p * (1 - p), kind="stable")[:num]]

@@ -23,8 +23,8 @@ from benchmarks.curriculum_rows import (
 )
 from benchmarks.curriculum_simulated.pools import POOLS
 from benchmarks.curriculum_simulated.simulation import simulate
+from posttrain.curriculum import CurriculumSpec
 from posttrain.progress import progress
-from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.records import content_hash
 
 ORACLE = "oracle (knows all pass rates)"

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.cli.results import wide_console
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.pipeline.environment import describe_environment, has_package, version_of
 from posttrain.sandbox import examine
 from posttrain.sandbox.attacks import ATTACKS
@@ -98,7 +98,7 @@ def _sandbox(made: Landlock | Wasm, *, fresh: bool) -> dict[str, Any]:
             result = examine(made, fresh=fresh, note=_note) if fresh or quick else None
             result = result or kept_self_test(made)
             why = result.why_not if result else "not tested yet: posttrain doctor --sandbox"
-        except EnvironmentFault as fault:
+        except SetupError as fault:
             why = f"{fault.message} ({fault.hint})"
         finally:
             made.close()

@@ -34,7 +34,7 @@ def doctor(
 ) -> None:
     """Look at packages, sandboxes, devices, memory and disk; with --run, try every stage."""
     from posttrain.cli.doctor import diagnose, show_diagnosis, try_everything
-    from posttrain.errors import EnvironmentFault
+    from posttrain.errors import SetupError
 
     found = diagnose(test_sandboxes=sandbox)
     if as_json:
@@ -42,7 +42,7 @@ def doctor(
     else:
         show_diagnosis(found)
     if found["missing"]:
-        raise EnvironmentFault(
+        raise SetupError(
             f"not installed, or in a version that does not fit: {', '.join(found['missing'])}",
             hint="pip install --upgrade posttrain",
         )

@@ -1,32 +1,92 @@
-"""The prompts whose next group will teach most, under a posterior that follows the policy."""
+"""Adaptive: prompts whose next group will teach most, by a posterior that follows the policy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from posttrain.curriculum.beliefs import Beliefs
-from posttrain.curriculum.inbox import Inbox
-from posttrain.curriculum.pool import Choice, Indices, Mask, Pool, check_kind
-from posttrain.curriculum.probe_targets import prompts_to_probe
-from posttrain.curriculum.protocol import Proposal, Reason
-from posttrain.curriculum.scoring import Candidates, Scoring
-from posttrain.curriculum.selection import largest_gumbels, top
-from posttrain.curriculum.spending import best_pilot, gain_of_rest
-from posttrain.recipe.curricula import AdaptiveCurriculum
+from posttrain.curriculum.beta import (
+    best_pilot,
+    leave_one_out_advantages,
+    posterior_advantages,
+    signal_per_remaining_rollout,
+)
+from posttrain.curriculum.counts import Inbox
+from posttrain.curriculum.pool import Ints, Pool, check_kind
+from posttrain.curriculum.protocol import CurriculumSpec, Proposal
+from posttrain.curriculum.selection import Selection
 from posttrain.records import Prompt, RolloutGroup
+from posttrain.spec import Share, wrong
+
+# Share of a batch's rollouts that pilots must promise to save, as they cost another round.
+_PILOT_SAVES = 0.1
+# A pilot is drawn to the end if the rest promises this share of the usual signal per rollout.
+_CONTINUE_ABOVE = 0.7
+
+
+class AdaptiveSpec(CurriculumSpec):
+    """Prompts whose next group will teach most, by a posterior that follows the policy."""
+
+    kind: Literal["adaptive"]
+    tags: bool = True
+    """Learn from difficulty tags where prompts have them."""
+    probe: float = Field(default=4.0, ge=0.0)
+    """Prompts whose reference answer's likelihood is scored per step, in batches; 0 turns the probe
+    off. It turns itself off where it predicts no better than what is known without it."""
+    discount: Share | Literal["auto"] = "auto"
+    """Weight left to a prompt's older groups at each new one; auto chooses by predictive loss."""
+    prior_pass_rate: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """Pass rate expected before anything was seen."""
+    prior_strength: float = Field(default=1.0, gt=0)
+    """Rollouts that this expectation counts as, until it is learned how alike a stratum's prompts
+    are."""
+    shrinkage: float = Field(default=8.0, gt=0)
+    """Groups a stratum needs to count as much as what it inherits."""
+    centre: Share = 0.5
+    """Pass rate at the centre of the band at first; it moves to 0.4 as a capability is mastered."""
+    temperature: float = Field(default=0.15, gt=0)
+    """Softmax temperature of sampling by score."""
+    explore_min: Share = 0.005
+    """Least share of a batch drawn at random among untried prompts."""
+    explore_max: Share = 0.02
+    """Greatest such share, reached where every group of the pool would be mixed."""
+    review: Share = 0.01
+    """Share of a batch for prompts that were solved, the longest unseen first."""
+    retry: Share = 0.01
+    """Share of a batch for unsolved prompts whose wait is over."""
+    backoff: int = Field(default=6, ge=1)
+    """Steps until a prompt without a pass comes again; doubles with each time."""
+    pilot: bool = True
+    """Draw a few rollouts of a group first where that saves some."""
+    baseline: Literal["group", "posterior", "leave_one_out"] = "group"
+    """Baseline of the advantage: the group's mean, or the posterior's, or the posterior's without
+    the rollout itself."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AdaptiveSpec:
+        if self.explore_min > self.explore_max:
+            raise wrong(f"must not be above explore_max ({self.explore_max:g})", "explore_min")
+        if self.explore_max + self.review + self.retry > 1.0:
+            raise wrong("with review and retry it is more than a batch", "explore_max")
+        return self
 
 
 class Adaptive:
-    """See docs/curriculum.md."""
+    """Believes a Beta distribution per prompt and spends rollouts where groups will be mixed.
+
+    docs/curriculum.md says how it decides; beliefs.py holds what it believes, selection.py how it
+    fills a batch.
+    """
 
     def __init__(
         self,
-        spec: AdaptiveCurriculum,
+        spec: AdaptiveSpec,
         prompts: Sequence[Prompt],
         *,
         seed: int,
@@ -35,17 +95,27 @@ class Adaptive:
         self._spec = spec
         self._pool = Pool(prompts, quotas=spec.quotas, seed=seed)
         self._inbox = Inbox()
-        self._beliefs = Beliefs(spec, self._pool, prompts, tags=tags if spec.tags else None)
-        num = len(self._pool.capabilities)
-        self._owed: dict[Reason, list[float]] = {
-            "explored": [0.0] * num,
-            "reviewed": [0.0] * num,
-            "retried": [0.0] * num,
-        }
-        self._scoring = Scoring(
-            self._beliefs, self._pool, width=spec.width, temperature=spec.temperature
+        self._beliefs = Beliefs(
+            self._pool,
+            prompts,
+            tags=tags if tags and spec.tags else {},
+            prior_pass_rate=spec.prior_pass_rate,
+            prior_strength=spec.prior_strength,
+            shrinkage=spec.shrinkage,
+            discount=spec.discount,
+            centre=spec.centre,
+            backoff=spec.backoff,
         )
-        self._candidates: Candidates | None = None
+        self._selection = Selection(
+            self._beliefs,
+            self._pool,
+            temperature=spec.temperature,
+            explore_min=spec.explore_min,
+            explore_max=spec.explore_max,
+            review=spec.review,
+            retry=spec.retry,
+            uses_likelihoods=spec.probe > 0,
+        )
 
     def propose(
         self,
@@ -55,22 +125,22 @@ class Adaptive:
         exclude: Set[str] = frozenset(),
         capability: str | None = None,
     ) -> list[Proposal]:
-        """See Curriculum.propose."""
-        self._settle()
+        """Choose from what was observed before this call, see Curriculum.propose."""
+        self._learn()
         self._beliefs.num_generations = num_generations
-        self._candidates = self._scoring.known()
+        self._selection.begin()
         proposals = self._pool.draw(
-            num_prompts, self._choose, exclude=exclude, capability=capability
+            num_prompts, self._selection.choose, exclude=exclude, capability=capability
         )
-        self._candidates = None
+        self._selection.end()
         chosen = self._pool.indices([p.prompt_id for p in proposals])
-        self._beliefs.evidence.proposed_P[chosen] = self._beliefs.evidence.tick()
+        self._beliefs.evidence.mark_proposed(chosen)
         return self._with_beliefs(proposals, chosen)
 
     def continues(self, prompt_id: str, *, num_passed: int, num_decided: int) -> bool:
-        """Whether the rest promises enough of the usual signal per rollout.
+        """Return whether the rest promises enough of the usual signal per rollout.
 
-        While no group has had any, of what its stratum promises.
+        While no group has had any signal, of what the prompt's stratum promises.
         """
         more = self._beliefs.num_generations - num_decided
         usual = self._beliefs.signal_per_rollout
@@ -80,7 +150,7 @@ class Adaptive:
         if not usual:
             s = int(self._beliefs.untried.stratum_P[i[0]])
             alpha_S, beta_S = self._beliefs.of_strata()
-            usual = gain_of_rest(
+            usual = signal_per_remaining_rollout(
                 float(alpha_S[s]),
                 float(beta_S[s]),
                 num_passed=0,
@@ -88,239 +158,105 @@ class Adaptive:
                 num_more=self._beliefs.num_generations,
             )
         alpha, beta = self._beliefs.of(i)
-        gain = gain_of_rest(
+        promised = signal_per_remaining_rollout(
             float(alpha[0]),
             float(beta[0]),
             num_passed=num_passed,
             num_decided=num_decided,
             num_more=more,
         )
-        return gain >= self._spec.continue_above * usual
+        return promised >= _CONTINUE_ABOVE * usual
 
     def observe(self, group: RolloutGroup) -> None:
-        """See Curriculum.observe."""
-        self._inbox.put(
-            step=group.step,
-            index=self._pool.index(group.prompt_id),
-            num_passed=group.num_passed,
-            num_decided=group.num_decided,
-        )
+        """Keep one scored group until the next proposal."""
+        index = self._pool.index(group.prompt_id)
+        self._inbox.put(group.step, index, group.num_passed, group.num_decided)
 
-    def to_probe(self, num_prompts: int) -> list[str]:
-        """See prompts_to_probe."""
+    def prompts_to_score(self, batch_size: int) -> list[str]:
+        """Return `probe` batches of prompts while likelihoods predict pass rates."""
         if not self._spec.probe:
             return []
-        self._settle()
-        chosen = prompts_to_probe(num_prompts, self._scoring, probe_memory=self._spec.probe_memory)
+        self._learn()
+        chosen = self._selection.prompts_to_score(round(self._spec.probe * batch_size))
         return [self._pool.prompt_ids[i] for i in chosen]
 
     def observe_likelihood(self, logprobs: Mapping[str, float | None], *, step: int) -> None:
-        """See Curriculum.observe_likelihood."""
+        """Learn log-likelihoods of reference answers, see Curriculum.observe_likelihood."""
         self._beliefs.observe_likelihood(logprobs, step=step)
 
+    def advantages(
+        self, proposal: Proposal, outcomes: Sequence[bool | None], *, scale: bool
+    ) -> list[float] | None:
+        """Return advantages against the belief that the prompt was proposed with."""
+        if self._spec.baseline == "group":
+            return None
+        passed_G = np.array([math.nan if passed is None else float(passed) for passed in outcomes])
+        against = (
+            posterior_advantages if self._spec.baseline == "posterior" else leave_one_out_advantages
+        )
+        alpha, beta = proposal.decision["alpha"], proposal.decision["beta"]
+        return against(passed_G, alpha=alpha, beta=beta, scale=scale).tolist()
+
     def add(self, prompts: Sequence[Prompt]) -> None:
-        """See Curriculum.add."""
+        """Put new prompts into the pool."""
         self._pool.add(prompts)
         self._beliefs.grow(prompts)
 
     def posterior(self, prompt_id: str) -> tuple[float, float]:
-        """alpha and beta of what is believed of a prompt now."""
+        """Return alpha and beta of the belief about a prompt now."""
         alpha, beta = self._beliefs.of(np.array([self._pool.index(prompt_id)]))
         return float(alpha[0]), float(beta[0])
 
-    def reliability(self) -> list[tuple[float, float, int]]:
-        """See Calibration.reliability."""
-        return self._beliefs.reliability()
-
     def metrics(self) -> dict[str, float]:
-        """What is believed, as of the last proposal."""
+        """Return the beliefs in numbers, as of the last proposal."""
         return self._beliefs.metrics()
 
+    def reliability(self) -> list[tuple[float, float, int]]:
+        """Return (mean predicted pass rate, observed one, rollouts) by tenths of the predicted."""
+        return self._beliefs.calibration.reliability()
+
     def state_dict(self) -> dict[str, Any]:
-        """See Curriculum.state_dict."""
+        """Return everything the future depends on."""
         return {
-            "kind": "adaptive",
+            "kind": self._spec.kind,
             "pool": self._pool.state_dict(),
             "inbox": self._inbox.state_dict(),
             "beliefs": self._beliefs.state_dict(),
-            "owed": {reason: list(owed) for reason, owed in self._owed.items()},
+            "owed": self._selection.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See Curriculum.load_state_dict."""
-        check_kind(state, "adaptive")
+        """Continue from `state`; ValueError if it belongs to another kind or other prompts."""
+        check_kind(state, self._spec.kind)
         self._pool.load_state_dict(state["pool"])
         self._inbox.load_state_dict(state["inbox"])
         self._beliefs.load_state_dict(state["beliefs"])
-        self._owed = {reason: list(state["owed"][reason]) for reason in self._owed}
+        self._selection.load_state_dict(state["owed"])
 
-    # Choosing
+    def _learn(self) -> None:
+        """Learn from what was observed since the last proposal."""
+        for counts in self._inbox.take():
+            self._beliefs.learn(counts)
 
-    def _choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
-        """See pool.Choose."""
-        chosen: list[Choice] = []
-        for reason in ("reviewed", "retried", "explored"):
-            num = self._due(reason, capability, num_prompts, num_prompts - len(chosen))
-            if num:
-                found = self._set_aside(reason, capability, num, taken_P)
-                chosen += self._choices(found, reason, capability)
-        rest = num_prompts - len(chosen)
-        if rest:
-            found = self._best(capability, rest, taken_P)
-            chosen += self._choices(found, "selected", capability)
-        rest = num_prompts - len(chosen)
-        if rest:
-            found = self._anyone(capability, rest, taken_P)
-            chosen += self._choices(found, "filled", capability)
-        return chosen
-
-    def _due(self, reason: Reason, capability: int, num_prompts: int, most: int) -> int:
-        """How many places a reason has now; fractions are carried on, what cannot be had is not."""
-        spec = self._spec
-        share = {"reviewed": spec.review, "retried": spec.retry}.get(reason)
-        if share is None:
-            alive = float(self._beliefs.alive_C()[capability])
-            share = min(max(spec.explore_max * alive, spec.explore_min), spec.explore_max)
-        owed = self._owed[reason][capability] + share * num_prompts
-        num = min(int(owed), most)
-        self._owed[reason][capability] = min(owed - num, 1.0)
-        return num
-
-    def _set_aside(
-        self, reason: Reason, capability: int, num: int, taken_P: Mask
-    ) -> list[tuple[int, float]]:
-        """Prompts that come whatever their score: solved, unsolved or unknown ones."""
-        assert self._candidates is not None
-        evidence = self._beliefs.evidence
-        if reason == "explored":
-            found = self._random_untried(capability, num, taken_P)
-        else:
-            index = self._candidates.index_N
-            index = index[self._pool.capability_P[index] == capability]
-            index = index[~taken_P[index]]
-            wanted = (
-                evidence.solved_P[index]
-                if reason == "reviewed"
-                else (evidence.failures_P[index] > 0)
-                & (evidence.due_P[index] <= self._beliefs.step)
-            )
-            index = index[wanted]
-            age = -evidence.proposed_P[index].astype(np.float64)
-            found = index[top(age, num, self._pool.rng.random(len(index)))]
-        taken_P[found] = True
-        return [(i, math.nan) for i in found.tolist()]
-
-    def _best(self, capability: int, num: int, taken_P: Mask) -> list[tuple[int, float]]:
-        """By score, with chance, among known prompts and untried ones of all strata."""
-        assert self._candidates is not None
-        known = self._candidates
-        evidence, rng = self._beliefs.evidence, self._pool.rng
-        wanted = num
-        found = self._to_calibrate(capability, num // 2, taken_P)
-        num -= len(found)
-        mine = self._pool.capability_P[known.index_N] == capability
-        mine &= ~taken_P[known.index_N] & ~evidence.solved_P[known.index_N]
-        mine &= evidence.failures_P[known.index_N] == 0
-        index, score = known.index_N[mine], known.score_N[mine]
-        keys = self._scoring.keys(score) + known.log_share + rng.gumbel(size=len(score))
-
-        strata = self._beliefs.strata_of(capability)
-        untried_scores = self._scoring.of_strata()[strata]
-        noise = largest_gumbels(self._beliefs.untried.num_S[strata], num, rng)
-        untried_keys = self._scoring.keys(untried_scores)[:, None] + noise
-        everyone = np.concatenate([keys, untried_keys.ravel()])
-        first = top(everyone, num, np.zeros(len(everyone)))
-        first = first[everyone[first] > -np.inf]
-        own = first[first < len(keys)]
-        found += list(zip(index[own].tolist(), score[own].tolist(), strict=True))
-        taken_P[index[own]] = True
-        rows = (first[first >= len(keys)] - len(keys)) // num
-        for row in np.unique(rows).tolist():
-            new = self._beliefs.untried.first(int(strata[row]), int(np.sum(rows == row)), taken_P)
-            taken_P[new] = True
-            found += [(i, float(untried_scores[row])) for i in new.tolist()]
-        if len(first) == num and len(found) < wanted:
-            # Some of the untried are taken: go on with what is left.
-            found += self._scoring.untried(capability, wanted - len(found), taken_P)
-        return found
-
-    def _to_calibrate(self, capability: int, num: int, taken_P: Mask) -> list[tuple[int, float]]:
-        """Prompts with a likelihood in place of untried ones, until it is known what that tells."""
-        assert self._candidates is not None
-        if not self._spec.probe or self._beliefs.likelihoods.is_tested(capability):
-            return []
-        evidence, index = self._beliefs.evidence, self._candidates.index_N
-        new = evidence.passed_P[index] + evidence.failed_P[index] == 0
-        new &= ~np.isnan(evidence.logprob_P[index]) & (evidence.failures_P[index] == 0)
-        new &= (self._pool.capability_P[index] == capability) & ~taken_P[index]
-        at = np.flatnonzero(new)
-        recent = evidence.probed_P[index[at]].astype(np.float64)
-        at = at[top(recent, num, self._pool.rng.random(len(at)))]
-        taken_P[index[at]] = True
-        scores = self._candidates.score_N[at]
-        return list(zip(index[at].tolist(), scores.tolist(), strict=True))
-
-    def _random_untried(self, capability: int, num: int, taken_P: Mask) -> Indices:
-        """Untried prompts of a capability, each as likely as any other."""
-        strata = self._beliefs.strata_of(capability)
-        left = self._beliefs.untried.num_S[strata]
-        num = min(num, int(left.sum()))
-        if not num:
-            return np.zeros(0, dtype=np.int64)
-        parts = self._pool.rng.multivariate_hypergeometric(left, num)
-        found = [
-            self._beliefs.untried.first(int(s), int(n), taken_P)
-            for s, n in zip(strata, parts, strict=True)
-            if n
-        ]
-        return np.concatenate(found).astype(np.int64)
-
-    def _anyone(self, capability: int, num: int, taken_P: Mask) -> list[tuple[int, float]]:
-        """Whoever is left, the longest unseen first."""
-        members = self._pool.members(capability)
-        left = members[~taken_P[members]]
-        age = -self._beliefs.evidence.proposed_P[left].astype(np.float64)
-        found = left[top(age, num, self._pool.rng.random(len(left)))]
-        taken_P[found] = True
-        return [(i, math.nan) for i in found.tolist()]
-
-    def _with_beliefs(self, proposals: Sequence[Proposal], chosen: Indices) -> list[Proposal]:
-        """Proposals with what is believed of them, and pilots where the batch gains by them."""
+    def _with_beliefs(self, proposals: Sequence[Proposal], chosen: Ints) -> list[Proposal]:
+        """Return proposals with their beliefs, and with pilots if the batch gains by them."""
         if not proposals:
             return []
+        whole = self._beliefs.num_generations
         alpha_N, beta_N = self._beliefs.of(chosen)
-        num_N = np.full(len(chosen), self._beliefs.num_generations)
+        num_N = np.full(len(chosen), whole)
         if self._spec.pilot:
-            pilot_N, cost_N = best_pilot(alpha_N, beta_N, self._beliefs.num_generations)
+            pilot_N, cost_N = best_pilot(alpha_N, beta_N, whole)
             # Pilots cost the whole batch another round of generation.
-            if cost_N.mean() <= (1.0 - self._spec.pilot_saves) * self._beliefs.num_generations:
+            if cost_N.mean() <= (1.0 - _PILOT_SAVES) * whole:
                 num_N = pilot_N
         return [
             replace(
                 proposal,
-                num_pilot=num if num < self._beliefs.num_generations else None,
+                num_pilot=num if num < whole else None,
                 decision={**proposal.decision, "alpha": alpha, "beta": beta},
             )
             for proposal, num, alpha, beta in zip(
                 proposals, num_N.tolist(), alpha_N.tolist(), beta_N.tolist(), strict=True
             )
         ]
-
-    def _choices(
-        self, found: Sequence[tuple[int, float]], reason: Reason, capability: int
-    ) -> list[Choice]:
-        shared = {
-            "centre": float(self._beliefs.centre_C()[capability]),
-            "share": self._pool.share(capability),
-        }
-        return [
-            Choice(index=i, reason=reason, decision={**shared, "score": score})
-            if not math.isnan(score)
-            else Choice(index=i, reason=reason, decision=shared)
-            for i, score in found
-        ]
-
-    def _settle(self) -> None:
-        """Learn from what was put since the last proposal."""
-        for visits in self._inbox.take():
-            self._beliefs.learn(visits)

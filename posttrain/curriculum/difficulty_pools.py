@@ -1,16 +1,40 @@
-"""prime-rl's pools: a prompt's weight follows from its latest group alone."""
+"""Difficulty pools: a prompt's weight follows from its latest group alone, as in prime-rl."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from posttrain.curriculum.pool import Choice, Mask
-from posttrain.curriculum.selection import gumbel_top
+from posttrain.curriculum.pool import Choice, Mask, gumbel_top
+from posttrain.curriculum.protocol import CurriculumSpec
 from posttrain.curriculum.uniform import Uniform
-from posttrain.recipe.curricula import DifficultyPoolsCurriculum
 from posttrain.records import Prompt
+from posttrain.spec import Share, wrong
+
+
+class DifficultyPoolsSpec(CurriculumSpec):
+    """Weights by the latest group's pass rate; as in prime-rl."""
+
+    kind: Literal["difficulty_pools"]
+    hard: Share = 0.25
+    """Up to this pass rate a prompt is hard."""
+    normal: Share = 0.75
+    """Up to this pass rate it is normal, above it easy."""
+    hard_weight: float = Field(default=0.2, gt=0)
+    """Sampling weight of a hard prompt; unseen ones weigh 1."""
+    normal_weight: float = Field(default=1.0, gt=0)
+    """Sampling weight of a normal prompt."""
+    easy_weight: float = Field(default=0.2, gt=0)
+    """Sampling weight of an easy prompt."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> DifficultyPoolsSpec:
+        if self.hard >= self.normal:
+            raise wrong(f"must be below normal ({self.normal:g})", "hard")
+        return self
 
 
 class DifficultyPools(Uniform):
@@ -21,21 +45,26 @@ class DifficultyPools(Uniform):
     """
 
     def __init__(
-        self, spec: DifficultyPoolsCurriculum, prompts: Sequence[Prompt], *, seed: int
+        self,
+        spec: DifficultyPoolsSpec,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        tags: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(spec, prompts, seed=seed)
+        super().__init__(spec, prompts, seed=seed, tags=tags)
         self._spec = spec
 
-    def _choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
-        free = self._free(capability, taken_P)
-        latest, spec = self._history.latest_P[free], self._spec
+    def choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
+        """Sample by weight without replacement."""
+        free = self.pool.free(capability, taken_P)
+        latest, spec = self.history.latest_P[free], self._spec
         weights = np.where(
             latest <= spec.hard,
             spec.hard_weight,
             np.where(latest <= spec.normal, spec.normal_weight, spec.easy_weight),
         )
         weights = np.where(np.isnan(latest), 1.0, weights)
-        with np.errstate(divide="ignore"):
-            chosen = free[gumbel_top(np.log(weights), num_prompts, self._pool.rng)]
+        chosen = free[gumbel_top(np.log(weights), num_prompts, self.pool.rng)]
         taken_P[chosen] = True
         return [Choice(index=i, reason="selected") for i in chosen.tolist()]

@@ -1,17 +1,31 @@
-"""MoPPS: Thompson sampling from a discounted Beta per prompt, nearest to one half."""
+"""MoPPS: Thompson sampling from a discounted Beta posterior per prompt, nearest to one half."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from posttrain.curriculum.inbox import Visits
+from posttrain.curriculum.counts import StepCounts
 from posttrain.curriculum.pool import Choice, Mask
+from posttrain.curriculum.protocol import CurriculumSpec
 from posttrain.curriculum.uniform import Uniform
-from posttrain.recipe.curricula import MoppsCurriculum
 from posttrain.records import Prompt
+from posttrain.spec import Share
+
+
+class MoppsSpec(CurriculumSpec):
+    """Thompson sampling from a discounted Beta per prompt, nearest to a target; as MoPPS."""
+
+    kind: Literal["mopps"]
+    target: Share = 0.5
+    """The pass rate that is sought."""
+    discount: Share = 0.5
+    """Weight left to a prompt's older groups at each new one."""
+    candidates: int = Field(default=8, ge=1)
+    """Random prompts per prompt that is chosen."""
 
 
 class Mopps(Uniform):
@@ -22,16 +36,24 @@ class Mopps(Uniform):
     group has one rollout, which is left out.
     """
 
-    def __init__(self, spec: MoppsCurriculum, prompts: Sequence[Prompt], *, seed: int) -> None:
-        super().__init__(spec, prompts, seed=seed)
+    def __init__(
+        self,
+        spec: MoppsSpec,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        tags: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(spec, prompts, seed=seed, tags=tags)
         self._spec = spec
         self._alpha_P = np.ones(len(prompts))
         self._beta_P = np.ones(len(prompts))
 
-    def _choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
-        free = self._free(capability, taken_P)
+    def choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
+        """Sample a pass rate for random candidates; take those nearest to the target."""
+        free = self.pool.free(capability, taken_P)
         num_candidates = min(len(free), self._spec.candidates * num_prompts)
-        rng = self._pool.rng
+        rng = self.pool.rng
         candidates = rng.choice(free, num_candidates, replace=False, shuffle=False)
         sampled = rng.beta(self._alpha_P[candidates], self._beta_P[candidates])
         nearest = np.argsort(np.abs(sampled - self._spec.target), kind="stable")[:num_prompts]
@@ -50,19 +72,23 @@ class Mopps(Uniform):
             for i, n in zip(chosen.tolist(), nearest.tolist(), strict=True)
         ]
 
-    def _learn(self, visits: Visits) -> None:
-        i, kept = visits.index_N, self._spec.discount
-        failed_N = visits.num_decided_N - visits.num_passed_N
-        self._alpha_P[i] = kept * self._alpha_P[i] + (1.0 - kept) + visits.num_passed_N
+    def learn(self, counts: StepCounts) -> None:
+        """Update the posteriors of the prompts that came."""
+        i, kept = counts.index_N, self._spec.discount
+        failed_N = counts.num_decided_N - counts.num_passed_N
+        self._alpha_P[i] = kept * self._alpha_P[i] + (1.0 - kept) + counts.num_passed_N
         self._beta_P[i] = kept * self._beta_P[i] + (1.0 - kept) + failed_N
 
-    def _grow(self) -> None:
-        new = np.ones(len(self._pool) - len(self._alpha_P))
+    def grow(self) -> None:
+        """Give added prompts the uniform prior, Beta(1, 1)."""
+        new = np.ones(len(self.pool) - len(self._alpha_P))
         self._alpha_P = np.append(self._alpha_P, new)
         self._beta_P = np.append(self._beta_P, new)
 
-    def _own_state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
+        """Return the posteriors."""
         return {"alpha": self._alpha_P.copy(), "beta": self._beta_P.copy()}
 
-    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from saved posteriors."""
         self._alpha_P, self._beta_P = np.array(state["alpha"]), np.array(state["beta"])

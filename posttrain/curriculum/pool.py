@@ -1,35 +1,36 @@
-"""The prompts there are, by capability, and a batch divided among the capabilities."""
+"""The prompts by capability, and every batch divided among the capabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from posttrain.curriculum.protocol import Proposal, Reason
-from posttrain.curriculum.quotas import Quotas, shares_of
+from posttrain.errors import RecipeError
 from posttrain.records import Prompt
 
-Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """One prompt of the pool, by its index, and why."""
+    """One prompt of the pool, by its index, and why it was chosen."""
 
     index: int
     reason: Reason
-    num_pilot: int | None = None
     decision: dict[str, float] = field(default_factory=dict[str, float])
 
 
 Choose = Callable[[int, int, Mask], list[Choice]]
-"""(capability's number, how many, taken_P) -> so many prompts that are not taken, or all of them
-that are left; what it chooses it marks in taken_P."""
+"""(capability's number, num_prompts, taken_P) -> that many prompts that are not taken yet, or all
+that are left; it marks its choices in taken_P."""
 
 
 class Pool:
@@ -42,6 +43,7 @@ class Pool:
         self.capabilities = list(shares)
         self.prompt_ids: list[str] = []
         self.capability_P = np.zeros(0, dtype=np.int16)
+        """Number of each prompt's capability; -1 if that has no quota."""
         self.rng = np.random.Generator(np.random.PCG64(seed))
         self._quotas = Quotas(shares)
         self._shares = [float(share) for share in shares.values()]
@@ -51,18 +53,18 @@ class Pool:
         return len(self.prompt_ids)
 
     def add(self, prompts: Sequence[Prompt]) -> None:
-        """Append `prompts`; ValueError where one is known or its capability has no quota."""
+        """Append `prompts`; ValueError if one is known or its capability has no quota."""
         self._append(prompts, allow_without_quota=False)
 
     def index(self, prompt_id: str) -> int:
-        """The index of one prompt; ValueError for a stranger."""
+        """Return the index of one prompt; ValueError if it is not in the pool."""
         found = int(self.indices([prompt_id])[0])
         if found < 0:
             raise ValueError(f"prompt {prompt_id} is not in this curriculum's pool")
         return found
 
-    def indices(self, prompt_ids: Iterable[str]) -> Indices:
-        """(N,) indices; -1 for strangers."""
+    def indices(self, prompt_ids: Iterable[str]) -> Ints:
+        """Return (N,) indices, -1 for prompts that are not in the pool."""
         wanted = _keys(list(prompt_ids))
         if not len(self) or not len(wanted):
             return np.full(len(wanted), -1, dtype=np.int64)
@@ -70,17 +72,22 @@ class Pool:
         return np.where(self._sorted[at] == wanted, self._order[at], -1).astype(np.int64)
 
     def share(self, capability: int) -> float:
-        """Its part of every batch."""
+        """Return a capability's share of every batch."""
         return self._shares[capability]
 
-    def members(self, capability: int) -> Indices:
-        """Indices of the prompts of a capability."""
+    def members(self, capability: int) -> Ints:
+        """Return the indices of a capability's prompts."""
         return np.flatnonzero(self.capability_P == capability)
+
+    def free(self, capability: int, taken_P: Mask) -> Ints:
+        """Return the indices of a capability's prompts that are not taken."""
+        members = self.members(capability)
+        return members[~taken_P[members]]
 
     def draw(
         self, num_prompts: int, choose: Choose, *, exclude: Set[str], capability: str | None
     ) -> list[Proposal]:
-        """Up to `num_prompts` distinct proposals in random order, chosen per capability.
+        """Return up to `num_prompts` distinct proposals in random order, chosen per capability.
 
         A capability that runs dry leaves its places to those with most prompts left; they are not
         owed to it later.
@@ -104,7 +111,7 @@ class Pool:
                 chosen += choose(c, wanted[name], taken_P)
         if capability is None and len(chosen) < num_prompts:
             left_C = np.bincount(self.capability_P[~taken_P], minlength=len(self.capabilities))
-            for c, num in enumerate(from_the_richest(left_C, num_prompts - len(chosen)).tolist()):
+            for c, num in enumerate(take_from_richest(left_C, num_prompts - len(chosen)).tolist()):
                 if num:
                     chosen += choose(c, num, taken_P)
         order: list[int] = self.rng.permutation(len(chosen)).tolist()
@@ -115,16 +122,15 @@ class Pool:
             prompt_id=self.prompt_ids[choice.index],
             capability=self.capabilities[int(self.capability_P[choice.index])],
             reason=choice.reason,
-            num_pilot=choice.num_pilot,
             decision=choice.decision,
         )
 
     def _append(self, prompts: Sequence[Prompt], *, allow_without_quota: bool) -> None:
         numbers = {name: c for c, name in enumerate(self.capabilities)}
-        strange = sorted({p.capability for p in prompts} - set(numbers))
-        if strange and not allow_without_quota:
+        unknown = sorted({p.capability for p in prompts} - set(numbers))
+        if unknown and not allow_without_quota:
             raise ValueError(
-                f"capability {strange[0]!r} has no quota; there are {', '.join(numbers)}"
+                f"capability {unknown[0]!r} has no quota; there are {', '.join(numbers)}"
             )
         ids = self.prompt_ids + [prompt.prompt_id for prompt in prompts]
         keys = _keys(ids)
@@ -142,7 +148,7 @@ class Pool:
         self.capability_P = np.append(self.capability_P, np.array(new, dtype=np.int16))
 
     def state_dict(self) -> dict[str, Any]:
-        """Which prompts these are, the quotas, the random numbers."""
+        """Return which prompts these are, the quotas and the random numbers."""
         return {
             "prompt_ids": self._sorted,
             "order": self._order,
@@ -151,7 +157,7 @@ class Pool:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; ValueError that names the difference where it is of other prompts."""
+        """Continue from `state`; ValueError that names the difference if the prompts differ."""
         saved = np.asarray(state["prompt_ids"])
         if not np.array_equal(saved, self._sorted):
             raise ValueError(
@@ -167,10 +173,17 @@ class Pool:
         self.rng.bit_generator.state = state["rng"]
 
 
-def from_the_richest(left_C: Indices, num: int) -> Indices:
-    """(C,) how many of `num` each gives, so that those with most left end level.
+def check_kind(state: Mapping[str, Any], kind: str) -> None:
+    """Raise ValueError if `state` was saved by a curriculum of another kind."""
+    saved = state.get("kind")
+    if saved != kind:
+        raise ValueError(f"the saved curriculum is of kind {saved}, this one is {kind}")
 
-    >>> from_the_richest(np.array([9, 4, 0]), 7).tolist()
+
+def take_from_richest(left_C: Ints, num: int) -> Ints:
+    """Return (C,) how many of `num` each gives, such that those with most left end level.
+
+    >>> take_from_richest(np.array([9, 4, 0]), 7).tolist()
     [6, 1, 0]
     """
     num = min(num, int(left_C.sum()))
@@ -186,22 +199,121 @@ def from_the_richest(left_C: Indices, num: int) -> Indices:
     return given_C
 
 
-def check_kind(state: Mapping[str, Any], kind: str) -> None:
-    """ValueError where `state` was saved by a curriculum of another kind."""
-    saved = state.get("kind")
-    if saved != kind:
-        raise ValueError(f"the saved curriculum is of kind {saved}, this one is {kind}")
-
-
 def _keys(prompt_ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
     return np.array([prompt_id.encode() for prompt_id in prompt_ids], dtype=np.bytes_)
 
 
 def _difference(saved: npt.NDArray[np.bytes_], here: npt.NDArray[np.bytes_]) -> str:
     gone, new = np.setdiff1d(saved, here), np.setdiff1d(here, saved)
-    told: list[str] = []
+    parts: list[str] = []
     if len(gone):
-        told.append(f"{len(gone)} of its prompts are not in this pool ({gone[0].decode()} first)")
+        parts.append(f"{len(gone)} of its prompts are not in this pool ({gone[0].decode()} first)")
     if len(new):
-        told.append(f"{len(new)} prompts of this pool are new to it ({new[0].decode()} first)")
-    return " and ".join(told)
+        parts.append(f"{len(new)} prompts of this pool are new to it ({new[0].decode()} first)")
+    return " and ".join(parts)
+
+
+# Quotas
+
+
+class Quotas:
+    """Divides batches by largest remainders, exactly in the long run."""
+
+    def __init__(self, shares: Mapping[str, Fraction]) -> None:
+        assert sum(shares.values()) == 1
+        self._shares = dict(sorted(shares.items()))
+        self._total = 0
+        self._given = dict.fromkeys(self._shares, 0)
+
+    def divide(self, num_prompts: int) -> dict[str, int]:
+        """Return whole numbers per capability that sum to `num_prompts`.
+
+        Each capability's total stays within one of its exact share of all that was ever divided,
+        except where that would take back what it already got.
+        """
+        self._total += num_prompts
+        owed = {c: share * self._total - self._given[c] for c, share in self._shares.items()}
+        parts = {c: max(0, owed[c].__floor__()) for c in owed}
+        for _ in range(num_prompts - sum(parts.values())):
+            parts[max(parts, key=lambda c: owed[c] - parts[c])] += 1
+        for _ in range(sum(parts.values()) - num_prompts):
+            parts[min((c for c in parts if parts[c]), key=lambda c: owed[c] - parts[c])] -= 1
+        for c, part in parts.items():
+            self._given[c] += part
+        return parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the totals so far."""
+        return {"total": self._total, "given": dict(self._given)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        if set(state["given"]) != set(self._given):
+            raise ValueError(
+                f"the saved curriculum divides among {sorted(state['given'])}, this one among "
+                f"{sorted(self._given)}"
+            )
+        self._total = int(state["total"])
+        self._given = {c: int(state["given"][c]) for c in self._shares}
+
+
+def shares_of(
+    quotas: Mapping[str, float] | None, capabilities: Sequence[str]
+) -> dict[str, Fraction]:
+    """Return exact shares that sum to 1 over the capabilities with a share above zero.
+
+    Equal shares without `quotas`.
+    """
+    present = sorted(set(capabilities))
+    if not present:
+        raise RecipeError("rl.data has no prompts", hint="check rl.data's size and filters")
+    if quotas is None:
+        return dict.fromkeys(present, Fraction(1, len(present)))
+    if unknown := sorted(set(quotas) - set(present)):
+        raise RecipeError(
+            f"curriculum quotas name {', '.join(unknown)}, but rl.data has {', '.join(present)}",
+            hint="name capabilities of rl.data under quotas",
+        )
+    if missing := sorted(set(present) - set(quotas)):
+        raise RecipeError(
+            f"curriculum quotas lack {', '.join(missing)}",
+            hint="give every capability of rl.data a share; 0 leaves it out",
+        )
+    # Through the decimal text, so that 0.1 means a tenth and not its nearest binary fraction.
+    weights = {c: Fraction(repr(_checked(c, quotas[c]))) for c in present}
+    whole = sum(weights.values(), Fraction(0))
+    if not whole:
+        raise RecipeError("curriculum quotas are all 0", hint="give a capability a share above 0")
+    return {c: weight / whole for c, weight in weights.items() if weight}
+
+
+def _checked(capability: str, value: float) -> float:
+    if not 0 <= value < float("inf"):
+        raise RecipeError(
+            f"curriculum quotas.{capability} is {value}, which is no share",
+            hint="give a number of 0 or more",
+        )
+    return value
+
+
+# Sampling without replacement
+
+
+def gumbel_top(log_weights: Floats, num: int, rng: np.random.Generator) -> Ints:
+    """Return indices of `num` draws without replacement, in proportion to exp(log_weights).
+
+    The Gumbel-top-k trick (Kool et al. 2019, arXiv 1903.06059), best first. Draws past those with
+    a weight are in random order.
+    """
+    keys = log_weights + rng.gumbel(size=len(log_weights))
+    return largest(keys, num, rng.random(len(keys)))
+
+
+def largest(keys: Floats, num: int, ties: Floats) -> Ints:
+    """Return the indices of the `num` largest keys, best first; equal ones by `ties`."""
+    if num < len(keys):
+        edge = np.partition(keys, len(keys) - num)[len(keys) - num] if num else np.inf
+        near = np.flatnonzero(keys >= edge)
+    else:
+        near = np.arange(len(keys))
+    return near[np.lexsort((ties[near], -keys[near]))][:num].astype(np.int64)

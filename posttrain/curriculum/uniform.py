@@ -1,49 +1,66 @@
-"""Every prompt alike, in whole groups: the control, and what the simpler curricula start from."""
+"""Uniform: every prompt alike, in whole groups; the control, and the base of simpler curricula."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from posttrain.curriculum.history import History
-from posttrain.curriculum.inbox import Visits
-from posttrain.curriculum.pool import Choice, Indices, Mask, Pool, check_kind
-from posttrain.curriculum.protocol import Proposal
-from posttrain.recipe.curricula import BaselineCurriculum
+from posttrain.curriculum.counts import History, StepCounts
+from posttrain.curriculum.pool import Choice, Ints, Mask, Pool, check_kind
+from posttrain.curriculum.protocol import CurriculumSpec, Proposal
 from posttrain.records import Prompt, RolloutGroup
+
+
+class UniformSpec(CurriculumSpec):
+    """Every prompt alike; the control, and with refills DAPO's dynamic sampling, with oversample
+    LILO's selection by variance."""
+
+    kind: Literal["uniform"]
 
 
 class Uniform:
     """Goes through each capability's prompts in random order, all of them before any a second time.
 
-    What it observes changes its metrics only. The simpler curricula are this one with another
-    choice.
+    What it observes changes its metrics only. A simpler curriculum is this class with another
+    `choose`, and with `learn` if it keeps more than the history; see mopps.py.
     """
 
-    def __init__(self, spec: BaselineCurriculum, prompts: Sequence[Prompt], *, seed: int) -> None:
-        self._kind = spec.kind
-        self._pool = Pool(prompts, quotas=spec.quotas, seed=seed)
-        self._history = History(self._pool)
+    def __init__(
+        self,
+        spec: CurriculumSpec,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        tags: Mapping[str, float] | None = None,
+    ) -> None:
+        self._kind = spec.kind_name()
+        self.pool = Pool(prompts, quotas=spec.quotas, seed=seed)
+        self.history = History(self.pool)
 
-    def _choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
-        """See pool.Choose."""
-        chosen = self._longest_unseen(self._free(capability, taken_P), num_prompts)
+    # To be overridden
+
+    def choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
+        """Choose prompts of one capability, see pool.Choose."""
+        chosen = self.longest_unseen(self.pool.free(capability, taken_P), num_prompts)
         taken_P[chosen] = True
         return [Choice(index=i, reason="selected") for i in chosen.tolist()]
 
-    def _learn(self, visits: Visits) -> None:
-        """Learn from one step's counts, which are in the history already."""
+    def learn(self, counts: StepCounts) -> None:
+        """Learn from one step's outcomes, which are in the history already."""
 
-    def _grow(self) -> None:
-        """Make room for prompts that were added."""
+    def grow(self) -> None:
+        """Make room for prompts that were added to the pool."""
 
-    def _own_state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
+        """Return what a subclass adds to the state."""
         return {}
 
-    def _load_own_state(self, state: Mapping[str, Any]) -> None:
-        pass
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what a subclass added to the state."""
+
+    # The interface, see protocol.Curriculum
 
     def propose(
         self,
@@ -53,65 +70,67 @@ class Uniform:
         exclude: Set[str] = frozenset(),
         capability: str | None = None,
     ) -> list[Proposal]:
-        """See Curriculum.propose."""
-        for visits in self._history.settle():
-            self._learn(visits)
-        clock = self._history.tick()
-        proposals = self._pool.draw(
-            num_prompts, self._choose, exclude=exclude, capability=capability
-        )
-        chosen = self._pool.indices([p.prompt_id for p in proposals])
-        self._history.proposed_P[chosen] = clock
+        """Choose from what was observed before this call."""
+        for counts in self.history.settle():
+            self.learn(counts)
+        proposals = self.pool.draw(num_prompts, self.choose, exclude=exclude, capability=capability)
+        self.history.mark_proposed(self.pool.indices([p.prompt_id for p in proposals]))
         return proposals
 
     def continues(self, prompt_id: str, *, num_passed: int, num_decided: int) -> bool:
-        """Groups are drawn whole."""
+        """Return True: there are no pilots, groups are drawn whole."""
         return True
 
     def observe(self, group: RolloutGroup) -> None:
-        """See Curriculum.observe."""
-        self._history.put(group)
+        """Keep one scored group until the next proposal."""
+        self.history.put(group)
 
-    def to_probe(self, num_prompts: int) -> list[str]:
-        """No likelihood is used."""
+    def prompts_to_score(self, batch_size: int) -> list[str]:
+        """Return []: no likelihood is used."""
         return []
 
     def observe_likelihood(self, logprobs: Mapping[str, float | None], *, step: int) -> None:
-        """No likelihood is used."""
+        """Ignore likelihoods."""
+
+    def advantages(
+        self, proposal: Proposal, outcomes: Sequence[bool | None], *, scale: bool
+    ) -> list[float] | None:
+        """Return None: the trainer's group baseline is kept."""
+        return None
 
     def add(self, prompts: Sequence[Prompt]) -> None:
-        """See Curriculum.add."""
-        self._pool.add(prompts)
-        self._history.grow()
-        self._grow()
+        """Put new prompts into the pool."""
+        self.pool.add(prompts)
+        self.history.grow()
+        self.grow()
 
     def metrics(self) -> dict[str, float]:
-        """Per capability: share of prompts seen, mean pass rate; as of the last proposal."""
-        return self._history.metrics()
+        """Return each capability's share of prompts seen and its pass rate."""
+        return self.history.metrics()
+
+    def reliability(self) -> list[tuple[float, float, int]]:
+        """Return []: no pass rate is predicted."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
-        """See Curriculum.state_dict."""
+        """Return the pool's, the history's and the subclass's state."""
         return {
             "kind": self._kind,
-            "pool": self._pool.state_dict(),
-            "history": self._history.state_dict(),
-            **self._own_state(),
+            "pool": self.pool.state_dict(),
+            "history": self.history.state_dict(),
+            **self.own_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See Curriculum.load_state_dict."""
+        """Continue from `state`; ValueError if it belongs to another kind or other prompts."""
         check_kind(state, self._kind)
-        self._pool.load_state_dict(state["pool"])
-        self._history.load_state_dict(state["history"])
-        self._load_own_state(state)
+        self.pool.load_state_dict(state["pool"])
+        self.history.load_state_dict(state["history"])
+        self.load_own_state(state)
 
-    def _free(self, capability: int, taken_P: Mask) -> Indices:
-        members = self._pool.members(capability)
-        return members[~taken_P[members]]
-
-    def _longest_unseen(self, candidates: Indices, num_prompts: int) -> Indices:
-        """Those proposed longest ago, or never; ties by chance."""
+    def longest_unseen(self, candidates: Ints, num_prompts: int) -> Ints:
+        """Return the candidates proposed longest ago, or never; ties at random."""
         if num_prompts >= len(candidates):
             return candidates
-        keys = self._history.proposed_P[candidates] + self._pool.rng.random(len(candidates))
+        keys = self.history.proposed_P[candidates] + self.pool.rng.random(len(candidates))
         return candidates[np.argpartition(keys, num_prompts)[:num_prompts]]

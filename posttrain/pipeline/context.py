@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from posttrain.artefacts import POLICY, read_base_path
+from posttrain.progress import is_main_process
 from posttrain.recipe import CurriculumSpec, JudgeSpec, LoadedRecipe
 from posttrain.recipe.judges import RubricJudge
 from posttrain.recipe.schema import Recipe
@@ -84,11 +84,6 @@ class Stage(Generic[Section]):
     """Writes a policy; started once per process of launch.num_processes."""
     seed_name: str | None = None
     """Stages with the same one share their seed; the stage's own name where left out."""
-
-
-def is_main_process() -> bool:
-    """Return whether this is the process, of several, that writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def finish(context: StageContext, summary: Mapping[str, Any], counts: Sequence[str]) -> Counts:

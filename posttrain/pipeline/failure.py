@@ -8,7 +8,7 @@ import time
 import traceback
 from pathlib import Path
 
-from posttrain.errors import EnvironmentFault, Interrupted, PosttrainError
+from posttrain.errors import Interrupted, PosttrainError, SetupError
 
 NO_SPACE = ("No space left on device", "Disk quota exceeded", "os error 28")
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
@@ -24,12 +24,12 @@ def explain(error: BaseException, place: Path) -> PosttrainError | None:
         return Interrupted("stopped; finished work is kept", hint=SAME_AGAIN)
     chain = _chain(error)
     if any(_is_full_disk(e) for e in chain) or _free_bytes(place) < FULL_BYTES:
-        return EnvironmentFault(
+        return SetupError(
             f"the disk is full ({_free_bytes(place) // 2**20} MiB free at {place}): {error}",
             hint=f"free some space and {SAME_AGAIN}",
         )
     if any(type(e).__name__ in OUT_OF_MEMORY for e in chain):
-        return EnvironmentFault(
+        return SetupError(
             f"out of memory: {_first_line(error)}",
             hint="make per_device_train_batch_size or engine.gpu_memory_utilization smaller and "
             + SAME_AGAIN,

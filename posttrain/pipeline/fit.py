@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.memory import (
     GB,
     Devices,
@@ -106,7 +106,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
 
 
 def check_fit(memory: Mapping[str, Any], command: str) -> None:
-    """Raise EnvironmentFault, with the figures, where a plan has a stage that does not fit."""
+    """Raise SetupError, with the figures, where a plan has a stage that does not fit."""
     failing = [stage for stage in memory.get("stages", ()) if stage["fits"] is False]
     if not failing:
         return
@@ -119,7 +119,7 @@ def check_fit(memory: Mapping[str, Any], command: str) -> None:
     enough = [one for one in memory["suggestions"] if one["fits"]]
     changes = enough[0]["changes"] if enough else {}
     sets = [f"--set {shlex.quote(f'{key}={_value(value)}')}" for key, value in changes.items()]
-    raise EnvironmentFault(
+    raise SetupError(
         f"too little memory for {names}; {worst['stage']} {why}",
         hint=" ".join([command, *sets]) + "; or with --force, to go on all the same"
         if sets

@@ -25,7 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.pipeline.context import Stage
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe
@@ -178,7 +178,7 @@ def _input_hash(label: str, path: Path, hashes: FileHashes) -> str:
     try:
         return hashes.of_folder(path) if path.is_dir() else hashes.of(path)
     except OSError as error:
-        raise EnvironmentFault(
+        raise SetupError(
             f"{label}: cannot read {path}: {error.strerror}",
             hint="put the file back or correct the path, then run the same command again",
         ) from error

@@ -24,11 +24,11 @@ from types import FrameType
 from typing import Any
 
 from posttrain import errors
-from posttrain.errors import EnvironmentFault, Interrupted, PosttrainError
+from posttrain.errors import Interrupted, PosttrainError, SetupError
 from posttrain.pipeline.context import Stage, StageContext
 from posttrain.pipeline.environment import has_cuda, num_cpus
-from posttrain.pipeline.sharding import CONFIG, accelerate_config, fsdp_environment
 from posttrain.progress import PROGRESS_FILE_VARIABLE, note
+from posttrain.recipe.schema import Recipe
 from posttrain.tables import read_json, write_bytes, write_json
 
 RESULT = "result.json"
@@ -53,6 +53,24 @@ QUIET = {
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 """Without CUDA the tensors of each step lie in the C library's heap, which would otherwise give
 them back to the system and fault them in again at every step."""
+
+
+ACCELERATE_CONFIG = "accelerate.yaml"
+"""Written to the stage's work folder where launch.strategy is fsdp."""
+
+FSDP: Mapping[str, str] = {
+    "fsdp_version": "2",
+    # Without a class named, the one the model itself says is not to be split: its decoder layer.
+    "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "fsdp_reshard_after_forward": "true",
+    # Each process writes its part of a checkpoint; a full one would gather the frozen base too.
+    "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+    # The trainer's gradient_checkpointing decides.
+    "fsdp_activation_checkpointing": "false",
+    "fsdp_offload_params": "false",
+    # Set later, in posttrain.models.sharded, which says why.
+    "fsdp_cpu_ram_efficient_loading": "false",
+}
 
 
 class StageCrash(PosttrainError):
@@ -83,7 +101,7 @@ def launch_line(
     if stage.is_training and has_cuda():
         asked = ["-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
         if sharded:
-            config = run_dir / "work" / stage.name / CONFIG
+            config = run_dir / "work" / stage.name / ACCELERATE_CONFIG
             asked = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
         elif several:
             asked.append("--multi_gpu")
@@ -104,6 +122,30 @@ def shown_launch_line(
     return shlex.join(["python" if word == sys.executable else word for word in line])
 
 
+def accelerate_config(recipe: Recipe) -> str:
+    """Return the configuration file for `accelerate launch`, as YAML."""
+    lines = [
+        "compute_environment: LOCAL_MACHINE",
+        "distributed_type: FSDP",
+        "num_machines: 1",
+        f"num_processes: {recipe.launch.num_processes}",
+        f"mixed_precision: {mixed_precision(recipe)!r}",
+        "fsdp_config:",
+        *(f"  {key}: {value}" for key, value in FSDP.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def mixed_precision(recipe: Recipe) -> str:
+    """Return accelerate's word for model.dtype."""
+    return "bf16" if recipe.model.dtype == "bfloat16" else "no"
+
+
+def fsdp_environment() -> dict[str, str]:
+    """Return the environment variables that `accelerate launch` sets for that file."""
+    return {"ACCELERATE_USE_FSDP": "true", **{key.upper(): value for key, value in FSDP.items()}}
+
+
 def run_in_process(stage: Stage[Any], section: Any, context: StageContext) -> StageResult:
     """Run a stage in this very process: for tests, and for stages that need no memory."""
     with _set_environment({PROGRESS_FILE_VARIABLE: str(context.work_dir / PROGRESS)}):
@@ -114,7 +156,7 @@ def run_in_child(stage: Stage[Any], section: Any, context: StageContext) -> Stag
     """Run a stage in a process of its own and wait for it.
 
     The first SIGINT or SIGTERM is passed on and the stage ends where its work is kept; the second
-    ends everything at once. Raises what the stage raised; Interrupted; EnvironmentFault where the
+    ends everything at once. Raises what the stage raised; Interrupted; SetupError where the
     system killed it; StageCrash with the place of the traceback for a bug.
     """
     work = context.work_dir
@@ -133,7 +175,7 @@ def run_in_child(stage: Stage[Any], section: Any, context: StageContext) -> Stag
     )
     num_processes, strategy = context.recipe.launch.num_processes, context.recipe.launch.strategy
     if strategy == "fsdp":
-        write_bytes(work / CONFIG, accelerate_config(context.recipe).encode())
+        write_bytes(work / ACCELERATE_CONFIG, accelerate_config(context.recipe).encode())
     command = launch_line(stage, context.run_dir, num_processes, strategy=strategy)
     child = subprocess.Popen(
         command, env=_child_environment(stage, work, num_processes), process_group=0
@@ -169,7 +211,7 @@ def _failure(stage: Stage[Any], work: Path, code: int) -> PosttrainError:
         kind = getattr(errors, error["type"], StageCrash)
         return kind(error["message"], hint=error["hint"])
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        return EnvironmentFault(
+        return SetupError(
             f"the system killed the {stage.name} stage, most likely for want of memory",
             hint="give it less to hold (a smaller batch, engine.kv_cache_gib, max_num_seqs) and "
             "run the same command again: finished work is kept",

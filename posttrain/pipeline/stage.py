@@ -22,10 +22,11 @@ from pydantic import TypeAdapter
 
 from posttrain import errors, sandbox
 from posttrain.errors import Interrupted, Locked, PosttrainError
-from posttrain.pipeline.context import Counts, StageContext, is_main_process
+from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
 from posttrain.pipeline.launch import CALL, ERROR, PARENT_VARIABLE, RESULT
 from posttrain.pipeline.stages import STAGES
+from posttrain.progress import is_main_process
 from posttrain.recipe import CurriculumSpec, JudgeSpec
 from posttrain.recipe.judges import RubricJudge
 from posttrain.recipe.schema import Recipe

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import EnvironmentFault, Locked, RecipeError
+from posttrain.errors import Locked, RecipeError, SetupError
 from posttrain.pipeline.environment import describe_environment
 from posttrain.recipe import LoadedRecipe
 from posttrain.run_directory import RunDirectory
@@ -32,7 +32,7 @@ def hold(run_dir: RunDirectory) -> Generator[None, None, None]:
         run_dir.path.mkdir(parents=True, exist_ok=True)
         handle = os.open(run_dir.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise EnvironmentFault(
+        raise SetupError(
             f"cannot write the run directory {run_dir.path}: {error.strerror}",
             hint="give another folder: --run-dir FOLDER",
         ) from error

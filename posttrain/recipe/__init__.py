@@ -1,6 +1,6 @@
 """The recipe: its schema, and loading one with every error at once."""
 
-from posttrain.recipe.curricula import CurriculumSpec
+from posttrain.curriculum import CurriculumSpec
 from posttrain.recipe.export import recipe_json_schema
 from posttrain.recipe.files import find, shipped_dir, shipped_files
 from posttrain.recipe.judges import JudgeSpec

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from posttrain.recipe.curricula import CurriculumSpec
+from posttrain.curriculum import CurriculumSpec
 from posttrain.recipe.problems import Fault, nearest
 from posttrain.recipe.rows import DataSource
 from posttrain.recipe.schema import Recipe

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from posttrain.recipe.curricula import CurriculumSpec
+from posttrain.curriculum import AnyCurriculumSpec
 from posttrain.recipe.judges import JudgeSpec
 from posttrain.recipe.schema import Recipe
 
@@ -25,7 +25,7 @@ def recipe_json_schema(kind: SchemaKind = "recipe") -> dict[str, Any]:
     unions: dict[SchemaKind, Any] = {
         "recipe": Recipe,
         "judge": JudgeSpec,
-        "curriculum": CurriculumSpec,
+        "curriculum": AnyCurriculumSpec,
     }
     schema = TypeAdapter[Any](unions[kind]).json_schema(by_alias=True)
     return {

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.curriculum import AnyCurriculumSpec, CurriculumSpec
 from posttrain.recipe import files
 from posttrain.recipe.cross import baseline_faults, notes, quota_faults
-from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.document import read_file
 from posttrain.recipe.judges import JudgeSpec, RubricJudge
 from posttrain.recipe.named import NamedFiles
@@ -63,7 +63,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     named.collect()
     judge = named.judge(JudgeSpec)
     rubric = named.rubric(JudgeSpec)
-    curriculum = named.curriculum(CurriculumSpec)
+    curriculum = named.curriculum(AnyCurriculumSpec)
     if recipe is not None and curriculum is not None:
         named.say_of(("rl", "curriculum"), quota_faults(recipe, curriculum))
         problems += [document.locate(fault) for fault in baseline_faults(recipe, curriculum)]
@@ -113,7 +113,7 @@ def load_judge(path: Path) -> JudgeSpec:
 
 def load_curriculum(path: Path) -> CurriculumSpec:
     """Load and check one curriculum file; raises RecipeProblems."""
-    return _load_alone(path, "curricula", CurriculumSpec)
+    return _load_alone(path, "curricula", AnyCurriculumSpec)
 
 
 def _load_alone(path: Path, kind: files.Kind, union: Any) -> Any:

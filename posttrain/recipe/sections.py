@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from posttrain.curriculum import AnyCurriculumSpec
 from posttrain.recipe.check import expected_instead, key_places, validate
 from posttrain.recipe.cross import cross_faults
-from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.document import Document, as_list, as_map
 from posttrain.recipe.judges import JudgeSpec
 from posttrain.recipe.problems import Fault, Path, nearest, show
@@ -83,7 +83,7 @@ def _recipe_places() -> dict[str, list[Path]]:
         for stage in CONFIG_CLASSES
     }
     places = key_places(Recipe, trainers)
-    titles = (("the judge's file", JudgeSpec), ("the curriculum's file", CurriculumSpec))
+    titles = (("the judge's file", JudgeSpec), ("the curriculum's file", AnyCurriculumSpec))
     for title, union in titles:
         for model in variants_of(union).values():
             for key in model.model_fields.keys() - {"kind"}:

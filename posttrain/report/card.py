@@ -30,7 +30,7 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!~$])")
 def write_model_card(run_dir: Path, out: Path) -> Path:
     """Write the last trained policy's model card to `out`: a file, or a folder that gets README.md.
 
-    Errors: ValueError where `run_dir` is no run directory; EnvironmentFault where the report extra
+    Errors: ValueError where `run_dir` is no run directory; SetupError where the report extra
     is missing.
     """
     path = out / "README.md" if out.is_dir() else out

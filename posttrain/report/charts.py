@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.report.blocks import Panel, number, percent
 from posttrain.report.svg import COLOURS, render, stage_colour
 
@@ -17,7 +17,7 @@ else:
     try:
         import altair as alt
     except ImportError as error:
-        raise EnvironmentFault(
+        raise SetupError(
             "the report draws its charts with altair, which is not installed",
             hint="pip install 'posttrain[report]'",
         ) from error

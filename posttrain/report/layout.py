@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.report.inert import finalize, inert, plain
 
 
@@ -14,7 +14,7 @@ def environment(*, autoescape: bool) -> Any:
     try:
         import jinja2
     except ImportError as error:
-        raise EnvironmentFault(
+        raise SetupError(
             "the report is laid out with jinja2, which is not installed",
             hint="pip install 'posttrain[report]'",
         ) from error

@@ -20,7 +20,7 @@ def write_report(run_dir: Path, out: Path) -> Path:
     """Write the report of `run_dir` to `out`, a file or a folder that gets report.html.
 
     Stages and files that are missing are left out, with a line that says so.
-    Errors: ValueError where `run_dir` is no run directory; EnvironmentFault where the report extra
+    Errors: ValueError where `run_dir` is no run directory; SetupError where the report extra
     is missing.
     """
     path = out / "report.html" if out.is_dir() else out

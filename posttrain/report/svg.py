@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.recipe.schema import training_stages
 from posttrain.report.inert import plain
 
@@ -112,7 +112,7 @@ def render(spec: Mapping[str, Any], *, label: str) -> Markup:
     try:
         import vl_convert
     except ImportError as error:
-        raise EnvironmentFault(
+        raise SetupError(
             "the report draws its charts with vl-convert-python, which is not installed",
             hint="pip install 'posttrain[report]'",
         ) from error

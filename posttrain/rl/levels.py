@@ -1,24 +1,120 @@
-"""Endless sources in the RL stage: new prompts of the level that fits the policy now."""
+"""Endless sources in the RL stage: prompts of the level that fits the policy, made as it learns."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from posttrain.curriculum.levels import LevelController, LevelRule
 from posttrain.data import LEVELLED, LevelledFamily, new_prompts
 from posttrain.records import Prompt, RolloutGroup
 
-Place = tuple[str, int]
+FamilyLevel = tuple[str, int]
 """A family's label and a level."""
 
 
-class LevelledPrompts:
-    """Keeps untried prompts of every family's present level at hand; levels follow the rollouts.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelRule:
+    """When a level changes.
 
-    What it makes depends on the seed, the levels and what was made before, so a resumed run makes
-    the same.
+    >>> LevelRule(lowest=0, highest=4).rise
+    0.8
+    """
+
+    lowest: int
+    highest: int
+    rise: float = 0.8
+    """Pass rate from which it rises."""
+    fall: float = 0.1
+    """Pass rate up to which it falls."""
+    min_rollouts: int = 64
+    """Rollouts at the level before it may change."""
+    memory: float = 256.0
+    """Rollouts after which older ones count for a third."""
+
+
+class LevelController:
+    """One family's level: up when mastered, down when no rollout passes.
+
+    Rollouts at another level than the present one say nothing about it and are not counted. The
+    same rollouts in the same steps give the same levels.
+    """
+
+    def __init__(self, rule: LevelRule, *, start: int) -> None:
+        if not rule.lowest <= start <= rule.highest:
+            raise ValueError(
+                f"level {start} is out of range: give one from {rule.lowest} to {rule.highest}"
+            )
+        if not 0.0 <= rule.fall < rule.rise <= 1.0:
+            raise ValueError(f"fall ({rule.fall:g}) must be below rise ({rule.rise:g})")
+        self._rule = rule
+        self.level = start
+        self._num_passed, self._num_decided, self._num_since = 0.0, 0.0, 0
+        # This step's counts, whole numbers, so that the order of its groups does not matter.
+        self._new_passed, self._new_decided = 0, 0
+
+    def observe(self, *, level: int, num_passed: int, num_decided: int) -> None:
+        """Count rollouts of a prompt of `level`; ValueError if there is no such level."""
+        rule = self._rule
+        if not rule.lowest <= level <= rule.highest:
+            raise ValueError(
+                f"level {level} is out of range: there are {rule.lowest} to {rule.highest}"
+            )
+        if level == self.level:
+            self._new_passed += num_passed
+            self._new_decided += num_decided
+
+    def move(self) -> int:
+        """Change the level if its time has come; return the change, -1, 0 or 1.
+
+        Called once a step, when all of its groups were observed.
+        """
+        rule = self._rule
+        kept = (1.0 - 1.0 / rule.memory) ** self._new_decided
+        self._num_passed = kept * self._num_passed + self._new_passed
+        self._num_decided = kept * self._num_decided + self._new_decided
+        self._num_since += self._new_decided
+        self._new_passed = self._new_decided = 0
+        if self._num_since < rule.min_rollouts:
+            return 0
+        rate = self._num_passed / self._num_decided
+        change = int(rate >= rule.rise) - int(rate <= rule.fall)
+        moved = min(max(self.level + change, rule.lowest), rule.highest)
+        if moved == self.level:
+            return 0
+        self.level = moved
+        self._num_passed, self._num_decided, self._num_since = 0.0, 0.0, 0
+        return change
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return level and counts."""
+        return {
+            "level": self.level,
+            "counts": [self._num_passed, self._num_decided],
+            "num_since": self._num_since,
+            "new": [self._new_passed, self._new_decided],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        rule, level = self._rule, int(state["level"])
+        if not rule.lowest <= level <= rule.highest:
+            raise ValueError(
+                f"the saved level {level} is out of range: there are {rule.lowest} to "
+                f"{rule.highest}"
+            )
+        self.level = level
+        self._num_passed, self._num_decided = state["counts"]
+        self._num_since = int(state["num_since"])
+        self._new_passed, self._new_decided = state["new"]
+
+
+class LevelledPrompts:
+    """Keeps enough untried prompts of every family's present level; levels follow the rollouts.
+
+    New prompts depend on the seed, the levels and those made before, so a resumed run makes the
+    same.
     """
 
     def __init__(
@@ -26,41 +122,41 @@ class LevelledPrompts:
         families: Sequence[LevelledFamily],
         prompts: Iterable[Prompt],
         *,
-        held: frozenset[str],
+        held_out: frozenset[str],
         seed: int,
     ) -> None:
         self._families = {family.label: family for family in families}
-        self._held = held
+        self._held_out = held_out
         self._seed = seed
         self._controllers = {
             family.label: LevelController(_rule(family), start=family.levels.start)
             for family in families
         }
         self._known: set[str] = set()
-        self._num_made: Counter[Place] = Counter()
-        self._tried: dict[Place, set[str]] = {}
-        self._num_drawn: Counter[Place] = Counter()
-        self._exhausted: set[Place] = set()
+        self._num_made: Counter[FamilyLevel] = Counter()
+        self._tried: dict[FamilyLevel, set[str]] = {}
+        self._num_drawn: Counter[FamilyLevel] = Counter()
+        self._exhausted: set[FamilyLevel] = set()
         self.note(prompts)
 
     def note(self, prompts: Iterable[Prompt]) -> None:
         """Count prompts that are in the pool, whoever made them."""
         for prompt in prompts:
             self._known.add(prompt.prompt_id)
-            if place := _place(prompt):
+            if place := _family_level(prompt):
                 self._num_made[place] += 1
 
-    def new(self, num_at_hand: int) -> list[Prompt]:
-        """Prompts to put into the pool, so that each family's level has `num_at_hand` untried ones.
+    def new(self, num_untried: int) -> list[Prompt]:
+        """Return prompts to add to the pool, so that each family's level has `num_untried` left.
 
-        They come `size` at a time; fewer only where a level has no more.
+        They come `size` at a time; fewer only if a level has no more.
         """
         found: list[Prompt] = []
         for label, family in self._families.items():
             place = (label, self._controllers[label].level)
-            num = max(num_at_hand, family.source.size or 0)
+            num = max(num_untried, family.source.size or 0)
             untried = self._num_made[place] - len(self._tried.get(place, ()))
-            if untried >= num_at_hand or place in self._exhausted:
+            if untried >= num_untried or place in self._exhausted:
                 continue
             made, self._num_drawn[place] = new_prompts(
                 family,
@@ -69,7 +165,7 @@ class LevelledPrompts:
                 seed=self._seed,
                 start=self._num_drawn[place],
                 known=self._known,
-                held=self._held,
+                held=self._held_out,
             )
             if len(made) < num:
                 self._exhausted.add(place)
@@ -78,9 +174,9 @@ class LevelledPrompts:
         return found
 
     def observe(self, groups: Iterable[RolloutGroup], prompts: Mapping[str, Prompt]) -> None:
-        """Count a step's groups, all of them, and let the levels move."""
+        """Count all groups of a step, then let the levels move."""
         for group in groups:
-            if place := _place(prompts[group.prompt_id]):
+            if place := _family_level(prompts[group.prompt_id]):
                 self._tried.setdefault(place, set()).add(group.prompt_id)
                 self._controllers[place[0]].observe(
                     level=place[1], num_passed=group.num_passed, num_decided=group.num_decided
@@ -89,7 +185,7 @@ class LevelledPrompts:
             controller.move()
 
     def metrics(self) -> dict[str, float]:
-        """Every family's level; under its whole label where two sources have the family."""
+        """Return every family's level; under its whole label if two sources have the family."""
         names = Counter(_short(label) for label in self._controllers)
         return {
             f"levels/{_short(label) if names[_short(label)] == 1 else label}": float(one.level)
@@ -97,7 +193,7 @@ class LevelledPrompts:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Levels, and how far each stream was read; the prompts made are in tables of their own."""
+        """Return levels, and how far each stream was read; the prompts have tables of their own."""
         return {
             "controllers": {k: c.state_dict() for k, c in self._controllers.items()},
             "drawn": [[*place, num] for place, num in sorted(self._num_drawn.items())],
@@ -106,7 +202,7 @@ class LevelledPrompts:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; what was made before must have been noted."""
+        """Continue from `state`; prompts made before must have been noted."""
         for label, controller in self._controllers.items():
             controller.load_state_dict(state["controllers"][label])
         self._num_drawn = Counter({(label, level): num for label, level, num in state["drawn"]})
@@ -129,7 +225,7 @@ def _rule(family: LevelledFamily) -> LevelRule:
     )
 
 
-def _place(prompt: Prompt) -> Place | None:
-    """Where a prompt came from; None for one without a level that moves."""
+def _family_level(prompt: Prompt) -> FamilyLevel | None:
+    """Return which family and level a prompt came from; None if its level does not move."""
     label = prompt.meta.get(LEVELLED)
     return None if label is None else (label, int(prompt.meta["level"]))

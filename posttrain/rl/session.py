@@ -8,13 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
-from posttrain.curriculum import Curriculum
-from posttrain.curriculum.baseline import leave_one_out_advantages, posterior_advantages
+from posttrain.curriculum import Curriculum, CurriculumSpec, Proposal
 from posttrain.data import question_hashes
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.adapters import sync_policy
@@ -22,7 +20,6 @@ from posttrain.engines.parity import Probe, check_parity, take_probe
 from posttrain.errors import EnvironmentFault
 from posttrain.kill_points import kill_point
 from posttrain.models import prompt_ids
-from posttrain.recipe.curricula import AdaptiveCurriculum, CurriculumSpec
 from posttrain.recipe.models import EngineSpec
 from posttrain.recipe.schema import Variants
 from posttrain.records import Message, Prompt, RolloutGroup, with_system
@@ -89,7 +86,7 @@ class RolloutSession:
         self._work_dir = work_dir
         self._ids: dict[tuple[str, str | None], list[int]] = {}
         self._last_groups: list[RolloutGroup] = []
-        self._beliefs: dict[str, tuple[RolloutGroup, Mapping[str, float]]] = {}
+        self._drawn: dict[str, tuple[RolloutGroup, Proposal]] = {}
         self._steps_without_signal = 0
         self._parity = MetricsLog(work_dir / "parity.jsonl")
         self._metrics: list[Mapping[str, float]] = []
@@ -126,8 +123,8 @@ class RolloutSession:
             variants, written = self._write_variants(batch, sampling)
         self._add_prompts(written)
         self._last_groups = batch.groups
-        self._beliefs = {
-            group.prompt_id: (group, proposal.decision)
+        self._drawn = {
+            group.prompt_id: (group, proposal)
             for group, proposal in zip(batch.groups, batch.proposals, strict=True)
         }
         self._levels.observe(batch.groups, self._prompts)
@@ -154,15 +151,12 @@ class RolloutSession:
 
         A pilot that was repeated for the trainer repeats its advantages.
         """
-        baseline = self._spec.baseline if isinstance(self._spec, AdaptiveCurriculum) else "group"
-        if baseline == "group":
-            return None
-        drawn, belief = self._beliefs[group.prompt_id]
+        drawn, proposal = self._drawn[group.prompt_id]
         outcomes = [rollout.outcome.passed for rollout in drawn.rollouts]
-        passed_G = np.array([math.nan if one is None else float(one) for one in outcomes])
-        compare = posterior_advantages if baseline == "posterior" else leave_one_out_advantages
-        found = compare(passed_G, alpha=belief["alpha"], beta=belief["beta"], scale=scale)
-        return list(itertools.islice(itertools.cycle(found.tolist()), len(group.rollouts)))
+        found = self._curriculum.advantages(proposal, outcomes, scale=scale)
+        if found is None:
+            return None
+        return list(itertools.islice(itertools.cycle(found), len(group.rollouts)))
 
     def take_metrics(self) -> dict[str, float]:
         """What the steps since the last call measured, as means over them."""
@@ -210,8 +204,7 @@ class RolloutSession:
 
     def _score_references(self, sampling: Sampling) -> LikelihoodProbe:
         """Tell the curriculum how likely the policy finds the answers that it asks about."""
-        probe = self._spec.probe if isinstance(self._spec, AdaptiveCurriculum) else 0.0
-        asked = self._curriculum.to_probe(round(probe * self._num_groups))
+        asked = self._curriculum.prompts_to_score(self._num_groups)
         found = score_references(asked, sampling, max_model_len=self._engine_spec.max_model_len)
         logprobs = {
             one.prompt_id: None if math.isnan(one.logprob) else one.logprob for one in found.scored

@@ -11,14 +11,13 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import GRPOConfig
 
-from posttrain.curriculum import Adaptive, build_curriculum
+from posttrain.curriculum import CurriculumSpec, build_curriculum
 from posttrain.data import LevelledFamily
 from posttrain.engines import PROBE_FILE, SamplingRequest, make_engine
 from posttrain.engines.base import Sleeps
 from posttrain.engines.parity import save_probe
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
-from posttrain.recipe.curricula import CurriculumSpec
 from posttrain.recipe.models import EngineSpec, Model
 from posttrain.recipe.schema import Variants
 from posttrain.records import Prompt
@@ -91,7 +90,7 @@ def train(
         variants=variants,
         held=held,
         shaping=shaping,
-        levels=LevelledPrompts(families, prompts, held=held, seed=seed),
+        levels=LevelledPrompts(families, prompts, held_out=held, seed=seed),
         prompts={p.prompt_id: p for p in prompts},
         engine=running,
         tokenizer=tokenizer,
@@ -154,5 +153,5 @@ def train(
         "tokens_by_purpose": {name: totals[f"tokens_{name}"] for name in PURPOSES},
         "tokens_by_fate": {name: totals[f"tokens_{name}"] for name in FATES},
         # Mean predicted pass rate, observed one, rollouts; by tenths of the predicted.
-        "reliability": chooser.reliability() if isinstance(chooser, Adaptive) else [],
+        "reliability": chooser.reliability(),
     }

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain import metrics
 from posttrain.artefacts import (
@@ -17,23 +17,31 @@ from posttrain.artefacts import (
     SuiteResult,
     outcomes_name,
 )
+from posttrain.kill_points import kill_point
 from posttrain.metrics import Interval
 from posttrain.pipeline import keys
-from posttrain.pipeline.answering import answer_judge_files, answers_decided
 from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, starting_policy
 from posttrain.pipeline.stages import data, model
+from posttrain.pipeline.verifying import answer_judge_files, verifiers_ready
+from posttrain.progress import progress
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.cross import capabilities
 from posttrain.recipe.schema import Eval, Recipe
 from posttrain.records import Prompt, RolloutGroup
 from posttrain.tables import write_groups
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from posttrain.engines import Engine
+
+PROMPTS_PER_BATCH = 64
+
 
 def run(context: StageContext, section: Eval) -> Counts:
-    """Sample, verify and summarise; the seed is the same for every policy."""
+    """Sample and verify answers to every suite, with the same seed for every policy."""
     from posttrain.engines import make_engine
     from posttrain.engines.room import check_room
-    from posttrain.evaluate import evaluate
     from posttrain.models import load_tokenizer
 
     recipe = context.recipe
@@ -45,18 +53,11 @@ def run(context: StageContext, section: Eval) -> Counts:
     everyone = [prompt for prompts in suites.values() for prompt in prompts]
     check_room(everyone, tokenizer, max_model_len=recipe.engine.max_model_len)
     engine = make_engine(recipe.engine, policy, dtype=recipe.model.dtype, seed=context.seed)
-    with closing(engine), answers_decided(context, everyone):
+    with closing(engine), verifiers_ready(context, everyone):
         for name, prompts in suites.items():
             label = context.stage if name == "heldout" else f"{context.stage} {name}"
             began = time.monotonic()
-            groups = evaluate(
-                prompts,
-                engine=engine,
-                tokenizer=tokenizer,
-                spec=section,
-                seed=context.seed,
-                label=label,
-            )
+            groups = evaluate(prompts, engine, tokenizer, section, seed=context.seed, label=label)
             by_id = {prompt.prompt_id: prompt for prompt in prompts}
             write_groups(context.out_dir / outcomes_name(name), groups, by_id)
             capabilities, macro = summarise(prompts, groups, pass_at=section.pass_at)
@@ -91,6 +92,38 @@ def estimate(recipe: Recipe, section: Eval, _rows: Mapping[str, int | None]) -> 
     names = {name for source in recipe.rl.data for name in capabilities(source)}
     tokens = section.heldout_size * len(names) * section.num_generations * section.max_tokens
     return Estimate(tokens={"each evaluation": tokens})
+
+
+def evaluate(
+    prompts: Sequence[Prompt],
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: Eval,
+    *,
+    seed: int,
+    label: str,
+) -> list[RolloutGroup]:
+    """Sample `num_generations` answers to every prompt and verify them.
+
+    Groups come in the prompts' order, with step 0.
+    """
+    from posttrain.engines import SamplingRequest
+    from posttrain.engines.rollouts import roll_out
+
+    groups: list[RolloutGroup] = []
+    with progress(label, total=len(prompts)) as bar:
+        for start in range(0, len(prompts), PROMPTS_PER_BATCH):
+            batch = prompts[start : start + PROMPTS_PER_BATCH]
+            request = SamplingRequest(
+                num_generations=spec.num_generations,
+                max_tokens=spec.max_tokens,
+                temperature=spec.temperature,
+                seed=seed + start,
+            )
+            groups += roll_out(batch, engine, tokenizer, request)
+            kill_point(f"{label}.after_generate")
+            bar.advance(len(batch))
+    return groups
 
 
 def summarise(

@@ -4,118 +4,126 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from posttrain.artefacts import MODEL, PILOT, PROMPT_VERDICTS, VERDICTS
 from posttrain.pipeline import keys
-from posttrain.pipeline.answering import answer_judge_files, answers_decided
 from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, starting_policy
 from posttrain.pipeline.stages import data
+from posttrain.pipeline.verifying import answer_judge_files, verifiers_ready
 from posttrain.recipe import LoadedRecipe
-from posttrain.recipe.schema import Recipe, Sft
-from posttrain.records import Message, Prompt, RolloutGroup, Sample, content_hash
+from posttrain.recipe.schema import Pilot, Recipe, Sft
+from posttrain.records import Message, Prompt, RolloutGroup, Sample, Verdict, content_hash
 from posttrain.run_directory import SUMMARY
 from posttrain.tables import read_json, write_groups, write_json
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from posttrain.engines import Engine
     from posttrain.recipe.models import EngineSpec
 
 
 def run(context: StageContext, section: Sft) -> Counts:
-    """A verdict per sample and per RL prompt; on a pilot, how often the model really fails.
+    """Judge every sample and RL prompt; let the base model attempt the pilot's samples.
 
-    The prompts are judged whatever the curriculum, so that another one re-runs RL alone. Verdicts
-    live in a ledger beside the stages, by sample and judge, so that neither a killed run
-    nor a longer data set pays for one twice.
+    RL prompts are judged whatever the curriculum, so that another one re-runs RL alone. A ledger
+    beside the stages keeps verdicts by sample and judge: neither a killed run nor more data pays
+    for one twice.
     """
     from posttrain.engines import make_engine
     from posttrain.engines.openai import OpenAIEngine
-    from posttrain.judge import attempt_samples, judge_identity, judge_samples
+    from posttrain.judge import judge_identity, judge_samples
     from posttrain.models import load_tokenizer
 
-    recipe = context.recipe
-    assert context.judge is not None
-    spec = section.pilot
+    recipe, judge = context.recipe, context.judge
+    assert judge is not None
+    started = time.monotonic()
     samples = data.samples(context)
+    prompts = data.prompts(context) if recipe.rl and recipe.rl.judge_prompts else []
     policy = starting_policy(context)
     tokenizer = load_tokenizer(policy.base)
-    judge_engine = section.judge_engine or recipe.engine
+    spec = section.judge_engine or recipe.engine
     base = read_json(context.inputs["model"] / MODEL)
-    revision = judge_revision(judge_engine, base, recipe.model.dtype)
-
-    def pilot(engine: Engine, max_model_len: int) -> list[RolloutGroup]:
-        tasks = [_as_prompt(sample) for sample in samples if sample.verifier is not None]
-        with answers_decided(context, tasks):
-            return attempt_samples(
-                samples, engine, tokenizer, spec, max_model_len=max_model_len, seed=context.seed
-            )
-
-    started = time.monotonic()
+    revision = judge_revision(spec, base, recipe.model.dtype)
     ledger = context.run_dir / "work" / "ledgers" / "judge.sqlite"
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    with closing(
-        make_engine(judge_engine, policy, dtype=recipe.model.dtype, seed=context.seed)
-    ) as engine:
+
+    def open_engine(spec: EngineSpec) -> Engine:
+        return make_engine(spec, policy, dtype=recipe.model.dtype, seed=context.seed)
+
+    def ask(engine: Engine, samples: Sequence[Sample]) -> list[Verdict]:
+        return judge_samples(
+            samples,
+            judge,
+            engine,
+            tokenizer,
+            judge_id=judge_identity(judge, revision),
+            ledger_path=ledger,
+            max_model_len=spec.max_model_len,
+        )
+
+    with closing(open_engine(spec)) as engine:
         if isinstance(engine, OpenAIEngine):
             engine.check_tokenizer(tokenizer)
-        verdicts = judge_samples(
-            samples,
-            context.judge,
-            engine,
-            tokenizer,
-            judge_id=judge_identity(context.judge, revision),
-            ledger_path=ledger,
-            max_model_len=judge_engine.max_model_len,
-        )
+        verdicts = ask(engine, samples)
         VERDICTS.write(context.out_dir, verdicts)
-        judged = time.monotonic()
-        prompts = data.prompts(context) if recipe.rl and recipe.rl.judge_prompts else []
-        on_prompts = judge_samples(
-            [answered(prompt) for prompt in prompts],
-            context.judge,
-            engine,
-            tokenizer,
-            judge_id=judge_identity(context.judge, revision),
-            ledger_path=ledger,
-            max_model_len=judge_engine.max_model_len,
-        )
-        PROMPT_VERDICTS.write(
-            context.out_dir,
-            [
-                dataclasses.replace(verdict, sample_id=prompt.prompt_id)
-                for prompt, verdict in zip(prompts, on_prompts, strict=True)
-            ],
-        )
-        prompt_seconds = time.monotonic() - judged
-        shared = section.judge_engine is None
-        groups = pilot(engine, judge_engine.max_model_len) if shared else None
-    if groups is None:
-        with closing(
-            make_engine(recipe.engine, policy, dtype=recipe.model.dtype, seed=context.seed)
-        ) as engine:
-            groups = pilot(engine, recipe.engine.max_model_len)
-    piloted = {group.prompt_id for group in groups}
-    by_id = {s.sample_id: _as_prompt(s) for s in samples if s.sample_id in piloted}
-    write_groups(context.out_dir / PILOT, groups, by_id)
+        began = time.monotonic()
+        tags = ask(engine, [answered(prompt) for prompt in prompts])
+        tags = [
+            dataclasses.replace(tag, sample_id=prompt.prompt_id)
+            for tag, prompt in zip(tags, prompts, strict=True)
+        ]
+        PROMPT_VERDICTS.write(context.out_dir, tags)
+        prompt_seconds = time.monotonic() - began
+        if section.judge_engine is None:
+            attempts = _attempts(context, section.pilot, samples, engine, tokenizer)
+    if section.judge_engine is not None:
+        with closing(open_engine(recipe.engine)) as engine:
+            attempts = _attempts(context, section.pilot, samples, engine, tokenizer)
     num_scored = sum(verdict.score is not None for verdict in verdicts)
     counts = {
         "judged": len(verdicts),
         "scored": num_scored,
         "unscored": len(samples) - num_scored,
-        "pilot": len(groups),
+        "pilot": len(attempts),
         "prompts": len(prompts),
-        "scored_prompts": sum(verdict.score is not None for verdict in on_prompts),
+        "scored_prompts": sum(tag.score is not None for tag in tags),
     }
     seconds = time.monotonic() - started
-    tokens = sum(len(r.completion_ids) for group in groups for r in group.rollouts)
+    tokens = sum(len(r.completion_ids) for group in attempts for r in group.rollouts)
     write_json(
         context.out_dir / SUMMARY,
         {**counts, "seconds": seconds, "prompt_seconds": prompt_seconds, "pilot_tokens": tokens},
     )
     return counts
+
+
+def _attempts(
+    context: StageContext,
+    spec: Pilot,
+    samples: list[Sample],
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[RolloutGroup]:
+    """Write and return the base model's attempts at the pilot's samples."""
+    from posttrain.judge import attempt_samples
+
+    prompts = {s.sample_id: _as_prompt(s) for s in samples if s.verifier is not None}
+    with verifiers_ready(context, list(prompts.values())):
+        groups = attempt_samples(
+            samples,
+            engine,
+            tokenizer,
+            spec,
+            max_model_len=context.recipe.engine.max_model_len,
+            seed=context.seed,
+        )
+    piloted = {group.prompt_id: prompts[group.prompt_id] for group in groups}
+    write_groups(context.out_dir / PILOT, groups, piloted)
+    return groups
 
 
 def depends_on(loaded: LoadedRecipe, _section: Sft) -> Mapping[str, Any]:

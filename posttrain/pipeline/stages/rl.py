@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.pipeline import keys
-from posttrain.pipeline.answering import answer_judge_files, answers_decided
 from posttrain.pipeline.context import (
     Counts,
     Estimate,
@@ -16,6 +15,7 @@ from posttrain.pipeline.context import (
     starting_policy,
 )
 from posttrain.pipeline.stages import data, judge
+from posttrain.pipeline.verifying import answer_judge_files, verifiers_ready
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe, Rl
 
@@ -42,7 +42,7 @@ def run(context: StageContext, section: Rl) -> Counts:
         max_model_len=recipe.engine.max_model_len,
         systems=section.system_prompts,
     )
-    with answers_decided(context, prompts):
+    with verifiers_ready(context, prompts):
         summary = rl.train(
             prompts,
             policy=policy,

@@ -1,4 +1,4 @@
-"""The model behind `verifier: judge`, running while a stage needs it."""
+"""What verifiers need while a stage runs: the judging model, a sandbox, worker processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain.artefacts import ANSWER_JUDGE, SANDBOX, read_base_path
-from posttrain.pipeline.context import StageContext, is_main_process
+from posttrain.pipeline.context import StageContext
 from posttrain.pipeline.environment import cache_dir
-from posttrain.progress import note
+from posttrain.progress import is_main_process, note
 from posttrain.recipe import LoadedRecipe
 from posttrain.records import Prompt
 from posttrain.tables import write_json
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 def answer_judge_files(loaded: LoadedRecipe) -> Mapping[str, Path]:
-    """Return the judge's model folder and its calibration answers."""
+    """Return the answer judge's model folder and its calibration answers, by recipe key."""
     keys = ("answer_judge.model", "answer_judge.calibration")
     return {key: path for key, path in loaded.files.items() if key in keys}
 
 
 @contextmanager
-def answers_decided(context: StageContext, prompts: Sequence[Prompt]) -> Generator[None]:
-    """Inside, every prompt can be decided: the judge runs if one needs it, workers end afterwards.
+def verifiers_ready(context: StageContext, prompts: Sequence[Prompt]) -> Generator[None]:
+    """Run the answer judge if a prompt needs it; end the worker processes afterwards.
 
-    Writes answer_judge.json, the threshold and what it was found from, and sandbox.json, where
-    programs ran, to the stage's directory.
+    Writes to the stage's directory: answer_judge.json (the threshold, and the calibration that
+    found it) and sandbox.json (where programs ran), each if it was needed.
     """
     from posttrain import sandbox
     from posttrain.rewards import close_workers, use_judge
@@ -39,19 +39,19 @@ def answers_decided(context: StageContext, prompts: Sequence[Prompt]) -> Generat
         if any(prompt.verifier == "code" for prompt in prompts):
             chosen = sandbox.current()
             if is_main_process():
-                told = {"sandbox": chosen.kind, "fingerprint": chosen.fingerprint}
-                write_json(context.out_dir / SANDBOX, told)
+                values = {"sandbox": chosen.kind, "fingerprint": chosen.fingerprint}
+                write_json(context.out_dir / SANDBOX, values)
         if not any(prompt.verifier == "judge" for prompt in prompts):
             yield
             return
-        with _judge(context) as judge, use_judge(judge):
+        with _answer_judge(context) as judge, use_judge(judge):
             yield
     finally:
         close_workers()
 
 
 @contextmanager
-def _judge(context: StageContext) -> Generator[AnswerVerifier]:
+def _answer_judge(context: StageContext) -> Generator[AnswerVerifier]:
     from posttrain.engines import make_engine
     from posttrain.engines.openai import OpenAIEngine
     from posttrain.judge import AnswerVerifier, read_labelled
@@ -78,11 +78,11 @@ def _judge(context: StageContext) -> Generator[AnswerVerifier]:
             max_model_len=spec.engine.max_model_len,
             threshold=spec.threshold,
         )
-        told = {"threshold": spec.threshold}
+        values = {"threshold": spec.threshold}
         if spec.calibration is not None:
             found = judge.calibrate(read_labelled(Path(spec.calibration)), seed=context.seed)
-            told = {**found.as_json(), "threshold": judge.threshold}
+            values = {**found.as_json(), "threshold": judge.threshold}
             note(f"answer judge: passes from {judge.threshold:.2f}, AUC {found.auc:.2f}")
         if is_main_process():
-            write_json(context.out_dir / ANSWER_JUDGE, told)
+            write_json(context.out_dir / ANSWER_JUDGE, values)
         yield judge
