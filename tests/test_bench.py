@@ -32,8 +32,7 @@ from posttrain.bench.measure import (
     take_turns,
     write_result,
 )
-from posttrain.bench.results import bench_results
-from posttrain.bench.stages import bench_stages
+from posttrain.bench.runs import bench_results, bench_stages
 from posttrain.engines.base import SamplingRequest
 from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.recipe import load_recipe
@@ -106,7 +105,7 @@ def write_manifest(run_dir: Path, stage: str, seconds: float, gib: float | None)
         started=0.0,
         seconds=seconds,
         peak_rss_bytes=None if gib is None else int(gib * 2**30),
-        counts={},
+        counts={"prompts": 1200},
     )
 
 
@@ -116,10 +115,10 @@ def test_stages_come_in_order_with_their_total(tmp_path: Path) -> None:
     write_manifest(tmp_path, "8-rl", 6.0, 2.0)
     result = bench_stages(tmp_path)
     assert [list(row) for row in result.rows] == [
-        ["data", "3.0", "30%", "0.50"],
-        ["rl", "6.0", "60%", "2.00"],
-        ["pairs", "1.0", "10%", "-"],
-        ["all", "10.0", "100%", "2.00"],
+        ["data", "3.0", "30%", "0.50", "1,200 prompts"],
+        ["rl", "6.0", "60%", "2.00", "1,200 prompts"],
+        ["pairs", "1.0", "10%", "-", "1,200 prompts"],
+        ["all", "10.0", "100%", "2.00", ""],
     ]
 
 

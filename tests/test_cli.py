@@ -24,8 +24,7 @@ from posttrain.cli import results
 from posttrain.errors import HealthStop
 from posttrain.metrics import Interval
 from posttrain.pipeline import Finished, run, run_in_process, work
-from posttrain.report.read import MACRO
-from posttrain.report.results import result_rows
+from posttrain.report.results import MACRO, result_rows
 from posttrain.run_directory import FileHashes, RunDirectory, seal_stage
 from posttrain.tables import write_json
 
@@ -453,7 +452,7 @@ def test_text_from_a_run_is_never_markup(
     assert "0.500" in out
     assert "[0.250, 0.750]" in out
     stages = RunDirectory(path=tmp_path / "r").finished_stages()
-    rows = result_rows("heldout", {"base": read_evaluation(folder)}, stages)
+    rows = result_rows({"base": read_evaluation(folder).suites["heldout"]}, stages)
     assert [(row.capability, row.tokens) for row in rows] == [(name, None), (MACRO, 10)]
 
 

@@ -54,7 +54,7 @@ def bench_engine(
 
 def bench_stages(run_dir: RunArgument, out: OutFolder = None, as_json: AsJson = False) -> None:
     """Show the seconds and peak memory of a run's finished stages."""
-    from posttrain.bench.stages import bench_stages as read
+    from posttrain.bench.runs import bench_stages as read
 
     with telling_damage(run_dir):
         result = read(run_dir)
@@ -63,7 +63,7 @@ def bench_stages(run_dir: RunArgument, out: OutFolder = None, as_json: AsJson = 
 
 def bench_results(run_dir: RunArgument, out: OutFolder = None, as_json: AsJson = False) -> None:
     """Show held-out pass rates after each stage of a run, with paired differences."""
-    from posttrain.bench.results import bench_results as read
+    from posttrain.bench.runs import bench_results as read
 
     with telling_damage(run_dir):
         result = read(run_dir)
@@ -72,22 +72,17 @@ def bench_results(run_dir: RunArgument, out: OutFolder = None, as_json: AsJson =
 
 def show_result(result: Result, out: Path | None, as_json: bool) -> None:
     """Print a result, and write it to `out` where that is given."""
-    from rich.table import Table
     from rich.text import Text
 
     from posttrain.bench.measure import write_result
-    from posttrain.cli.results import wide_console
+    from posttrain.cli.tables import make_table, wide_console
 
     written = write_result(result, out) if out is not None else []
     if as_json:
         print_json(result.figures)
         return
     console = wide_console()
-    table = Table(title=Text(result.title), title_justify="left")
-    for i, column in enumerate(result.columns):
-        table.add_column(Text(column), justify="left" if i == 0 else "right")
-    for row in result.rows:
-        table.add_row(*(Text(cell.strip("`")) for cell in row))
-    console.print(table)
+    rows = [[cell.strip("`") for cell in row] for row in result.rows]
+    console.print(make_table(result.title, result.columns, rows, left=["capability", "counts"]))
     for line in [*result.notes, *(f"written: {path}" for path in written)]:
         console.print(Text(line))

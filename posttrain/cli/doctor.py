@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
-from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.results import wide_console
+from posttrain.cli.tables import make_facts, make_table, wide_console
 from posttrain.errors import SetupError
 from posttrain.pipeline.environment import describe_environment, has_package, version_of
 from posttrain.sandbox import examine
@@ -49,27 +48,21 @@ def diagnose(*, test_sandboxes: bool = False) -> dict[str, Any]:
 def show_diagnosis(found: Mapping[str, Any]) -> None:
     """Print it."""
     console = wide_console()
-    table = Table(title=Text("packages"), title_justify="left")
-    for name in ("package", "required", "installed", "extra", ""):
-        table.add_column(name)
-    for package in (*found["required"], *found["optional"]):
-        installed = package["installed"]
-        state = "ok" if package["fits"] else "does not fit" if installed else "not installed"
-        cells = (package["name"], package["asked"], installed or "", package["extra"] or "", state)
-        table.add_row(*(Text(cell) for cell in cells))
-    console.print(table)
-    console.print(_sandbox_table(found["sandboxes"]))
-    facts = Table.grid(padding=(0, 2))
-    for name, value in (
+    columns = ("package", "required", "installed", "extra", "")
+    packages = [_package_cells(package) for package in (*found["required"], *found["optional"])]
+    console.print(make_table("packages", columns, packages, left=columns))
+    columns = ("sandbox", "package", "installed", "attacks held", "")
+    sandboxes = [_sandbox_cells(sandbox) for sandbox in found["sandboxes"]]
+    console.print(make_table("sandboxes", columns, sandboxes, left=columns))
+    facts = [
         ("python", f"{found['python']} on {found['platform']}"),
         ("cpu cores", str(found["num_cpus"])),
         ("memory", f"{found['memory_bytes'] / GIB:.1f} GiB"),
         ("free disk here", f"{found['free_disk_bytes'] / GIB:.1f} GiB"),
         ("cuda", "yes" if found["cuda"] else "no"),
         ("engine: auto is", found["engine"]),
-    ):
-        facts.add_row(Text(name), Text(value))
-    console.print(facts)
+    ]
+    console.print(make_facts(facts))
 
 
 def try_everything() -> None:
@@ -98,8 +91,8 @@ def _sandbox(made: Landlock | Wasm, *, fresh: bool) -> dict[str, Any]:
             result = examine(made, fresh=fresh, note=_note) if fresh or quick else None
             result = result or kept_self_test(made)
             why = result.why_not if result else "not tested yet: posttrain doctor --sandbox"
-        except SetupError as fault:
-            why = f"{fault.message} ({fault.hint})"
+        except SetupError:
+            why = f"{error.message} ({error.hint})"
         finally:
             made.close()
     return {
@@ -113,16 +106,16 @@ def _sandbox(made: Landlock | Wasm, *, fresh: bool) -> dict[str, Any]:
     }
 
 
-def _sandbox_table(sandboxes: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title=Text("sandboxes"), title_justify="left")
-    for name in ("sandbox", "package", "installed", "attacks held", ""):
-        table.add_column(name)
-    for row in sandboxes:
-        held = "" if row["attacks_held"] is None else f"{row['attacks_held']} of {row['attacks']}"
-        state = row["why_not"] or ("holds, tested earlier" if row["kept"] else "holds")
-        cells = (row["kind"], row["package"], row["installed"] or "", held, state)
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+def _sandbox_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    held = "" if row["attacks_held"] is None else f"{row['attacks_held']} of {row['attacks']}"
+    state = row["why_not"] or ("holds, tested earlier" if row["kept"] else "holds")
+    return row["kind"], row["package"], row["installed"] or "", held, state
+
+
+def _package_cells(package: Mapping[str, Any]) -> tuple[str, ...]:
+    installed = package["installed"]
+    state = "ok" if package["fits"] else "does not fit" if installed else "not installed"
+    return package["name"], package["asked"], installed or "", package["extra"] or "", state
 
 
 def _note(text: str) -> None:

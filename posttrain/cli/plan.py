@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.artefacts import read_base_path
-from posttrain.cli.results import wide_console
+from posttrain.cli.tables import make_facts, make_table, wide_console
 from posttrain.memory import GB, Devices
 from posttrain.pipeline import STAGES, PlannedStage, shown_launch_line
 from posttrain.pipeline import plan as plan_stages
@@ -104,17 +104,17 @@ def _stage(item: PlannedStage, run_dir: Path, loaded: LoadedRecipe) -> dict[str,
 def show_plan(values: Mapping[str, Any]) -> None:
     """Print the plan."""
     console = wide_console()
-    table = Table(title=Text(f"{values['run_dir']}"), title_justify="left")
-    for name in ("stage", "state", "why"):
-        table.add_column(name)
-    for stage in values["stages"]:
-        state = "cached" if stage["cached"] else "resumes" if stage["resumes"] else "runs"
-        table.add_row(*(Text(cell) for cell in (stage["stage"], state, stage["why"])))
-    console.print(table)
-    facts = Table.grid(padding=(0, 2))
-    for name, value in _facts(values):
-        facts.add_row(Text(name), Text(value))
-    console.print(facts)
+    rows = [
+        (
+            stage["stage"],
+            "cached" if stage["cached"] else "resumes" if stage["resumes"] else "runs",
+            stage["why"],
+        )
+        for stage in values["stages"]
+    ]
+    columns = ("stage", "state", "why")
+    console.print(make_table(values["run_dir"], columns, rows, left=columns))
+    console.print(make_facts(_facts(values)))
     if values["memory"]:
         show_memory(values["memory"])
 
@@ -151,54 +151,55 @@ def show_memory(memory: Mapping[str, Any]) -> None:
         console.print(Text(f"change: {in_words(suggestion)}"), soft_wrap=True)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left")
-    for at, name in enumerate(columns):
-        table.add_column(Text(name), justify="right" if at else "left", no_wrap=True)
-    return table
-
-
 def _parameters(memory: Mapping[str, Any]) -> Table:
-    table = _table("parameters", "kind", "base", "adapters")
     adapters = memory["adapters"]
-    for kind, count in memory["parameters"].items():
-        table.add_row(kind, f"{count:,}", f"{adapters[kind]:,}" if adapters.get(kind) else "")
-    table.add_section()
-    trained = memory["trained_parameters"]
-    table.add_row("all", f"{memory['num_parameters']:,}", f"{trained:,}" if adapters else "")
+    kinds = [
+        (kind, f"{count:,}", f"{adapters[kind]:,}" if adapters.get(kind) else "")
+        for kind, count in memory["parameters"].items()
+    ]
+    trained = f"{memory['trained_parameters']:,}" if adapters else ""
     active = memory["active_parameters"]
-    table.add_row("multiplied with one token", f"{active:,}", "")
-    with_embedding = active + memory["parameters"]["embeddings"]
-    table.add_row("and the embedding", f"{with_embedding:,}", "")
-    return table
+    rows = [
+        *kinds,
+        ("all", f"{memory['num_parameters']:,}", trained),
+        ("multiplied with one token", f"{active:,}", ""),
+        ("and the embedding", f"{active + memory['parameters']['embeddings']:,}", ""),
+    ]
+    lines = [len(kinds) - 1]
+    return make_table("parameters", ("kind", "base", "adapters"), rows, lines=lines)
 
 
 def _operations(memory: Mapping[str, Any]) -> Table:
     heads = ("forward", "+ backward, frozen", "+ recomputed", "full training", "adapters besides")
-    table = _table("GFLOP for one token", "tokens in sequence", *heads)
-    for length, flops in memory["flops_per_token"].items():
-        table.add_row(f"{int(length):,}", *(f"{count / GB:.1f}" for count in flops.values()))
-    return table
+    rows = [
+        (f"{int(length):,}", *(f"{count / GB:.1f}" for count in flops.values()))
+        for length, flops in memory["flops_per_token"].items()
+    ]
+    return make_table("GFLOP for one token", ("tokens in sequence", *heads), rows)
 
 
 def _bytes(memory: Mapping[str, Any]) -> Table:
     stages = memory["stages"]
     devices = memory["devices"]
     on = f" of {devices['count']} with {devices['bytes'] / GB:g} GB" if devices else ""
-    table = _table(f"GB on each device{on}", "", *(stage["stage"] for stage in stages))
-    for line in _line_names(stages):
-        table.add_row(line, *(_gb(stage["bytes"].get(line)) for stage in stages))
-    table.add_section()
-    table.add_row("total", *(_gb(stage["total"]) for stage in stages))
+    parts = [
+        (line, *(_gb(stage["bytes"].get(line)) for stage in stages)) for line in _line_names(stages)
+    ]
+    totals = [("total", *(_gb(stage["total"]) for stage in stages))]
     if devices:
-        table.add_row("left", *(_gb(stage["margin"]) for stage in stages))
-        table.add_row("fits", *("yes" if stage["fits"] else "NO" for stage in stages))
-    table.add_section()
-    table.add_row("devices", *(str(stage["num_devices"]) for stage in stages))
+        totals.append(("left", *(_gb(stage["margin"]) for stage in stages)))
+        totals.append(("fits", *("yes" if stage["fits"] else "NO" for stage in stages)))
     kept = [stage["kv_tokens"] for stage in stages]
-    table.add_row("KV cache tokens", *("" if n is None else f"{n:,}" for n in kept))
-    table.add_row("host GB", *(_gb(stage["host_bytes"] or None) for stage in stages))
-    return table
+    rows = [
+        *parts,
+        *totals,
+        ("devices", *(str(stage["num_devices"]) for stage in stages)),
+        ("KV cache tokens", *("" if n is None else f"{n:,}" for n in kept)),
+        ("host GB", *(_gb(stage["host_bytes"] or None) for stage in stages)),
+    ]
+    columns = ("", *(stage["stage"] for stage in stages))
+    lines = [len(parts) - 1, len(parts) + len(totals) - 1]
+    return make_table(f"GB on each device{on}", columns, rows, lines=lines)
 
 
 def _line_names(stages: Sequence[Mapping[str, Any]]) -> list[str]:

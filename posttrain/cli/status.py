@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
-from posttrain.cli.results import wide_console
+from posttrain.cli.tables import make_table, wide_console
 from posttrain.errors import RecipeError
 from posttrain.pipeline import STAGES, holder_of, read_progress, stages_of
 from posttrain.recipe import Recipe
@@ -53,14 +52,17 @@ def status_values(run_dir: Path) -> dict[str, Any]:
 def show_status(values: Mapping[str, Any]) -> None:
     """Print the state."""
     console = wide_console()
-    table = Table(title=Text(values["run_dir"]), title_justify="left")
-    for name in ("stage", "state", "seconds", "progress"):
-        table.add_column(name, justify="right" if name == "seconds" else "left")
-    for row in values["stages"]:
-        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
-        cells = (row["stage"], row["state"], seconds, _progress(row["progress"]))
-        table.add_row(*(Text(cell) for cell in cells))
-    console.print(table)
+    rows = [
+        (
+            row["stage"],
+            row["state"],
+            "" if row["seconds"] is None else f"{row['seconds']:.1f}",
+            _progress(row["progress"]),
+        )
+        for row in values["stages"]
+    ]
+    columns = ("stage", "state", "seconds", "progress")
+    console.print(make_table(values["run_dir"], columns, rows, left=["state", "progress"]))
     holder = values["holder"]
     if holder is None:
         said = "nobody works on it"

@@ -177,40 +177,32 @@ def _summary(answers: Sequence[Answer], outcomes: Sequence[Outcome]) -> dict[str
 
 
 def _show_one(outcome: Outcome) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from posttrain.cli.tables import make_facts, wide_console
 
     state = {True: "passed", False: "failed", None: "undecided"}[outcome.passed]
     facts = [("outcome", state), ("why", outcome.why), ("read as", outcome.extracted)]
     facts += [(name, f"{value:g}") for name, value in outcome.parts.items()]
     facts += [("score", f"{outcome.score:g}"), ("flags", ", ".join(outcome.reward_hack_flags))]
     facts += [("took", f"{1000 * outcome.seconds:.0f} ms")]
-    grid = Table.grid(padding=(0, 2))
-    for name, value in facts:
-        if value:
-            grid.add_row(Text(name), Text(value))
-    Console().print(grid)
+    wide_console().print(make_facts((name, value) for name, value in facts if value))
 
 
 def _show_summary(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    table = Table(title=Text("outcomes"), title_justify="left")
-    for name in ("verifier", "outcome", "answers", "share"):
-        table.add_column(name, justify="right" if name in ("answers", "share") else "left")
-    for verifier, kinds in summary["kinds"].items():
-        total = sum(kinds.values())
-        for kind, count in kinds.items():
-            cells = (verifier, kind, f"{count:,}", f"{100 * count / total:.1f} %")
-            table.add_row(*map(Text, cells))
-    console.print(table)
+    from posttrain.cli.tables import make_table, wide_console
+
+    console = wide_console()
+    counted = [
+        (verifier, kind, f"{count:,}", f"{100 * count / sum(kinds.values()):.1f} %")
+        for verifier, kinds in summary["kinds"].items()
+        for kind, count in kinds.items()
+    ]
+    columns = ("verifier", "outcome", "answers", "share")
+    console.print(make_table("outcomes", columns, counted, left=["outcome"]))
     undecided = [row for row in rows if row["passed"] is None]
     if undecided:
-        console.print(Text(f"undecided, the first: {undecided[0]['why']}"))
+        console.print(Text(f"the first undecided answer: {undecided[0]['why']}"))
     if summary["changed"]:
         shown = ", ".join(map(str, summary["changed"][:10]))
         said = f"{len(summary['changed'])} outcomes differ from the table's, in rows {shown}"

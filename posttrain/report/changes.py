@@ -10,7 +10,8 @@ from posttrain.metrics import Interval, paired_difference
 from posttrain.records import Prompt, RolloutGroup
 from posttrain.report.blocks import Cell, Row, Table, Tone, points
 from posttrain.report.inert import plain
-from posttrain.report.read import MACRO, Evaluated
+from posttrain.report.read import Evaluated
+from posttrain.report.results import MACRO
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from posttrain.artefacts import BASE, SuiteResult
+from posttrain.artefacts import BASE
 from posttrain.metrics import Interval
 from posttrain.recipe.schema import training_stages
 from posttrain.records import Prompt
@@ -31,7 +31,8 @@ from posttrain.report.blocks import (
 from posttrain.report.changes import Change, change_table, measured_changes
 from posttrain.report.charts import stage_dots
 from posttrain.report.inert import plain
-from posttrain.report.read import MACRO, Evaluated, Run
+from posttrain.report.read import Evaluated, Run
+from posttrain.report.results import MACRO, ResultRow, result_rows
 
 MAX_PANELS = 12
 
@@ -82,15 +83,13 @@ def capability_names(suite: Evaluated) -> list[str]:
 
 def stage_table(suite: Evaluated) -> Table:
     """Return capability x stage: pass@1 with its interval, pass@k, and the best constant answer."""
-    named = capability_names(suite)
-    rows = [_table_row(suite, None)] + [_table_row(suite, name) for name in named]
     results = suite.results.values()
     tokens = [Cell(text=number(result.tokens)) for result in results]
     seconds = [Cell(text=duration(result.seconds)) for result in results]
     return Table(
         title=f"Suite {plain(suite.suite)}: pass@1 after each stage",
         header=["capability", *suite.results, "best constant answer"],
-        rows=rows,
+        rows=[_table_row(suite, name) for name in (MACRO, *capability_names(suite))],
         foot=[
             Row(head="tokens sampled", cells=[*tokens, Cell(text="")]),
             Row(head="seconds", cells=[*seconds, Cell(text="")]),
@@ -99,39 +98,18 @@ def stage_table(suite: Evaluated) -> Table:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Measured:
-    """One cell of the table: a capability, or the average, at one point."""
-
-    pass_at_1: Interval
-    pass_at_k: Mapping[int, float]
-    constant: float
-    num_prompts: int
+def _measured(suite: Evaluated) -> dict[tuple[str, str], ResultRow]:
+    """Return the results by point and capability, the average included."""
+    return {(row.point, row.capability): row for row in result_rows(suite.results, {})}
 
 
-def _measured(result: SuiteResult, capability: str | None) -> _Measured | None:
-    if capability is None:
-        return _Measured(
-            pass_at_1=result.macro,
-            pass_at_k=result.macro_pass_at_k,
-            constant=result.macro_constant,
-            num_prompts=result.num_prompts,
-        )
-    found = result.capabilities.get(capability)
-    return found and _Measured(
-        pass_at_1=found.pass_at_1,
-        pass_at_k=found.pass_at_k,
-        constant=found.constant,
-        num_prompts=found.num_prompts,
-    )
-
-
-def _table_row(suite: Evaluated, capability: str | None) -> Row:
+def _table_row(suite: Evaluated, capability: str) -> Row:
+    measured = _measured(suite)
     cells: list[Cell] = []
     constants: list[float] = []
     num_prompts = 0
-    for result in suite.results.values():
-        found = _measured(result, capability)
+    for point in suite.results:
+        found = measured.get((point, capability))
         if found is None:
             cells.append(Cell(text="\u2013"))
             continue
@@ -143,21 +121,16 @@ def _table_row(suite: Evaluated, capability: str | None) -> Row:
         constants += [] if math.isnan(found.constant) else [found.constant]
         num_prompts = max(num_prompts, found.num_prompts)
     cells.append(Cell(text=percent(max(constants)) if constants else "\u2013"))
-    head = MACRO if capability is None else f"{capability}\n{plural(num_prompts, 'prompt')}"
-    return Row(head=head, cells=cells, strong=capability is None)
+    is_average = capability == MACRO
+    head = MACRO if is_average else f"{capability}\n{plural(num_prompts, 'prompt')}"
+    return Row(head=head, cells=cells, strong=is_average)
 
 
 def figure(suite: Evaluated) -> Figure:
     """Return one panel per capability, the macro average first."""
-    names: list[str | None] = [None, *capability_names(suite)]
-    highs = [
-        found.pass_at_1.high
-        for result in suite.results.values()
-        for name in names
-        if (found := _measured(result, name)) is not None and not math.isnan(found.pass_at_1.high)
-    ]
-    top = min(1.0, max(highs, default=1.0) * 1.08 + 0.02)
-    panels = [_panel(suite, name, top) for name in names]
+    highs = [row.pass_at_1.high for row in _measured(suite).values()]
+    top = min(1.0, max((h for h in highs if not math.isnan(h)), default=1.0) * 1.08 + 0.02)
+    panels = [_panel(suite, name, top) for name in (MACRO, *capability_names(suite))]
     return Figure(
         title="The same, drawn",
         panels=panels[:MAX_PANELS],
@@ -167,25 +140,23 @@ def figure(suite: Evaluated) -> Figure:
     )
 
 
-def _panel(suite: Evaluated, capability: str | None, top: float) -> Panel:
+def _panel(suite: Evaluated, capability: str, top: float) -> Panel:
     rows: list[dict[str, Any]] = []
     constants: list[float] = []
-    for point, result in suite.results.items():
-        found = _measured(result, capability)
-        if found is None:
+    for (point, name), found in _measured(suite).items():
+        if name != capability:
             continue
         if not math.isnan(found.pass_at_1.mean):
             rows.append({"point": point, **asdict(found.pass_at_1)})
         constants += [] if math.isnan(found.constant) else [found.constant]
-    name = capability or MACRO
     said = "; ".join(f"{r['point']} {percent(r['mean'])}" for r in rows)
     svg = stage_dots(
         rows,
         max(constants) if constants else None,
         top=top,
-        label=f"{name}: pass@1 by stage: {said}",
+        label=f"{capability}: pass@1 by stage: {said}",
     )
-    return Panel(title=name, svg=svg)
+    return Panel(title=capability, svg=svg)
 
 
 def method(run: Run, evaluated: Sequence[Evaluated]) -> list[str]:

@@ -23,8 +23,6 @@ from posttrain.records import Prompt, RolloutGroup, Sample
 from posttrain.run_directory import SUMMARY, FinishedStage, RunDirectory, read_json_object
 from posttrain.tables import read_groups, read_table
 
-MACRO = "macro average"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
