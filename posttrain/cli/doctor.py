@@ -91,7 +91,7 @@ def _sandbox(made: Landlock | Wasm, *, fresh: bool) -> dict[str, Any]:
             result = examine(made, fresh=fresh, note=_note) if fresh or quick else None
             result = result or kept_self_test(made)
             why = result.why_not if result else "not tested yet: posttrain doctor --sandbox"
-        except SetupError:
+        except SetupError as error:
             why = f"{error.message} ({error.hint})"
         finally:
             made.close()
