@@ -10,8 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
-from posttrain.engines import PROBE_FILE
-from posttrain.engines.parity import save_probe, take_probe
+from posttrain.engines.parity import expected_logprobs, save_expected
 from posttrain.lengths import TOO_LONG_FILE, TooLong, leave_out_too_long
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
 from posttrain.models.sharded import is_sharded_run, reads_weights
@@ -71,13 +70,13 @@ def train(
     check_reference(dpo)
     summary = run_trainer(dpo, stage="dpo", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
     # Every process, as the model may be sharded over them.
-    probe = take_probe(
+    expected = expected_logprobs(
         dpo.accelerator.unwrap_model(dpo.model),
         [prompt_ids(tokenizer, pair.prompt) for pair in pairs[:8]],
         [tokenizer.encode(pair.chosen, add_special_tokens=False) for pair in pairs[:8]],
     )
     if dpo.is_world_process_zero():
-        save_probe(probe, out_dir / "policy" / PROBE_FILE)
+        save_expected(expected, out_dir / "policy")
         write_records(out_dir / TOO_LONG_FILE, too_long, TooLong)
     return summary | {"pairs": len(pairs), "too_long": len(too_long)}
 

@@ -9,8 +9,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from posttrain.engines import PROBE_FILE
-from posttrain.engines.parity import save_probe, take_probe
+from posttrain.engines.parity import expected_logprobs, save_expected
 from posttrain.lengths import TOO_LONG_FILE, TooLong, leave_out_too_long
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
 from posttrain.recipe.models import Model
@@ -59,7 +58,7 @@ def train(
     )
     summary = run_trainer(sft, stage="sft", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
     # Every process, as the model may be sharded over them.
-    probe = take_probe(
+    expected = expected_logprobs(
         sft.accelerator.unwrap_model(sft.model),
         [prompt_ids(tokenizer, s.messages[:-1]) for s in samples[:8]],
         [
@@ -68,7 +67,7 @@ def train(
         ],
     )
     if sft.is_world_process_zero():
-        save_probe(probe, out_dir / "policy" / PROBE_FILE)
+        save_expected(expected, out_dir / "policy")
         write_records(out_dir / TOO_LONG_FILE, too_long, TooLong)
     return summary | {"samples": len(samples), "too_long": len(too_long)}
 

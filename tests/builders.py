@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from posttrain.data import DataBundle
     from posttrain.engines import Completion, SamplingRequest
-    from posttrain.engines.base import OnDone
+    from posttrain.engines.engine import OnDone
     from posttrain.rl.sampling import Sampling
 
 # Records

@@ -33,7 +33,7 @@ from posttrain.bench.measure import (
     write_result,
 )
 from posttrain.bench.runs import bench_results, bench_stages
-from posttrain.engines.base import SamplingRequest
+from posttrain.engines import SamplingRequest
 from posttrain.errors import EnvironmentFault, RecipeError
 from posttrain.recipe import load_recipe
 from posttrain.recipe.models import EngineSpec

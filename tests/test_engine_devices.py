@@ -16,10 +16,10 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from posttrain.engines import Engine, make_engine
-from posttrain.engines import adapters as adapters_module
-from posttrain.engines.adapters import adapter_rank, has_experts, sync_policy
-from posttrain.engines.base import ServesAdapters, Sleeps
-from posttrain.engines.parity import Probe, check_parity, take_probe
+from posttrain.engines import sync as sync_module
+from posttrain.engines.engine import ServesAdapters, Sleeps
+from posttrain.engines.parity import ExpectedLogprobs, check_parity, expected_logprobs
+from posttrain.engines.sync import has_experts, max_lora_rank, sync_policy
 from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
 from posttrain.models import PolicyPath, load_policy, save_policy
 from posttrain.models.tiny import write_tiny_llama4
@@ -57,14 +57,14 @@ def adapted(base: Path, rank: int = 4) -> PeftModel:
     return model
 
 
-def disturb(model: PeftModel, seed: int) -> Probe:
+def disturb(model: PeftModel, seed: int) -> ExpectedLogprobs:
     """Give the adapter values that matter; what the trainer then answers."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
-    return take_probe(model, PROMPTS, [[5, 6, 7]] * 3)
+    return expected_logprobs(model, PROMPTS, [[5, 6, 7]] * 3)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_what_does_not_fit_is_refused_before_the_engine_starts(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on CUDA vLLM can")
 def test_adapters_on_a_mixture_are_refused_without_cuda(tiny_llama4: Path) -> None:
     pytest.importorskip("vllm")
-    with pytest.raises(EnvironmentFault, match="only on CUDA") as error:
+    with pytest.raises(EnvironmentFault, match="on CUDA only") as error:
         make_engine(SPEC, PolicyPath(base=tiny_llama4), dtype="float32", seed=0)
-    assert error.value.hint == "set engine.sync: weights here"
+    assert error.value.hint == "set engine.sync: weights on this machine"
 
 
 def test_a_mixture_is_told_from_its_configuration(tiny_llama4: Path, tmp_path: Path) -> None:
@@ -102,11 +102,11 @@ def test_a_mixture_is_told_from_its_configuration(tiny_llama4: Path, tmp_path: P
 def test_room_is_made_for_the_larger_adapter(tiny_llama4: Path, tmp_path: Path) -> None:
     save_policy(adapted(tiny_llama4, rank=8), tmp_path)
     fresh, old = PolicyPath(base=tiny_llama4), PolicyPath(base=tiny_llama4, adapter=tmp_path)
-    assert adapter_rank(SPEC, fresh, None) is None
-    assert adapter_rank(SPEC, fresh, 16) == 16
-    assert adapter_rank(SPEC, old, None) == 8
-    assert adapter_rank(SPEC, old, 16) == 16
-    assert adapter_rank(SPEC.model_copy(update={"sync": "weights"}), old, 16) is None
+    assert max_lora_rank(SPEC, fresh, None) is None
+    assert max_lora_rank(SPEC, fresh, 16) == 16
+    assert max_lora_rank(SPEC, old, None) == 8
+    assert max_lora_rank(SPEC, old, 16) == 16
+    assert max_lora_rank(SPEC.model_copy(update={"sync": "weights"}), old, 16) is None
 
 
 def test_full_training_has_no_adapter_to_sync(tiny_llama4: Path, tmp_path: Path) -> None:
@@ -161,13 +161,13 @@ class TestAdapterSync:
         self, engine: Engine, base: Path, tmp_path: Path
     ) -> None:
         model = adapted(base)
-        before = take_probe(model, PROMPTS, [[5, 6, 7]] * 3)
-        probes = []
+        before = expected_logprobs(model, PROMPTS, [[5, 6, 7]] * 3)
+        expectations = []
         for version in (1, 2, 3):
-            probes.append(disturb(model, version))
+            expectations.append(disturb(model, version))
             self.sync(engine, model, base, tmp_path, version)
-            assert check_parity(engine, probes[-1], tolerance=1e-4).num_tokens == 9
-        for other in (before, *probes[:-1]):
+            assert check_parity(engine, expectations[-1], tolerance=1e-4).num_tokens == 9
+        for other in (before, *expectations[:-1]):
             with pytest.raises(HealthStop):
                 check_parity(engine, other, tolerance=1e-2)
 
@@ -177,42 +177,42 @@ class TestAdapterSync:
         """What PEFT writes, given to vLLM as it is: right for Llama, silently wrong for Llama 4."""
         assert isinstance(engine, ServesAdapters)
         model = adapted(base)
-        probe = disturb(model, 9)
+        expected = disturb(model, 9)
         save_policy(model, tmp_path)
         engine.sync_adapter(tmp_path, policy_version=8)
         if "llama4" in (base / "config.json").read_text():
             with pytest.raises(HealthStop):
-                check_parity(engine, probe, tolerance=1e-2)
+                check_parity(engine, expected, tolerance=1e-2)
         else:
-            check_parity(engine, probe, tolerance=1e-4)
+            check_parity(engine, expected, tolerance=1e-4)
         called: list[str] = []
-        real = adapters_module.export_adapter
+        real = sync_module.export_adapter
         monkeypatch.setattr(
-            adapters_module,
+            sync_module,
             "export_adapter",
             lambda *a, reader, **k: (called.append(reader), real(*a, reader=reader, **k))[1],
         )
         self.sync(engine, model, base, tmp_path, 9)
         assert called == ["vllm"]
-        check_parity(engine, probe, tolerance=1e-4)
+        check_parity(engine, expected, tolerance=1e-4)
 
     def test_sleep_is_nothing_on_the_cpu(self, engine: Engine, base: Path, tmp_path: Path) -> None:
         assert isinstance(engine, Sleeps)
         model = adapted(base)
-        probe = disturb(model, 11)
+        expected = disturb(model, 11)
         self.sync(engine, model, base, tmp_path, 10)
         engine.sleep()
         engine.wake()
-        check_parity(engine, probe, tolerance=1e-4)
+        check_parity(engine, expected, tolerance=1e-4)
 
     def test_a_saved_policy_is_served_from_the_start(self, base: Path, tmp_path: Path) -> None:
         """Last, as a second engine in the process takes the first one down when it goes."""
         model = adapted(base)
-        probe = disturb(model, 7)
+        expected = disturb(model, 7)
         save_policy(model, tmp_path)
         policy = PolicyPath(base=base, adapter=tmp_path)
         engine = make_engine(SPEC, policy, dtype="float32", seed=0)
-        check_parity(engine, probe, tolerance=1e-4)
+        check_parity(engine, expected, tolerance=1e-4)
         engine.close()
 
 
@@ -263,9 +263,9 @@ def test_a_quantised_engine_serves_a_mixtures_adapter(tiny_llama4: Path, tmp_pat
         PolicyPath(base=tiny_llama4), Model(base="x", lora=Lora(rank=8)), trainable=True
     )
     assert isinstance(model, PeftModel)
-    probe = disturb(model, 3)
+    expected = disturb(model, 3)
     save_policy(model, tmp_path)
     policy = PolicyPath(base=tiny_llama4, adapter=tmp_path)
     engine = make_engine(spec, policy, dtype="bfloat16", seed=0)
-    check_parity(engine, probe, tolerance=spec.parity_tolerance)
+    check_parity(engine, expected, tolerance=spec.parity_tolerance)
     engine.close()

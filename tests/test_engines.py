@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.engines import PROBE_FILE, Completion, Engine, SamplingRequest, make_engine
-from posttrain.engines.parity import check_parity, load_probe, save_probe, take_probe
+from posttrain.engines import Completion, Engine, SamplingRequest, make_engine
+from posttrain.engines.parity import check_parity, expected_logprobs, load_expected, save_expected
 from posttrain.engines.rollouts import roll_out
-from posttrain.engines.room import check_room
 from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
+from posttrain.lengths import check_prompt_lengths
 from posttrain.models import PolicyPath, live_tensors, load_tokenizer, prompt_ids
 from posttrain.models.loading import load_base
 from posttrain.recipe.models import EngineSpec
@@ -50,15 +50,15 @@ def check_sampling(engine: Engine) -> None:
 
 
 def check_sync(engine: Engine, base: Path) -> None:
-    """A sync takes, there and back, and a probe of other weights is told apart."""
+    """A sync takes, there and back, and log-probabilities of other weights are told apart."""
     model = load_base(base, dtype="float32")
-    right = take_probe(model, PROMPTS, [[5, 6, 7]] * 3)
+    right = expected_logprobs(model, PROMPTS, [[5, 6, 7]] * 3)
     assert check_parity(engine, right, tolerance=1e-4).num_tokens == 9
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "experts" in name or "o_proj" in name:
                 parameter.mul_(-1.5)
-    changed = take_probe(model, PROMPTS, [[5, 6, 7]] * 3)
+    changed = expected_logprobs(model, PROMPTS, [[5, 6, 7]] * 3)
     with pytest.raises(HealthStop, match="does not hold the policy's weights"):
         check_parity(engine, changed, tolerance=1e-2)
     engine.sync_weights(live_tensors(model), policy_version=3)
@@ -99,14 +99,14 @@ def test_prompts_without_room_are_told_before_any_work(tiny_llama4: Path) -> Non
     tokenizer = load_tokenizer(tiny_llama4)
     short = make_prompt("2 + 2")
     long = make_prompt("many " * 300, meta={"source": "d.jsonl", "line": 7})
-    check_room([short, long], tokenizer, max_model_len=4096)
+    check_prompt_lengths([short, long], tokenizer, max_model_len=4096)
     with pytest.raises(RecipeError, match=r"^1 of 2 prompts leave .*d\.jsonl line 7 has"):
-        check_room([short, long], tokenizer, max_model_len=300)
+        check_prompt_lengths([short, long], tokenizer, max_model_len=300)
     num = len(prompt_ids(tokenizer, with_system(short.messages, "word " * 40)))
-    check_room([short], tokenizer, max_model_len=num, systems=[None])
-    check_room([short], tokenizer, max_model_len=num + 1, systems=["word " * 40])
+    check_prompt_lengths([short], tokenizer, max_model_len=num, systems=[None])
+    check_prompt_lengths([short], tokenizer, max_model_len=num + 1, systems=["word " * 40])
     with pytest.raises(RecipeError, match=f"has {num:,} tokens"):
-        check_room([short], tokenizer, max_model_len=num, systems=[None, "word " * 40])
+        check_prompt_lengths([short], tokenizer, max_model_len=num, systems=[None, "word " * 40])
 
 
 def test_an_engine_does_not_touch_the_trainers_random_numbers(engine: Engine) -> None:
@@ -122,26 +122,28 @@ def test_not_a_number_is_no_parity(engine: Engine, tiny_llama4: Path) -> None:
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(HealthStop):
-        check_parity(engine, take_probe(model, PROMPTS, [[5]] * 3), tolerance=1e9)
+        check_parity(engine, expected_logprobs(model, PROMPTS, [[5]] * 3), tolerance=1e9)
 
 
-def test_a_policy_with_a_probe_is_checked_when_it_is_loaded(
+def test_a_policys_expected_logprobs_are_checked_when_it_is_loaded(
     tiny_llama4: Path, tmp_path: Path
 ) -> None:
     import shutil
 
     base = tmp_path / "model"
     shutil.copytree(tiny_llama4, base)
-    probe = take_probe(load_base(base, dtype="float32"), PROMPTS, [[5, 6]] * 3)
-    save_probe(probe, base / PROBE_FILE)
-    assert load_probe(base / PROBE_FILE) == probe
+    expected = expected_logprobs(load_base(base, dtype="float32"), PROMPTS, [[5, 6]] * 3)
+    save_expected(expected, base)
+    assert load_expected(base) == expected
     make_engine(SPEC, PolicyPath(base=base), dtype="float32", seed=0).close()
-    wrong = [[x - 1.0 for x in row] for row in probe.logprobs_N]
-    save_probe(
-        type(probe)(
-            prefixes_N=probe.prefixes_N, continuations_N=probe.continuations_N, logprobs_N=wrong
+    wrong = [[x - 1.0 for x in row] for row in expected.logprobs_N]
+    save_expected(
+        type(expected)(
+            prefixes_N=expected.prefixes_N,
+            continuations_N=expected.continuations_N,
+            logprobs_N=wrong,
         ),
-        base / PROBE_FILE,
+        base,
     )
     with pytest.raises(HealthStop):
         make_engine(SPEC, PolicyPath(base=base), dtype="float32", seed=0)
@@ -204,10 +206,14 @@ class TestVllm:
             model.model.layers[1].self_attn.o_proj.weight.mul_(-2)
         name = "model.layers.1.self_attn.o_proj.weight"
         vllm_engine.sync_weights([(name, model.state_dict()[name])], policy_version=8)
-        check_parity(vllm_engine, take_probe(model, PROMPTS, [[5, 6, 7]] * 3), tolerance=1e-4)
+        check_parity(
+            vllm_engine, expected_logprobs(model, PROMPTS, [[5, 6, 7]] * 3), tolerance=1e-4
+        )
         original = load_base(tiny_llama4, dtype="float32")
         vllm_engine.sync_weights([(name, original.state_dict()[name])], policy_version=9)
-        check_parity(vllm_engine, take_probe(original, PROMPTS, [[5, 6, 7]] * 3), tolerance=1e-4)
+        check_parity(
+            vllm_engine, expected_logprobs(original, PROMPTS, [[5, 6, 7]] * 3), tolerance=1e-4
+        )
 
     def test_without_the_repacking_parity_is_lost(
         self, vllm_engine: Engine, tiny_llama4: Path, monkeypatch: pytest.MonkeyPatch
@@ -216,11 +222,11 @@ class TestVllm:
         import posttrain.engines.vllm as module
 
         model = load_base(tiny_llama4, dtype="float32")
-        probe = take_probe(model, PROMPTS, [[5, 6, 7]] * 3)
+        expected = expected_logprobs(model, PROMPTS, [[5, 6, 7]] * 3)
         with monkeypatch.context() as without:
             without.setattr(module, "pack_experts", lambda experts, layer: None)
             vllm_engine.sync_weights(live_tensors(model), policy_version=5)
             with pytest.raises(HealthStop):
-                check_parity(vllm_engine, probe, tolerance=1e-3)
+                check_parity(vllm_engine, expected, tolerance=1e-3)
         vllm_engine.sync_weights(live_tensors(model), policy_version=6)
-        check_parity(vllm_engine, probe, tolerance=1e-4)
+        check_parity(vllm_engine, expected, tolerance=1e-4)

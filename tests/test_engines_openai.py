@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.engines.base import SamplingRequest
+from posttrain.engines import SamplingRequest
 from posttrain.engines.openai import OpenAIEngine, retry_after_seconds
 from posttrain.errors import EnvironmentFault
 from posttrain.models import load_tokenizer
@@ -200,7 +200,7 @@ def test_trouble_that_passes_is_waited_out(server, engine, trouble):
 
 def test_trouble_that_stays_names_the_endpoint_and_is_tried_so_often_only(server, engine):
     server.trouble = status(500, 10**6)
-    with pytest.raises(EnvironmentFault, match=r"answered 500: .*no such luck") as caught:
+    with pytest.raises(EnvironmentFault, match=r"returned status 500: .*no such luck") as caught:
         engine.score([[5]], [[8]])
     assert server.url in caught.value.message
     assert "model m" in caught.value.message

@@ -212,5 +212,5 @@ def test_rows_are_told_apart_past_the_first_batch(
 ) -> None:
     tokenizer = load_tokenizer(tiny_llama4)
     whole = split(tokenizer, SAMPLES, 64)
-    monkeypatch.setattr("posttrain.lengths._AT_ONCE", 2)
+    monkeypatch.setattr("posttrain.lengths.BATCH_SIZE", 2)
     assert split(tokenizer, SAMPLES, 64) == whole

@@ -277,6 +277,6 @@ def test_vllm_still_quantises_on_loading_under_this_name() -> None:
     pytest.importorskip("vllm")
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
-    from posttrain.engines.vllm import ON_LOADING
+    from posttrain.engines.vllm import QUANTIZE_ON_LOAD
 
-    assert set(ON_LOADING.values()) <= set(QUANTIZATION_METHODS)
+    assert set(QUANTIZE_ON_LOAD.values()) <= set(QUANTIZATION_METHODS)

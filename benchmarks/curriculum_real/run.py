@@ -34,7 +34,7 @@ from benchmarks.curriculum_real.tasks import MAX_ANSWER_TOKENS
 from benchmarks.curriculum_rows import COSTS, Trace
 from posttrain.curriculum import CurriculumSpec, build_curriculum
 from posttrain.engines import Completion, Engine, SamplingRequest, make_engine
-from posttrain.engines.base import OnDone
+from posttrain.engines.engine import OnDone
 from posttrain.errors import HealthStop
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.progress import Bar, progress

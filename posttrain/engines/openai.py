@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint as an Engine, for judging: it cannot take new weights.
+"""An OpenAI-compatible endpoint as an Engine, for judging only: its weights cannot be changed.
 
-Token ids go out and come back, so the server must understand vLLM's additions to /v1/completions:
-prompts as token ids, `return_token_ids` and `prompt_logprobs`.
+Requests and replies hold token ids, so the server must support vLLM's extensions of
+/v1/completions: prompts as token ids, `return_token_ids` and `prompt_logprobs`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from openai.types import Completion as Reply
 from openai.types import CompletionChoice
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.engines.base import Completion, OnDone, SamplingRequest
-from posttrain.errors import EnvironmentFault
+from posttrain.engines.engine import Completion, OnDone, SamplingRequest
+from posttrain.errors import SetupError
 from posttrain.recipe.models import EngineSpec
 
 _MAX_RETRY_AFTER_SECONDS = 120.0
 
-# A reply that is no JSON surfaces as ValueError from the client's decoder.
-_PASSING = (
+# The client's decoder raises ValueError for a reply that is not JSON.
+_RETRIED = (
     openai.APIConnectionError,
     openai.RateLimitError,
     openai.InternalServerError,
@@ -40,9 +40,9 @@ T = TypeVar("T")
 class OpenAIEngine:
     """Generates and scores through /v1/completions, `spec.concurrency` requests at a time.
 
-    Log-probabilities are the server's: at temperature 1, whatever temperature was asked for, unless
-    it was started with --logprobs-mode processed_logprobs. Raises EnvironmentFault where the server
-    cannot be reached after `max_attempts`, refuses, or lacks vLLM's additions.
+    Log-probabilities are the server's: at temperature 1 whatever the request's temperature, unless
+    it was started with --logprobs-mode processed_logprobs. Raises SetupError if the server cannot
+    be reached in `max_attempts`, refuses a request, or lacks vLLM's extensions.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class OpenAIEngine:
         self._max_attempts = max_attempts
         self._first_wait_seconds = first_wait_seconds
         self._runner = asyncio.Runner()
-        # tenacity retries, so the client must not. A local server wants no key, the client some
-        # text.
+        # tenacity retries, so the client must not. The client needs a key even if the server does
+        # not.
         self._client = openai.AsyncOpenAI(
             base_url=spec.base_url,
             api_key=os.environ.get(spec.api_key_env) or "none",
@@ -77,7 +77,7 @@ class OpenAIEngine:
         *,
         on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
-        """One request per prompt, each with a seed of its own made from the request's."""
+        """Send one request per prompt, each with its own seed derived from the request's."""
 
         async def one(index: int, prompt: list[int]) -> list[Completion]:
             reply = await self._ask(
@@ -91,8 +91,8 @@ class OpenAIEngine:
                 extra_body={"return_token_ids": True},
             )
             if len(reply.choices) != request.num_generations:
-                raise self._fault(
-                    f"answered {len(reply.choices)} of {request.num_generations} completions"
+                raise self._error(
+                    f"returned {len(reply.choices)} of {request.num_generations} completions"
                 )
             choices = sorted(reply.choices, key=lambda choice: choice.index)
             completions = [self._completion(choice) for choice in choices]
@@ -105,9 +105,7 @@ class OpenAIEngine:
     def score(
         self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]
     ) -> list[list[float]]:
-        """Log-probabilities from the server's prefill; it generates one token, which is thrown
-        away.
-        """
+        """Return log-probabilities from the server's prefill, ignoring the token it samples."""
 
         async def one(prefix: list[int], continuation: list[int]) -> list[float]:
             ids = prefix + continuation
@@ -120,29 +118,29 @@ class OpenAIEngine:
         return self._runner.run(self._all([one(p, c) for p, c in pairs]))
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise EnvironmentFault where the served model reads token ids in another way."""
-        ids = tokenizer.encode(_PROBE_TEXT, add_special_tokens=False)
+        """Raise SetupError if the server's tokenizer differs from `tokenizer`."""
+        ids = tokenizer.encode(_TOKENIZER_TEXT, add_special_tokens=False)
         reply = self._runner.run(
             self._ask(ids, max_tokens=1, temperature=0.0, extra_body={"prompt_logprobs": 0})
         )
         self._prompt_logprobs(reply, ids)
         rows = (reply.choices[0].model_extra or {})["prompt_logprobs"]
-        # Nothing precedes the first token, so the server says nothing of it.
+        # The server returns nothing for the first token, which has no context.
         pairs = zip(rows[1:], ids[1:], strict=True)
         read = "".join(row[str(token)].get("decoded_token") or "" for row, token in pairs)
         if read != tokenizer.decode(ids[1:]):
-            raise self._fault(
+            raise self._error(
                 f"has another tokenizer: it reads {tokenizer.decode(ids[1:])!r} as {read[:80]!r}",
-                "the judge is sent token ids of the recipe's model: serve one of the same family, "
-                "or leave sft.judge_engine out",
+                "the judge gets token ids of the recipe's model: serve a model with the same "
+                "tokenizer, or remove sft.judge_engine",
             )
 
     def sync_weights(
         self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int
     ) -> None:
-        """Always raises: an endpoint keeps the weights it was started with."""
-        raise EnvironmentFault(
-            f"{self._spec.base_url} serves judging only: it cannot take new weights",
+        """Raise SetupError: an endpoint keeps the weights it was started with."""
+        raise SetupError(
+            f"{self._spec.base_url} can be used for judging only: its weights cannot be changed",
             hint="use engine.kind vllm or transformers for training and evaluation",
         )
 
@@ -152,7 +150,7 @@ class OpenAIEngine:
         self._runner.close()
 
     async def _all(self, work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-        """Results in order; the first failure cancels the rest."""
+        """Return the results in order; the first failure cancels the rest."""
         limit = asyncio.Semaphore(self._spec.concurrency)
 
         async def bounded(one: Coroutine[Any, Any, T]) -> T:
@@ -171,39 +169,39 @@ class OpenAIEngine:
         return [task.result() for task in tasks]
 
     async def _ask(self, prompt: list[int], **parameters: Any) -> Reply:
-        """One completion request, tried again while the trouble may pass."""
+        """Request one completion, with retries for errors that may pass."""
 
         async def attempt() -> Reply:
             reply = await self._client.completions.create(
                 model=self._model, prompt=prompt, **parameters
             )
-            # The client hands over text as it is where the server did not say that it is JSON.
+            # The client returns plain text if the server did not declare the reply as JSON.
             if not isinstance(reply, Reply) or not reply.choices:
-                raise ValueError(f"the reply is no completion: {str(reply)[:200]!r}")
+                raise ValueError(f"not a completion: {str(reply)[:200]!r}")
             return reply
 
         return await self._with_retries(attempt)
 
     async def _with_retries(self, attempt: Callable[[], Awaitable[Reply]]) -> Reply:
-        patiently = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_PASSING),
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_RETRIED),
             stop=tenacity.stop_after_attempt(self._max_attempts),
             wait=self._wait_seconds,
             reraise=True,
         )
         try:
-            return await patiently(attempt)
+            return await retrying(attempt)
         except openai.APIStatusError as refusal:
-            said = f"answered {refusal.status_code}: {_short(refusal.message)}"
-            raise self._fault(said, _hint(refusal.status_code, self._spec)) from refusal
+            said = f"returned status {refusal.status_code}: {_short(refusal.message)}"
+            raise self._error(said, _hint(refusal.status_code, self._spec)) from refusal
         except openai.APIConnectionError as failure:
             said = f"cannot be reached: {_short(str(failure.__cause__ or failure))}"
-            raise self._fault(said, "start the server, or mend base_url") from failure
+            raise self._error(said, "start the server, or correct base_url") from failure
         except ValueError as malformed:
-            raise self._fault(f"sent a broken reply: {_short(str(malformed))}") from malformed
+            raise self._error(f"sent a broken reply: {_short(str(malformed))}") from malformed
 
     def _wait_seconds(self, state: tenacity.RetryCallState) -> float:
-        """What the server asked for, else a random time that doubles."""
+        """Return the server's Retry-After, else a random exponential backoff."""
         failure = state.outcome.exception() if state.outcome else None
         if isinstance(failure, openai.APIStatusError):
             asked = retry_after_seconds(failure.response.headers.get("retry-after"), time.time())
@@ -217,9 +215,9 @@ class OpenAIEngine:
         token_ids = extra.get("token_ids")
         logprobs = choice.logprobs.token_logprobs if choice.logprobs else None
         if token_ids is None or logprobs is None or len(token_ids) != len(logprobs):
-            raise self._fault("gives no token ids with log-probabilities", _NEEDS_VLLM)
+            raise self._error("returned no token ids with log-probabilities", _NEEDS_VLLM)
         if choice.finish_reason not in ("stop", "length"):
-            raise self._fault(f"ended a completion for the reason {choice.finish_reason}")
+            raise self._error(f"returned the finish_reason {choice.finish_reason!r}")
         return Completion(
             token_ids=list(token_ids),
             logprobs=[float(value) for value in logprobs],
@@ -227,30 +225,30 @@ class OpenAIEngine:
         )
 
     def _prompt_logprobs(self, reply: Reply, ids: Sequence[int]) -> list[float]:
-        """(T,) per prompt token; NaN for the first, which nothing precedes."""
+        """Return log-probabilities (T,) of the prompt tokens; NaN for the first."""
         rows = (reply.choices[0].model_extra or {}).get("prompt_logprobs")
         if not isinstance(rows, list) or len(rows) != len(ids):
-            raise self._fault("gives no log-probabilities of the prompt", _NEEDS_VLLM)
+            raise self._error("returned no log-probabilities of the prompt", _NEEDS_VLLM)
         try:
             return [
                 float("nan") if row is None else float(row[str(token)]["logprob"])
                 for row, token in zip(rows, ids, strict=True)
             ]
         except (KeyError, TypeError) as missing:
-            said = "gives log-probabilities of other tokens than were sent"
-            raise self._fault(said, _NEEDS_VLLM) from missing
+            said = "returned log-probabilities of other tokens than it was sent"
+            raise self._error(said, _NEEDS_VLLM) from missing
 
-    def _fault(self, said: str, hint: str = "") -> EnvironmentFault:
+    def _error(self, said: str, hint: str = "") -> SetupError:
         message = f"judge endpoint {self._spec.base_url} (model {self._model}) {said}"
-        return EnvironmentFault(message, hint=hint)
+        return SetupError(message, hint=hint)
 
 
-_PROBE_TEXT = "How hard is it to add 12 and 30? The answer is 42."
+_TOKENIZER_TEXT = "How hard is it to add 12 and 30? The answer is 42."
 _NEEDS_VLLM = "serve the judge with vLLM: `vllm serve MODEL`"
 
 
 def retry_after_seconds(header: str | None, now: float) -> float | None:
-    """Seconds that a Retry-After header asks for, given as a number or a date; None without one."""
+    """Parse a Retry-After header, a number or a date, into seconds; None without one."""
     if header is None:
         return None
     try:
@@ -262,12 +260,12 @@ def retry_after_seconds(header: str | None, now: float) -> float | None:
 
 def _hint(status: int, spec: EngineSpec) -> str:
     if status in (401, 403):
-        return f"put a valid key into the environment variable {spec.api_key_env}"
+        return f"set the environment variable {spec.api_key_env} to a valid key"
     if status == 404:
-        return "check engine model and base_url (it usually ends in /v1)"
+        return "check the engine's model and base_url (it usually ends in /v1)"
     if status == 400:
-        return "check that the model fits max_model_len and that the server is vLLM"
-    return "the server is overloaded or broken: look at its log, or lower concurrency"
+        return "check that max_model_len is not above the server's, and that the server is vLLM"
+    return "the server is overloaded or broken: look at its log, or lower engine.concurrency"
 
 
 def _short(text: str) -> str:

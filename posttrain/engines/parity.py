@@ -1,4 +1,4 @@
-"""Proof that an engine holds the weights it should: its log-probabilities beside the trainer's."""
+"""Parity: a check that an engine holds the right weights, by log-probabilities of a few tokens."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from pathlib import Path
 
 from torch import nn
 
-from posttrain.engines.base import Engine
+from posttrain.engines.engine import Engine
 from posttrain.errors import HealthStop
 from posttrain.models.scoring import sequence_logprobs
 from posttrain.tables import read_json, write_json
 
-NUM_PROBES = 4
+PARITY_FILE = "parity.json"
+"""File beside a policy with log-probabilities that an engine which loads it must reproduce."""
+NUM_SEQUENCES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Probe:
-    """Token sequences, and the log-probabilities the right weights give their continuations."""
+class ExpectedLogprobs:
+    """Token sequences with the log-probabilities that the right weights give them."""
 
     prefixes_N: list[list[int]]
     continuations_N: list[list[int]]
@@ -28,7 +30,7 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parity:
-    """How far an engine is from a probe, in nats per token."""
+    """Difference between an engine's log-probabilities and the expected ones, in nats per token."""
 
     mean: float
     max: float
@@ -36,29 +38,29 @@ class Parity:
     policy_version: int
 
 
-def take_probe(
+def expected_logprobs(
     model: nn.Module, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]
-) -> Probe:
-    """Score the first few sequences with a continuation by the trainer's model, dropout off."""
-    pairs = [(p, c) for p, c in zip(prefixes_N, continuations_N, strict=True) if c][:NUM_PROBES]
+) -> ExpectedLogprobs:
+    """Score the first few sequences that have a continuation with the trainer's model."""
+    pairs = [(p, c) for p, c in zip(prefixes_N, continuations_N, strict=True) if c][:NUM_SEQUENCES]
     prefixes, continuations = [p for p, _ in pairs], [c for _, c in pairs]
     training = model.training
     model.eval()
     logprobs = sequence_logprobs(model, prefixes, continuations)
     model.train(training)
-    return Probe(prefixes_N=prefixes, continuations_N=continuations, logprobs_N=logprobs)
+    return ExpectedLogprobs(prefixes_N=prefixes, continuations_N=continuations, logprobs_N=logprobs)
 
 
-def check_parity(engine: Engine, probe: Probe, *, tolerance: float) -> Parity:
-    """Compare an engine with a probe; raise HealthStop when the mean difference passes `tolerance`.
+def check_parity(engine: Engine, expected: ExpectedLogprobs, *, tolerance: float) -> Parity:
+    """Compare an engine with the expected log-probabilities.
 
-    The mean decides: in bf16 one flipped router moves a single token by most of a nat while the
-    mean stays small.
+    Raises HealthStop if the mean difference exceeds `tolerance`. The mean decides and not the
+    maximum: in bf16, one flipped router moves a single token by most of a nat.
     """
-    scores_N = engine.score(probe.prefixes_N, probe.continuations_N)
+    scores_N = engine.score(expected.prefixes_N, expected.continuations_N)
     differences = [
         abs(a - b)
-        for ours, theirs in zip(scores_N, probe.logprobs_N, strict=True)
+        for ours, theirs in zip(scores_N, expected.logprobs_N, strict=True)
         for a, b in zip(ours, theirs, strict=True)
     ]
     parity = Parity(
@@ -67,33 +69,36 @@ def check_parity(engine: Engine, probe: Probe, *, tolerance: float) -> Parity:
         num_tokens=len(differences),
         policy_version=engine.policy_version,
     )
-    # A NaN compares false with everything, so ask for what must hold.
+    # NaN compares false with everything, so the test is for what must hold.
     if not parity.mean <= tolerance:
         raise HealthStop(
             f"the engine does not hold the policy's weights: after sync {parity.policy_version} "
             f"its log-probabilities differ from the trainer's by {parity.mean:.4f} nats per token "
-            f"on average (at most {tolerance} allowed)",
+            f"on average (at most {tolerance} is allowed)",
             hint="run `posttrain doctor`; set engine.kind: transformers to go on without vLLM",
         )
     return parity
 
 
-def save_probe(probe: Probe, path: Path) -> None:
-    """Write a probe beside the policy it belongs to."""
+def save_expected(expected: ExpectedLogprobs, folder: Path) -> None:
+    """Write expected log-probabilities into the folder of the policy they belong to."""
     write_json(
-        path,
+        folder / PARITY_FILE,
         {
-            "prefixes": probe.prefixes_N,
-            "continuations": probe.continuations_N,
-            "logprobs": probe.logprobs_N,
+            "prefixes": expected.prefixes_N,
+            "continuations": expected.continuations_N,
+            "logprobs": expected.logprobs_N,
         },
     )
 
 
-def load_probe(path: Path) -> Probe:
-    """Read a probe written by `save_probe`."""
+def load_expected(folder: Path) -> ExpectedLogprobs | None:
+    """Read the expected log-probabilities in a policy's folder; None if it has none."""
+    path = folder / PARITY_FILE
+    if not path.exists():
+        return None
     value = read_json(path)
-    return Probe(
+    return ExpectedLogprobs(
         prefixes_N=value["prefixes"],
         continuations_N=value["continuations"],
         logprobs_N=value["logprobs"],

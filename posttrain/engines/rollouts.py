@@ -1,4 +1,4 @@
-"""Prompts in, verified groups of rollouts out."""
+"""Rollouts: completions sampled from an engine, verified and grouped by prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.engines.base import Completion, Engine, SamplingRequest
+from posttrain.engines.engine import Completion, Engine, SamplingRequest
 from posttrain.models import prompt_ids
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
 from posttrain.rewards import settle, submit
@@ -22,9 +22,9 @@ def roll_out(
     *,
     step: int = 0,
 ) -> list[RolloutGroup]:
-    """Sample `request.num_generations` answers per prompt, verify them, keep the prompts' order.
+    """Sample and verify `request.num_generations` completions per prompt, in the prompts' order.
 
-    Answers are verified while the engine generates the others; those that a model judges, after.
+    Verifiers run while the engine still generates; a verifier that asks a model runs afterwards.
     """
     answers: dict[int, list[_Answer]] = {}
 
@@ -34,7 +34,7 @@ def roll_out(
     completions_P_G = engine.generate(
         [prompt_ids(tokenizer, p.messages) for p in prompts], request, on_done=verify_group
     )
-    assert len(answers) == len(completions_P_G), "an engine tells of every prompt"
+    assert len(answers) == len(completions_P_G), "the engine must call on_done for every prompt"
     settle()
     return [
         RolloutGroup(

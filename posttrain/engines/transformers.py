@@ -1,4 +1,4 @@
-"""transformers' own generate, for machines without vLLM; slower, same answers."""
+"""transformers' own `generate`, for machines without vLLM: slower, but equivalent."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from posttrain.engines.base import Completion, OnDone, SamplingRequest
+from posttrain.engines.engine import Completion, OnDone, SamplingRequest
 from posttrain.models.scoring import sequence_logprobs
 from posttrain.recipe.models import EngineSpec
 
 
 class TransformersEngine:
-    """An Engine on `PreTrainedModel.generate`, with a copy of the weights of its own."""
+    """An Engine on `PreTrainedModel.generate`, with its own copy of the weights."""
 
     def __init__(self, model: PreTrainedModel, spec: EngineSpec) -> None:
         self._model = model.eval()
@@ -26,7 +26,7 @@ class TransformersEngine:
         )
         if not self._end_ids:
             raise ValueError(
-                "the model's generation_config names no eos_token_id, so no completion would end"
+                "the model's generation_config has no eos_token_id, so no completion would end"
             )
 
     @torch.no_grad()
@@ -56,8 +56,8 @@ class TransformersEngine:
         self, prompts_P: Sequence[list[int]], request: SamplingRequest
     ) -> list[list[Completion]]:
         width = max(map(len, prompts_P))
-        # A row's own room: a long prompt beside it must not shorten its answer.
-        most_P = [min(request.max_tokens, self._max_model_len - len(p)) for p in prompts_P]
+        # Per row: a long prompt in the batch must not shorten the other rows' completions.
+        limit_P = [min(request.max_tokens, self._max_model_len - len(p)) for p in prompts_P]
         pad = self._end_ids[0]
         ids_PT = torch.tensor(
             [[pad] * (width - len(p)) + p for p in prompts_P], device=self._model.device
@@ -77,7 +77,7 @@ class TransformersEngine:
             ids_PT,
             attention_mask=mask_PT,
             num_return_sequences=request.num_generations,
-            max_new_tokens=max(most_P),
+            max_new_tokens=max(limit_P),
             eos_token_id=self._end_ids,
             pad_token_id=pad,
             output_logits=True,
@@ -96,17 +96,17 @@ class TransformersEngine:
             dim=1,
         )
         size = request.num_generations
-        most_N = [most for most in most_P for _ in range(size)]
+        limit_N = [limit for limit in limit_P for _ in range(size)]
         completions = [
-            self._cut(ids[:most], logps[:most])
-            for ids, logps, most in zip(
-                tokens_NT.tolist(), logprobs_NT.tolist(), most_N, strict=True
+            self._cut(ids[:limit], logps[:limit])
+            for ids, logps, limit in zip(
+                tokens_NT.tolist(), logprobs_NT.tolist(), limit_N, strict=True
             )
         ]
         return [completions[i : i + size] for i in range(0, len(completions), size)]
 
     def _cut(self, ids: list[int], logprobs: list[float]) -> Completion:
-        """Cut a padded row after its end token; `ids` are as many as it may have."""
+        """Cut a padded row after its end token."""
         ended = [t for t, token in enumerate(ids) if token in self._end_ids]
         length = ended[0] + 1 if ended else len(ids)
         return Completion(
@@ -119,7 +119,7 @@ class TransformersEngine:
     def score(
         self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]
     ) -> list[list[float]]:
-        """Log-probabilities from right-padded forward passes."""
+        """Return log-probabilities from right-padded forward passes."""
         scores: list[list[float]] = []
         for start in range(0, len(prefixes_N), self._max_num_seqs):
             chunk = slice(start, start + self._max_num_seqs)
@@ -136,5 +136,5 @@ class TransformersEngine:
         self.policy_version = policy_version
 
     def close(self) -> None:
-        """Drop the model."""
+        """Free the model."""
         del self._model

@@ -1,6 +1,6 @@
 """vLLM in this process: the CPU build and the CUDA build through the same calls.
 
-Everything private that we rely on in vLLM stands in this file; tests/test_upstream.py pins it.
+This file has all private names of vLLM that posttrain uses; tests/test_upstream.py pins them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any, cast, get_args
 import torch
 from torch import nn
 
-from posttrain.engines.base import Completion, OnDone, SamplingRequest
+from posttrain.engines.engine import Completion, OnDone, SamplingRequest
 from posttrain.errors import RecipeError
 from posttrain.recipe.models import EngineSpec
 
-# Read when vLLM is imported: one process (weights are handed over in memory), no thread pinning
-# (the trainer's threads share the cores), quiet.
+# vLLM reads these when it is imported: one process (weights are passed in memory), no thread
+# pinning (the trainer's threads share the cores), quiet.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 if not torch.cuda.is_available():
-    # On the CPU only the sampler would be compiled: twenty seconds of C++ compiler for nothing.
+    # On the CPU only the sampler would be compiled: twenty seconds of C++ compilation for nothing.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import vllm
@@ -40,20 +40,19 @@ ADAPTED = (
     *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     *("experts", "router"),
 )
-"""Layers that get room for an adapter. vLLM would give it to the head too, which has none in
-posttrain, and with that the CPU build cannot score prompts."""
+"""Layers that may have an adapter. vLLM would add the head, which posttrain never adapts, and then
+the CPU build cannot score prompts."""
 
-
-ON_LOADING: Mapping[str, Any] = {"fp8": "fp8_per_tensor"}
-"""vLLM's own `fp8` means a checkpoint that is quantised already."""
+QUANTIZE_ON_LOAD: Mapping[str, Any] = {"fp8": "fp8_per_tensor"}
+"""engine.quantization -> vLLM's name for it. vLLM's `fp8` means an already quantised checkpoint."""
 
 
 class VllmEngine:
-    """An Engine on `vllm.LLM`, deterministic for one seed, weights and batch.
+    """An Engine on `vllm.LLM`, deterministic for the same seed, weights and batch.
 
-    With tensor_parallel_size N and the training processes of an RL stage around it, N of them make
-    one engine: each must be asked the same, and all get the answers. In a stage of one process vLLM
-    starts workers of its own instead.
+    Inside an RL stage of several processes, tensor_parallel_size N joins N of them into one engine:
+    all must make the same calls, and all get the results. In a stage of one process vLLM starts its
+    own workers instead.
     """
 
     def __init__(
@@ -70,14 +69,14 @@ class VllmEngine:
             seed=seed,
             max_model_len=spec.max_model_len,
             max_num_seqs=spec.max_num_seqs,
-            # Prompts are shared between the generations of a group block by block; the CPU build's
-            # default block of 128 tokens would share none of a short prompt.
+            # A group's generations share their prompt block by block. The CPU build's default block
+            # of 128 tokens would share nothing of a short prompt.
             block_size=32 if self._on_cpu else None,
             enforce_eager=self._on_cpu,
             gpu_memory_utilization=spec.gpu_memory_utilization,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
-            quantization=ON_LOADING[spec.quantization] if spec.quantization else None,
+            quantization=QUANTIZE_ON_LOAD[spec.quantization] if spec.quantization else None,
             enable_sleep_mode=spec.enable_sleep_mode and not self._on_cpu,
             **_devices(spec),
             **_adapters(lora_rank),
@@ -85,7 +84,7 @@ class VllmEngine:
         torch.set_num_threads(threads)
         self._max_model_len = spec.max_model_len
         self._can_sleep = spec.enable_sleep_mode and not self._on_cpu
-        self._workers_apart = spec.tensor_parallel_size > 1 and not _among_others()
+        self._has_worker_processes = spec.tensor_parallel_size > 1 and not _is_distributed()
         self._lora: LoRARequest | None = None
         self.policy_version = 0
 
@@ -96,7 +95,7 @@ class VllmEngine:
         *,
         on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
-        """Sample; the request's seed seeds the engine: the CPU build has none per sequence."""
+        """Sample; the seed is the engine's, since the CPU build takes none per sequence."""
         params = vllm.SamplingParams(
             n=request.num_generations,
             max_tokens=request.max_tokens,
@@ -113,12 +112,11 @@ class VllmEngine:
             return self._finish(names, on_done)
 
     def _finish(self, names: Sequence[str], on_done: OnDone | None) -> list[list[Completion]]:
-        """Step the engine until all of these requests are done.
+        """Step the engine until all of these requests are finished.
 
-        `LLM.wait_for_completion` does the same, and tells nobody before the last is done.
+        `LLM.wait_for_completion` does the same, but returns nothing before the last is finished.
         """
-        # The engine adds a random part to the number that a request was given, and answers under
-        # the number.
+        # A request's name is its number with a random part added; its output has only the number.
         index = {name.partition("-")[0]: i for i, name in enumerate(names)}
         done: dict[int, list[Completion]] = {}
         engine = self._llm.llm_engine
@@ -136,7 +134,7 @@ class VllmEngine:
     def score(
         self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]
     ) -> list[list[float]]:
-        """Log-probabilities from a prefill over prefix and continuation."""
+        """Return log-probabilities from a prefill over prefix and continuation."""
         params = vllm.SamplingParams(
             max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False
         )
@@ -156,21 +154,21 @@ class VllmEngine:
     def sync_weights(
         self, tensors: Iterable[tuple[str, torch.Tensor]], policy_version: int
     ) -> None:
-        """Reload these weights in place, mend the CPU expert layout, forget cached prefixes.
+        """Reload these weights in place, repack experts on the CPU, drop cached prefixes.
 
-        One tensor at a time; workers in processes of their own get all at once.
+        Tensors are taken one at a time; workers in their own processes get all of them at once.
         """
-        given = list(tensors) if self._workers_apart else tensors
+        given = list(tensors) if self._has_worker_processes else tensors
         with torch.random.fork_rng(), torch.no_grad():
             self._llm.collective_rpc(_reload, args=(given,))
         self._llm.reset_prefix_cache()
         self.policy_version = policy_version
 
     def sync_adapter(self, adapter: Path, policy_version: int) -> None:
-        """Load an adapter that `export_adapter` wrote for vLLM; the one before it goes.
+        """Load an adapter that `export_adapter` wrote for vLLM, in place of the one before.
 
-        Each has a number of its own, by which vLLM keeps cached prefixes apart. The folder is read
-        here, and not again.
+        Each gets a new number, by which vLLM keeps cached prefixes apart. The folder is not needed
+        afterwards.
         """
         number = self._lora.lora_int_id + 1 if self._lora else 1
         request = LoRARequest(f"policy-{number}", number, str(adapter))
@@ -182,45 +180,45 @@ class VllmEngine:
         self.policy_version = policy_version
 
     def sleep(self) -> None:
-        """Weights to host memory, KV cache dropped; nothing without engine.enable_sleep_mode."""
+        """Move weights to host memory and drop the KV cache, if engine.enable_sleep_mode is set."""
         if self._can_sleep:
             self._llm.sleep(level=1)
 
     def wake(self) -> None:
-        """Back to the device; nothing without engine.enable_sleep_mode."""
+        """Move weights back to the device, if engine.enable_sleep_mode is set."""
         if self._can_sleep:
             self._llm.wake_up()
             self._llm.reset_prefix_cache()
 
     def close(self) -> None:
-        """Drop the engine and its caches."""
+        """Free the engine and its caches."""
         del self._llm
 
 
-def _among_others() -> bool:
-    """Whether this process is one of several that were started together."""
+def _is_distributed() -> bool:
+    """Return True if this process is one of several that were launched together."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _devices(spec: EngineSpec) -> dict[str, Any]:
-    """Settings for the devices one engine spans."""
+    """Return vLLM's arguments for the devices that one engine spans."""
     size = spec.tensor_parallel_size
     if size == 1:
         return {}
-    shared = {"distributed_executor_backend": "external_launcher"} if _among_others() else {}
+    shared = {"distributed_executor_backend": "external_launcher"} if _is_distributed() else {}
     return {"tensor_parallel_size": size, **shared}
 
 
 def _adapters(rank: int | None) -> dict[str, Any]:
-    """Settings for one adapter at a time, its rank rounded up to one that vLLM has kernels for."""
+    """Return vLLM's arguments for one adapter, its rank rounded up to one that has kernels."""
     if rank is None:
         return {}
     fitting = [size for size in sorted(get_args(MaxLoRARanks)) if size >= rank]
     if not fitting:
         raise RecipeError(
-            f"engine.sync: vLLM serves adapters of rank {max(get_args(MaxLoRARanks))} at most, and "
+            f"engine.sync: vLLM serves adapters up to rank {max(get_args(MaxLoRARanks))}, but "
             f"model.lora.rank is {rank}",
-            hint="lower it, or set engine.sync: weights",
+            hint="lower the rank, or set engine.sync: weights",
         )
     return {
         "enable_lora": True,
@@ -232,7 +230,7 @@ def _adapters(rank: int | None) -> dict[str, Any]:
 
 
 def _seed(worker: Worker, seed: int) -> None:
-    """Run inside each of vLLM's workers, wherever it is."""
+    """Seed a worker; vLLM calls this inside each of them."""
     torch.manual_seed(seed)
 
 
@@ -241,7 +239,7 @@ def _token_prompts(prompts_P: Sequence[list[int]]) -> list[vllm.TokensPrompt]:
 
 
 def _logprob(position: LogprobsOnePosition | None, token: int) -> float:
-    # vLLM gives None for a sequence's first token alone, which nobody asks for.
+    # vLLM gives None only for the first token of a sequence, which is never asked for.
     assert position is not None
     return position[token].logprob
 
@@ -255,30 +253,30 @@ def _completion(choice: vllm.CompletionOutput) -> Completion:
 
 
 def _reload(worker: Worker, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Run inside vLLM's worker: reload in checkpoint format, then pack the experts on the CPU.
+    """Reload weights in checkpoint format and pack CPU experts; vLLM calls it inside each worker.
 
-    vLLM's reload leaves the plain layout in a CPU expert layer, of the same shape as the packed one
-    that the kernel reads: nothing raises and every answer is wrong. Running vLLM's own packing
-    again mends it.
+    vLLM's reload leaves CPU experts in the plain layout, which has the same shape as the packed one
+    that the kernel reads: nothing raises and every answer is wrong. So vLLM's own packing is run
+    again.
     """
     runner = worker.model_runner
-    touched: set[str] = set()
+    reloaded: set[str] = set()
 
-    def noted() -> Iterator[tuple[str, torch.Tensor]]:
+    def recorded() -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in tensors:
             if ".experts." in name:
-                touched.add(name.split(".experts.")[0] + ".experts.")
+                reloaded.add(name.split(".experts.")[0] + ".experts.")
             yield name, tensor
 
-    runner.reload_weights(weights_iterator=noted())
+    runner.reload_weights(weights_iterator=recorded())
     for name, layer in runner.get_model().named_modules():
         experts = _cpu_experts(layer)
-        if experts is not None and any(prefix in name + "." for prefix in touched):
+        if experts is not None and any(prefix in name + "." for prefix in reloaded):
             pack_experts(experts, layer)
 
 
 def _cpu_experts(layer: nn.Module) -> CPUUnquantizedExperts | None:
-    """The CPU kernel behind a routed-experts layer, None for every other module."""
+    """Return the CPU kernel of a routed-experts layer, None for any other module."""
     if not isinstance(layer, RoutedExperts):
         return None
     kernel = layer.quant_method.moe_kernel
@@ -288,5 +286,5 @@ def _cpu_experts(layer: nn.Module) -> CPUUnquantizedExperts | None:
 
 
 def pack_experts(experts: CPUUnquantizedExperts, layer: nn.Module) -> None:
-    """Bring a layer's plain expert weights into the layout its kernel reads."""
+    """Pack a layer's plain expert weights into the layout that its kernel reads."""
     experts.process_weights_after_loading(layer)

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.data import prompt_of
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.rollouts import roll_out
-from posttrain.engines.room import tokens_without_room
 from posttrain.kill_points import kill_point
+from posttrain.lengths import tokens_if_too_long
 from posttrain.metrics import Interval, average_ranks, pass_rates, spearman_interval
 from posttrain.progress import progress
 from posttrain.prune import PruneResult
@@ -49,7 +49,7 @@ def attempt_samples(
             sample
             for sample in samples
             if sample.verifier is not None
-            and tokens_without_room(_task(sample).messages, tokenizer, max_model_len) is None
+            and tokens_if_too_long(_task(sample).messages, tokenizer, max_model_len) is None
         ],
         spec.num_samples,
         seed=seed,

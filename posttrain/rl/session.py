@@ -15,8 +15,8 @@ from trl import GRPOTrainer
 from posttrain.curriculum import Curriculum, CurriculumSpec, Proposal
 from posttrain.data import question_hashes
 from posttrain.engines import Engine, SamplingRequest
-from posttrain.engines.adapters import sync_policy
-from posttrain.engines.parity import Probe, check_parity, take_probe
+from posttrain.engines.parity import ExpectedLogprobs, check_parity, expected_logprobs
+from posttrain.engines.sync import sync_policy
 from posttrain.errors import EnvironmentFault
 from posttrain.kill_points import kill_point
 from posttrain.models import prompt_ids
@@ -100,12 +100,12 @@ class RolloutSession:
             world_size=accelerator.num_processes,
             tensor_parallel_size=self._engine_spec.tensor_parallel_size,
         )
-        probe = self._probe(trainer) if step != self._engine.policy_version else None
+        expected = self._expected(trainer) if step != self._engine.policy_version else None
         added = self._levels.new(self._num_groups)
         self._add_prompts(added)
         with engines_turn(self._engine, trainer, offload_policy=self._offload_policy):
-            if probe is not None:
-                self._sync(trainer, probe)
+            if expected is not None:
+                self._sync(trainer, expected)
             started = time.monotonic()
             sampling = self._sampling(step, place)
             likelihoods = self._score_references(sampling)
@@ -244,19 +244,19 @@ class RolloutSession:
         terms = mean_terms(batch.training_groups, self._shaping)
         return {f"shaping/{name}": value for name, value in terms.items()}
 
-    def _probe(self, trainer: GRPOTrainer) -> Probe:
+    def _expected(self, trainer: GRPOTrainer) -> ExpectedLogprobs:
         """What the engine must answer once it has the trainer's weights."""
         groups = self._last_groups
         if not groups:  # the first sync of a resumed run
-            return self.probe_of_prompts(trainer)
+            return self.expected_of_prompts(trainer)
         model = trainer.accelerator.unwrap_model(trainer.model)
-        return take_probe(
+        return expected_logprobs(
             model,
             [self.prompt_ids(group) for group in groups],
             [group.rollouts[0].completion_ids for group in groups],
         )
 
-    def probe_of_prompts(self, trainer: GRPOTrainer) -> Probe:
+    def expected_of_prompts(self, trainer: GRPOTrainer) -> ExpectedLogprobs:
         """What an engine must answer that holds these weights, whatever was generated before.
 
         Over a few prompts, each split in the middle: they fit the engine, which a reference (the
@@ -264,9 +264,11 @@ class RolloutSession:
         """
         ids = [self._prompt_ids(prompt_id, None) for prompt_id in sorted(self._prompts)[:4]]
         model = trainer.accelerator.unwrap_model(trainer.model)
-        return take_probe(model, [i[: len(i) // 2] for i in ids], [i[len(i) // 2 :] for i in ids])
+        return expected_logprobs(
+            model, [i[: len(i) // 2] for i in ids], [i[len(i) // 2 :] for i in ids]
+        )
 
-    def _sync(self, trainer: GRPOTrainer, probe: Probe) -> None:
+    def _sync(self, trainer: GRPOTrainer, expected: ExpectedLogprobs) -> None:
         """Give the engine the trainer's weights and prove that it took them."""
         started = time.monotonic()
         sync_policy(
@@ -278,7 +280,7 @@ class RolloutSession:
             policy_version=trainer.state.global_step,
         )
         seconds = time.monotonic() - started
-        parity = check_parity(self._engine, probe, tolerance=self._engine_spec.parity_tolerance)
+        parity = check_parity(self._engine, expected, tolerance=self._engine_spec.parity_tolerance)
         if trainer.accelerator.is_main_process:
             self._parity.append(
                 trainer.state.global_step,

@@ -13,9 +13,9 @@ from trl import GRPOConfig
 
 from posttrain.curriculum import CurriculumSpec, build_curriculum
 from posttrain.data import LevelledFamily
-from posttrain.engines import PROBE_FILE, SamplingRequest, make_engine
-from posttrain.engines.base import Sleeps
-from posttrain.engines.parity import save_probe
+from posttrain.engines import SamplingRequest, make_engine
+from posttrain.engines.engine import Sleeps
+from posttrain.engines.parity import save_expected
 from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.recipe.models import EngineSpec, Model
@@ -124,11 +124,11 @@ def train(
     )
     summary = run_trainer(grpo, stage="rl", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
     # Every process, as the model may be sharded over them.
-    probe = session.probe_of_prompts(grpo)
+    expected = session.expected_of_prompts(grpo)
     if not grpo.is_world_process_zero():
         return summary
     session.save(str(out_dir))
-    save_probe(probe, out_dir / "policy" / PROBE_FILE)
+    save_expected(expected, out_dir / "policy")
     if (work_dir / "parity.jsonl").exists():
         shutil.copy2(work_dir / "parity.jsonl", out_dir / "parity.jsonl")
     for name in TABLES:

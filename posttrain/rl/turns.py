@@ -11,7 +11,7 @@ from torch import nn
 from trl import GRPOTrainer
 
 from posttrain.engines import Engine
-from posttrain.engines.base import Sleeps
+from posttrain.engines.engine import Sleeps
 
 
 @contextmanager

@@ -41,7 +41,7 @@ PROMPTS_PER_BATCH = 64
 def run(context: StageContext, section: Eval) -> Counts:
     """Sample and verify answers to every suite, with the same seed for every policy."""
     from posttrain.engines import make_engine
-    from posttrain.engines.room import check_room
+    from posttrain.lengths import check_prompt_lengths
     from posttrain.models import load_tokenizer
 
     recipe = context.recipe
@@ -51,7 +51,7 @@ def run(context: StageContext, section: Eval) -> Counts:
     results: dict[str, SuiteResult] = {}
     suites = data.suites(context)
     everyone = [prompt for prompts in suites.values() for prompt in prompts]
-    check_room(everyone, tokenizer, max_model_len=recipe.engine.max_model_len)
+    check_prompt_lengths(everyone, tokenizer, max_model_len=recipe.engine.max_model_len)
     engine = make_engine(recipe.engine, policy, dtype=recipe.model.dtype, seed=context.seed)
     with closing(engine), verifiers_ready(context, everyone):
         for name, prompts in suites.items():

@@ -30,13 +30,13 @@ def run(context: StageContext, section: Rl) -> Counts:
     """Train the policy after SFT on verified rollouts."""
     from posttrain import rl
     from posttrain.data import levelled_families, question_hashes
-    from posttrain.engines.room import check_room
+    from posttrain.lengths import check_prompt_lengths
     from posttrain.models import load_tokenizer
 
     recipe = context.recipe
     assert context.curriculum is not None
     prompts, policy = data.prompts(context), starting_policy(context)
-    check_room(
+    check_prompt_lengths(
         prompts,
         load_tokenizer(policy.base),
         max_model_len=recipe.engine.max_model_len,

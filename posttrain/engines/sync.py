@@ -1,6 +1,6 @@
-"""A policy brought to an engine as an adapter, the base's own weights staying as they are.
+"""How a policy reaches an engine: weight by weight, or as a LoRA adapter beside the base's weights.
 
-So the engine's base may be quantised, and a sync moves about a two-hundredth of the weights.
+With an adapter the engine's base may be quantised, and a sync moves about 1/200 of the weights.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig
 
-from posttrain.engines.base import Engine, ServesAdapters
-from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.engines.engine import Engine, ServesAdapters
+from posttrain.errors import RecipeError, SetupError
 from posttrain.models import PolicyPath, live_tensors, save_policy
 from posttrain.models.export import export_adapter
 from posttrain.recipe.models import EngineSpec
 
 
-def check_can_serve(spec: EngineSpec, base: Path, *, kind: str = "vllm") -> None:
-    """Raise where engine.sync does not fit the engine, its weights or the machine.
+def check_sync(spec: EngineSpec, base: Path, *, kind: Literal["vllm", "transformers"]) -> None:
+    """Raise if engine.sync does not suit the engine, its weights or the machine.
 
-    To be called before the engine is started: vLLM's CPU build dies of an adapter on a mixture.
+    Call it before the engine starts: vLLM's CPU build crashes on an adapter for a mixture of
+    experts. Raises RecipeError or, where a GPU is missing, SetupError.
     """
     if spec.sync == "weights":
         if spec.quantization is not None or spec.checkpoint is not None:
             key = "quantization" if spec.quantization is not None else "checkpoint"
             raise RecipeError(
-                f"engine.{key}: quantised weights cannot take the policy's, tensor by tensor",
+                f"engine.{key}: quantised weights cannot be replaced by the policy's weights",
                 hint="set engine.sync: adapter",
             )
         return
     if kind != "vllm":
         raise RecipeError(
-            f"engine.sync is adapter, and the engine is {kind}: only vLLM serves adapters",
+            f"engine.sync is adapter, but the engine is {kind}: only vLLM serves adapters",
             hint="set engine.kind: vllm, or engine.sync: weights",
         )
     if not torch.cuda.is_available() and has_experts(base):
-        raise EnvironmentFault(
-            "engine.sync is adapter, and only on CUDA does vLLM apply adapters to a mixture of "
-            "experts",
-            hint="set engine.sync: weights here",
+        raise SetupError(
+            "engine.sync is adapter, but vLLM has adapters for a mixture of experts on CUDA only",
+            hint="set engine.sync: weights on this machine",
         )
 
 
 def has_experts(base: Path) -> bool:
-    """Whether any layer of a checkpoint is a mixture of experts."""
+    """Return True if any layer of a checkpoint is a mixture of experts."""
     config = AutoConfig.from_pretrained(base).get_text_config()
     layers = getattr(config, "moe_layers", None)
     if layers is not None:
@@ -59,14 +59,17 @@ def has_experts(base: Path) -> bool:
     return any(count is not None and count > 1 for count in counts)
 
 
-def adapter_rank(spec: EngineSpec, policy: PolicyPath, to_come: int | None) -> int | None:
-    """The rank to make room for; None where no adapter will be served."""
+def max_lora_rank(spec: EngineSpec, policy: PolicyPath, expected: int | None) -> int | None:
+    """Return the highest adapter rank to be served, None without adapters.
+
+    `expected` is the rank of adapters that will be synced later.
+    """
     if spec.sync == "weights":
         return None
     if policy.adapter is None:
-        return to_come
+        return expected
     config = json.loads((policy.adapter / "adapter_config.json").read_text())
-    return max(config["r"], to_come or 0)
+    return max(config["r"], expected or 0)
 
 
 def serve_adapter(engine: Engine, adapter: Path, *, base: Path, policy_version: int) -> None:
@@ -86,16 +89,16 @@ def sync_policy(
     scratch: Path,
     policy_version: int,
 ) -> None:
-    """Bring a policy in memory to an engine; every process must call it, each with its engine.
+    """Sync a policy in memory to an engine; every process must call it, each with its own engine.
 
-    An adapter goes by way of the folder `scratch`, which all processes must see.
+    An adapter is passed through the folder `scratch`, which all processes must be able to read.
     """
     if sync == "weights":
         engine.sync_weights(live_tensors(model), policy_version=policy_version)
         return
     if not isinstance(model, PeftModel):
         raise RecipeError(
-            "engine.sync is adapter, and without model.lora the policy has none",
+            "engine.sync is adapter, but without model.lora the policy has no adapter",
             hint="set engine.sync: weights",
         )
     save_policy(model, scratch)

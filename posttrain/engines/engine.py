@@ -1,4 +1,4 @@
-"""The text-generation seam: one protocol, whatever runs behind it."""
+"""The Engine protocol: text generation and scoring, whatever runs behind it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from posttrain.records import FinishReason
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingRequest:
-    """How to sample; the seed fixes the outcome for the same engine, weights and prompts."""
+    """How to sample; the same seed, engine, weights and prompts give the same completions."""
 
     num_generations: int
     max_tokens: int
@@ -32,14 +32,14 @@ class Completion:
     """
 
     token_ids: list[int]
-    """(T,) the end token included where the model wrote one."""
+    """(T,) with the end token, if the model wrote one."""
     logprobs: list[float]
     """(T,) natural-log probabilities under the sampling policy, at the request's temperature."""
     finish_reason: FinishReason
 
 
 OnDone = Callable[[int, list[Completion]], None]
-"""Takes a prompt's index and its completions [G]."""
+"""Callback with a prompt's index and its completions [G]."""
 
 
 class Engine(Protocol):
@@ -54,16 +54,16 @@ class Engine(Protocol):
         *,
         on_done: OnDone | None = None,
     ) -> list[list[Completion]]:
-        """Sample `num_generations` completions per prompt: [P][G], in the prompts' order.
+        """Sample `num_generations` completions per prompt: [P][G], in the order of the prompts.
 
-        `on_done` is told of each prompt as soon as its completions are there, in any order.
+        Calls `on_done` for each prompt as soon as its completions are finished, in any order.
         """
         ...
 
     def score(
         self, prefixes_N: Sequence[list[int]], continuations_N: Sequence[list[int]]
     ) -> list[list[float]]:
-        """Log-probability (nats, temperature 1) of each continuation token after its prefix."""
+        """Return the log-probability (nats, temperature 1) of each continuation token."""
         ...
 
     def sync_weights(
@@ -73,7 +73,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the engine's memory."""
         ...
 
 
@@ -88,12 +88,12 @@ class ServesAdapters(Protocol):
 
 @runtime_checkable
 class Sleeps(Protocol):
-    """An engine that can leave its device to others for a while."""
+    """An engine that can free its device for a while."""
 
     def sleep(self) -> None:
         """Move the weights to host memory and drop the caches."""
         ...
 
     def wake(self) -> None:
-        """Come back; to be called before anything else is asked of it."""
+        """Move the weights back; call it before anything else after `sleep`."""
         ...
