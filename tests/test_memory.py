@@ -25,9 +25,8 @@ from posttrain.memory import (
     published_shapes,
     shapes_in,
 )
-from posttrain.memory.published import CONFIGS, PUBLISHED
-from posttrain.memory.shapes import read_shapes
-from posttrain.memory.weights import packed_bytes, training_weight_bytes
+from posttrain.memory.per_device import training_weight_bytes, weight_bytes
+from posttrain.memory.shapes import CONFIGS, PUBLISHED, read_shapes
 from posttrain.models.moe_monitor import weight_kind
 from posttrain.models.policy import PolicyPath, load_policy
 from posttrain.models.quantized import FORMATS, Format
@@ -191,7 +190,7 @@ def test_adapters_are_counted_as_peft_makes_them(tiny_llama4: Path, targets: lis
 def test_packed_weights_take_what_is_counted(format: Format, shape: tuple[int, int, int]) -> None:
     packed = FORMATS[format](torch.randn(shape).to(torch.bfloat16))
     real = sum(p.nbytes for p in packed.parameters())
-    assert packed_bytes(shape, format, 2) == real
+    assert weight_bytes(shape, format, 2) == real
 
 
 # ---- devices

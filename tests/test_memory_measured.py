@@ -19,8 +19,7 @@ from transformers import (
 )
 from trl.trainer.utils import add_fused_lm_head
 
-from posttrain.memory.layers import Pass
-from posttrain.memory.passes import pass_bytes
+from posttrain.memory.activations import Pass, pass_bytes
 from posttrain.memory.shapes import read_shapes
 from posttrain.models.experts import GroupedExperts, use_grouped_experts
 from posttrain.models.lora import lora_config

@@ -24,8 +24,7 @@ from benchmarks.gpu.cases import (
     relative_error,
 )
 from posttrain.memory import published_shapes
-from posttrain.memory.layers import FP32, Pass
-from posttrain.memory.passes import pass_bytes
+from posttrain.memory.activations import FP32, Pass, pass_bytes
 
 OUTPUTS = {
     "SFT's outputs": ("log_probs", "entropy", "is_top1"),

@@ -24,10 +24,9 @@ from benchmarks.gpu.cases import (
     peak_bytes,
 )
 from posttrain.memory import Shapes, active_adapter_parameters, flops_per_token
-from posttrain.memory.layers import Pass
-from posttrain.memory.passes import pass_bytes
+from posttrain.memory.activations import Pass, pass_bytes
+from posttrain.memory.per_device import trained_parameters, training_weight_bytes
 from posttrain.memory.shapes import read_shapes
-from posttrain.memory.weights import trained_parameters, training_weight_bytes
 from posttrain.models.experts import GroupedExperts, use_grouped_experts
 from posttrain.models.lora import lora_config
 from posttrain.models.quantized import QuantizedLinear, quantize_experts

@@ -13,12 +13,12 @@ from tempfile import mkdtemp
 
 import torch
 from packaging.version import Version
-from posttrain.pipeline.sharding import accelerate_config, fsdp_environment
 from safetensors.torch import load_file
 
 from benchmarks.gpu.cases import Case, Found, NotMeasured, Setting, relative_error
 from benchmarks.gpu.sft_run import STEPS
 from posttrain.models.tiny import write_tiny_llama4
+from posttrain.pipeline.launch import accelerate_config, fsdp_environment
 from posttrain.recipe.schema import Recipe
 from posttrain.tables import read_json, read_metrics
 

@@ -1,9 +1,8 @@
 """Parameters, bytes and operations of a recipe, from configurations alone; no torch."""
 
 from posttrain.memory.advice import Suggestion, suggestions
-from posttrain.memory.devices import GB, Devices, parse_devices
+from posttrain.memory.per_device import GB, VALUE_BYTES, Devices, parse_devices, pass_of
 from posttrain.memory.plan import Phase, fits, plan_memory
-from posttrain.memory.published import published_shapes
 from posttrain.memory.shapes import (
     Shapes,
     active_adapter_parameters,
@@ -12,12 +11,13 @@ from posttrain.memory.shapes import (
     flops_per_token,
     kv_bytes_per_token,
     parameters_by_kind,
+    published_shapes,
     shapes_in,
 )
-from posttrain.memory.training import pass_of
 
 __all__ = [
     "GB",
+    "VALUE_BYTES",
     "Devices",
     "Phase",
     "Shapes",

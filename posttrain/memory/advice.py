@@ -1,4 +1,4 @@
-"""What to change in a recipe that does not fit: each change re-planned before it is told."""
+"""Suggestions for a recipe that does not fit; each change is planned before it is suggested."""
 
 from __future__ import annotations
 
@@ -6,58 +6,57 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.memory.devices import Devices
+from posttrain.memory.per_device import Devices, setting
 from posttrain.memory.plan import Phase, fits, plan_memory
 from posttrain.memory.shapes import Shapes
-from posttrain.memory.training import setting
 from posttrain.recipe.cross import cross_faults
 from posttrain.recipe.schema import Recipe, training_stages
 
 Change = Mapping[str, Any]
-"""Dotted key -> new value; keys that only make sense together are one change."""
+"""Dotted key -> new value; keys that belong combined form one change."""
 MAX_CHANGES = 6
+"""Changes in a combination."""
+MAX_SUGGESTIONS = 4
 QUANTISED = {
     "meta-llama/Llama-4-Scout-17B-16E-Instruct": (
         "RedHatAI/Llama-4-Scout-17B-16E-Instruct-quantized.w4a16"
     ),
 }
-"""Published checkpoints that vLLM can load instead of a base."""
+"""Base -> its published quantised checkpoint, which vLLM can load instead."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suggestion:
-    """Changes that were planned again."""
+    """A change of a recipe with its effect on the plan."""
 
     changes: Change
     saves: int
-    """Bytes off the stage that is furthest from fitting."""
+    """Bytes less in the largest stage."""
     margin: int
-    """What is left then in the tightest stage; negative where it still does not fit."""
+    """Bytes left in the tightest stage; negative if it still does not fit."""
     fits: bool
 
 
-def suggestions(
-    shapes: Shapes, recipe: Recipe, devices: Devices, *, at_most: int = 4
-) -> list[Suggestion]:
-    """Single changes that make the recipe fit, the gentlest first; else those that together do.
+def suggestions(shapes: Shapes, recipe: Recipe, devices: Devices) -> list[Suggestion]:
+    """Return single changes that make the recipe fit, the gentlest first; else one combination.
 
-    Where nothing does: the changes that come closest, or none. A recipe for more devices than there
-    are is changed to those that are there besides.
+    If nothing fits, return the changes that come closest, or none. A recipe for more devices than
+    exist is also changed to the existing ones.
     """
     before = plan_memory(shapes, recipe, devices)
-    must = _devices_that_are_there(recipe, devices)
-    tried = [one for one in _tried(shapes, recipe, devices, must, before) if one.fits]
+    required = _existing_devices(recipe, devices)
+    fitting = [one for one in _planned(shapes, recipe, devices, required, before) if one.fits]
     by_keys: dict[frozenset[str], Suggestion] = {}
-    for one in tried:
+    for one in fitting:
         by_keys.setdefault(frozenset(one.changes), one)
     if by_keys:
-        return list(by_keys.values())[:at_most]
-    together = _together(shapes, recipe, devices, must, before)
-    return [] if together is None else [together]
+        return list(by_keys.values())[:MAX_SUGGESTIONS]
+    combined = _combined(shapes, recipe, devices, required, before)
+    return [] if combined is None else [combined]
 
 
-def _devices_that_are_there(recipe: Recipe, devices: Devices) -> Change:
-    """What a recipe for more devices must change in any case."""
+def _existing_devices(recipe: Recipe, devices: Devices) -> Change:
+    """Return the change that a recipe for more devices than exist needs in any case."""
     asked = max(recipe.launch.num_processes, recipe.engine.tensor_parallel_size)
     if asked <= devices.count:
         return {}
@@ -69,7 +68,7 @@ def _devices_that_are_there(recipe: Recipe, devices: Devices) -> Change:
 
 
 def changed(recipe: Recipe, change: Change) -> Recipe | None:
-    """The recipe with some keys changed; None where it would not be sound."""
+    """Return the recipe with some keys changed; None if the result is not valid."""
     data = recipe.model_dump(by_alias=True, exclude_unset=True)
     for key, value in change.items():
         *parents, leaf = key.split(".")
@@ -81,17 +80,17 @@ def changed(recipe: Recipe, change: Change) -> Recipe | None:
     return None if cross_faults(found, frozenset()) else found
 
 
-def _together(
-    shapes: Shapes, recipe: Recipe, devices: Devices, must: Change, before: list[Phase]
+def _combined(
+    shapes: Shapes, recipe: Recipe, devices: Devices, required: Change, before: list[Phase]
 ) -> Suggestion | None:
-    """The best change, then the best beside it, until it fits or nothing helps."""
+    """Combine changes greedily: the best one, then the best in addition, until the recipe fits."""
     best: Suggestion | None = None
-    start = changed(recipe, must)
+    start = changed(recipe, required)
     distance = _distance(plan_memory(shapes, start, devices) if start else before)
     for _ in range(MAX_CHANGES):
-        taken = best.changes if best else must
+        taken = best.changes if best else required
         found: list[tuple[int, Suggestion]] = []
-        for one in _tried(shapes, recipe, devices, taken, before):
+        for one in _planned(shapes, recipe, devices, taken, before):
             after = changed(recipe, one.changes)
             assert after is not None
             found.append((_distance(plan_memory(shapes, after, devices)), one))
@@ -105,14 +104,14 @@ def _together(
 
 
 def _distance(phases: list[Phase]) -> int:
-    """Bytes that are missing over all stages; a stage that cannot run lacks a whole device."""
+    """Count the bytes missing over all stages; a stage that cannot run misses a whole device."""
     return sum(
         max(0, -(phase.margin or 0)) + bool(phase.problem) * (phase.capacity or 0)
         for phase in phases
     )
 
 
-def _tried(
+def _planned(
     shapes: Shapes, recipe: Recipe, devices: Devices, taken: Change, before: list[Phase]
 ) -> Iterator[Suggestion]:
     for change in _changes(shapes, recipe, devices):
@@ -131,7 +130,7 @@ def _tried(
 
 
 def _changes(shapes: Shapes, recipe: Recipe, devices: Devices) -> Iterator[Change]:
-    """What might help, the gentlest first."""
+    """Yield changes that may help, the gentlest first."""
     for stage in training_stages():
         section = getattr(recipe, stage)
         if section is not None:

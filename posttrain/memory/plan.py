@@ -1,15 +1,22 @@
-"""Memory of every stage of a recipe, on each device and on the host, and whether it fits."""
+"""Memory plan of a recipe: bytes of every stage on each device and on the host."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from posttrain.memory.devices import GB, Devices
-from posttrain.memory.engine import ASLEEP, EngineBytes, engine_bytes
+from posttrain.memory.per_device import (
+    ASLEEP,
+    GB,
+    LINEARS,
+    VALUE_BYTES,
+    Devices,
+    EngineBytes,
+    TrainingBytes,
+    engine_bytes,
+    training_bytes,
+)
 from posttrain.memory.shapes import Shapes, matrices
-from posttrain.memory.training import TrainingBytes, training_bytes
-from posttrain.memory.weights import LINEARS, VALUE_BYTES
 from posttrain.recipe.models import EngineSpec
 from posttrain.recipe.schema import Recipe, training_stages
 
@@ -20,43 +27,43 @@ OUR_ENGINES = ("auto", "vllm", "transformers")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """One stage, or one half of RL's steps, on one device."""
+    """Memory of one stage on one device; RL has two phases, rollouts and update."""
 
     name: str
     num_devices: int
     lines: Mapping[str, int]
-    """What is there -> bytes, in the order of the table."""
+    """Use of memory -> bytes, in the order of the table."""
     capacity: int | None
     host: int
-    """Bytes of host memory, over all processes of the machine."""
+    """Bytes of host memory for all processes of the machine."""
     kv_tokens: int | None = None
     problem: str = ""
-    """Why it cannot run whatever the total: devices that are not there, no room for a sequence."""
+    """Reason why it cannot run at all: missing devices, or a KV cache too small for a sequence."""
     assumed: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
-        """Bytes on one device."""
+        """Return the bytes on one device."""
         return sum(self.lines.values())
 
     @property
     def margin(self) -> int | None:
-        """Bytes that are left; negative where it does not fit."""
+        """Return the bytes left, negative if it does not fit; None if the capacity is unknown."""
         return None if self.capacity is None else self.capacity - self.total
 
     @property
     def fits(self) -> bool | None:
-        """Whether it does; None where there is nothing to hold it against."""
+        """Return True if it fits, None if the capacity is unknown."""
         return None if self.margin is None else self.margin >= 0 and not self.problem
 
 
 def plan_memory(shapes: Shapes, recipe: Recipe, devices: Devices | None = None) -> list[Phase]:
-    """Every stage that needs a device, in order."""
+    """Return the phases of every stage that needs a device, in order."""
     return list(_phases(shapes, recipe, devices))
 
 
 def fits(phases: list[Phase]) -> bool:
-    """Whether every stage fits."""
+    """Return True unless some stage is known not to fit."""
     return all(phase.fits is not False for phase in phases)
 
 
@@ -105,7 +112,7 @@ def _training_phase(name: str, shapes: Shapes, recipe: Recipe, devices: Devices 
 
 
 def _rl_phases(shapes: Shapes, recipe: Recipe, devices: Devices | None) -> Iterator[Phase]:
-    """RL's two halves: the engine beside what is left of the trainer, and the other way round."""
+    """Yield RL's phases: the engine beside the idle trainer, and the trainer beside the engine."""
     assert recipe.rl is not None
     spec, number = recipe.engine, recipe.launch.num_processes
     training = training_bytes(shapes, recipe, "rl")
@@ -151,9 +158,9 @@ def _rl_phases(shapes: Shapes, recipe: Recipe, devices: Devices | None) -> Itera
 
 
 def _handed_over(shapes: Shapes, recipe: Recipe) -> dict[str, int]:
-    """With sync: weights, the largest weight with its adapter folded in, in fp32 and as it is sent.
+    """Count the weight on its way to the engine (engine.sync: weights): merged in fp32, then cast.
 
-    Weights go one at a time.
+    Weights are sent one at a time, so the largest counts.
     """
     lora = recipe.model.lora
     if recipe.engine.sync != "weights" or lora is None:
@@ -198,7 +205,7 @@ def _engine_lines(engine: EngineBytes) -> dict[str, int]:
 def _too_few(wanted: int, devices: Devices | None) -> str:
     if devices is None or devices.count >= wanted:
         return ""
-    return f"asks for {wanted} devices, and there are {devices.count}"
+    return f"asks for {wanted} devices, but there are {devices.count}"
 
 
 def _no_room(engine: EngineBytes, spec: EngineSpec) -> str:
@@ -206,5 +213,5 @@ def _no_room(engine: EngineBytes, spec: EngineSpec) -> str:
         return ""
     return (
         f"engine.gpu_memory_utilization {spec.gpu_memory_utilization:g} leaves a KV cache of "
-        f"{engine.kv_tokens:,} tokens, and max_model_len is {spec.max_model_len:,}"
+        f"{engine.kv_tokens:,} tokens, but max_model_len is {spec.max_model_len:,}"
     )

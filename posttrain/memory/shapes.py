@@ -1,4 +1,4 @@
-"""A model's shapes from its configuration alone: weights by kind, what a token passes through."""
+"""A model's shapes from its configuration alone: weights by kind, FLOPs and KV cache per token."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from typing import Any
 from posttrain.recipe.models import Lora, LoraTarget
 
 LLAMA4_TYPES = ("llama4", "llama4_text")
+CONFIGS = Path(__file__).parent / "configs"
+PUBLISHED = {
+    "meta-llama/Llama-4-Scout-17B-16E": "llama4_scout",
+    "meta-llama/Llama-4-Scout-17B-16E-Instruct": "llama4_scout",
+    "meta-llama/Llama-4-Maverick-17B-128E": "llama4_maverick",
+    "meta-llama/Llama-4-Maverick-17B-128E-Instruct": "llama4_maverick",
+}
+"""Hub name -> file in configs/, so that a plan needs no download. The files omit what differs
+between a base and its Instruct model (rotary scaling, longest context): shapes do not depend on it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,42 +33,43 @@ class Shapes:
     num_kv_heads: int
     head_dim: int
     dense_size: int
-    """Width of the feed-forward part of layers without experts."""
+    """Intermediate size of the MLP in layers without experts."""
     expert_size: int
-    """Width of a routed expert, and of the shared one."""
+    """Intermediate size of a routed expert, and of the shared one."""
     num_experts: int
     num_experts_per_tok: int
     is_moe: tuple[bool, ...]
-    """By layer: whether it has routed experts."""
+    """By layer: True if it has routed experts."""
     is_rotary: tuple[bool, ...]
-    """By layer: whether its attention knows positions, and sees one chunk alone if there are."""
+    """By layer: True if its attention has rotary positions and, with `chunk`, is chunked."""
     chunk: int | None
+    """Tokens of an attention chunk."""
     has_qk_norm: bool
     is_tied: bool
-    """The head is the embedding."""
+    """The language-model head shares the embedding's weight."""
     biases: int = 0
-    """In attention and feed-forward, all layers together."""
+    """Biases in attention and MLPs of all layers together."""
 
     @property
     def num_layers(self) -> int:
-        """Layers of any kind."""
+        """Return the number of layers."""
         return len(self.is_moe)
 
     @property
     def attention_size(self) -> int:
-        """Width of the queries."""
+        """Return the width of the queries."""
         return self.num_heads * self.head_dim
 
     @property
     def kv_size(self) -> int:
-        """Width of the keys, and of the values."""
+        """Return the width of the keys, which is also the values'."""
         return self.num_kv_heads * self.head_dim
 
 
 def read_shapes(config: Mapping[str, Any]) -> Shapes | None:
-    """The shapes that a config.json means, None for a family that is not known here.
+    """Read the shapes from a config.json's content; None for a model family other than Llama.
 
-    Left-out keys take the defaults of transformers' Llama4TextConfig and LlamaConfig.
+    Missing keys take the defaults of transformers' Llama4TextConfig and LlamaConfig.
     """
     text: Mapping[str, Any] = config.get("text_config") or config
     kind = config.get("model_type")
@@ -68,8 +79,16 @@ def read_shapes(config: Mapping[str, Any]) -> Shapes | None:
 
 
 def shapes_in(folder: Path) -> Shapes | None:
-    """The shapes of a checkpoint folder."""
+    """Read the shapes of a checkpoint folder."""
     return read_shapes(json.loads((folder / "config.json").read_text()))
+
+
+def published_shapes(name: str) -> Shapes | None:
+    """Return the shapes of a hub model in PUBLISHED, None for any other."""
+    found = PUBLISHED.get(name)
+    if found is None:
+        return None
+    return read_shapes(json.loads((CONFIGS / f"{found}.json").read_text(encoding="utf-8")))
 
 
 def _llama4(text: Mapping[str, Any]) -> Shapes:
@@ -138,9 +157,9 @@ def _attention_biases(text: Mapping[str, Any], layers: int, heads: int, hidden: 
 
 
 def matrices(shapes: Shapes, layer: int) -> dict[LoraTarget, list[tuple[int, int, int]]]:
-    """The weights of a layer by LoRA target: (experts, in, out) each; one expert where none is.
+    """Return a layer's weights by LoRA target, each as (experts, in, out); experts is 1 if dense.
 
-    Gate and up of the routed experts are one matrix, as transformers keeps them.
+    Gate and up of the routed experts are one matrix, as in transformers.
     """
     hidden, width, heads = shapes.hidden_size, shapes.attention_size, shapes.kv_size
     found: dict[LoraTarget, list[tuple[int, int, int]]] = {
@@ -166,7 +185,7 @@ def _swiglu(hidden: int, inner: int) -> list[tuple[int, int, int]]:
 
 
 def parameters_by_kind(shapes: Shapes) -> dict[str, int]:
-    """Count weights by kind, tied ones once: embeddings, lm_head, norms and LoRA's targets."""
+    """Count weights by kind (embeddings, lm_head, norms, each LoRA target), tied ones once."""
     embedding = shapes.vocab_size * shapes.hidden_size
     kinds: dict[str, int] = {"embeddings": embedding}
     for layer in range(shapes.num_layers):
@@ -181,7 +200,7 @@ def parameters_by_kind(shapes: Shapes) -> dict[str, int]:
 
 
 def adapter_parameters(shapes: Shapes, lora: Lora) -> dict[str, int]:
-    """Weights of the adapters that a LoRA section puts on the model, by target: r (in + out)."""
+    """Count the weights of a LoRA section's adapters by target: r (in + out) per matrix."""
     found: dict[str, int] = {}
     for target in dict.fromkeys(lora.targets):
         weights = [
@@ -194,9 +213,9 @@ def adapter_parameters(shapes: Shapes, lora: Lora) -> dict[str, int]:
 
 
 def active_parameters(shapes: Shapes) -> int:
-    """Weights of matrices that one token is multiplied with: of the routed experts its own.
+    """Count the weights of matrices that one token is multiplied with.
 
-    The embedding is looked up, not multiplied.
+    Of the routed experts these are its own; the embedding is looked up, not multiplied.
     """
     kinds = parameters_by_kind(shapes)
     dense = sum(kinds.get(kind, 0) for kind in ("attention", "mlp", "shared_expert", "router"))
@@ -205,42 +224,42 @@ def active_parameters(shapes: Shapes) -> int:
 
 
 def active_adapter_parameters(shapes: Shapes, lora: Lora) -> int:
-    """Weights of adapters that one token is multiplied with."""
+    """Count the weights of adapters that one token is multiplied with."""
     found = adapter_parameters(shapes, lora)
     routed = found.pop("experts", 0) * shapes.num_experts_per_tok // shapes.num_experts
     return sum(found.values()) + routed
 
 
 def kv_bytes_per_token(shapes: Shapes, bytes_per_value: int) -> int:
-    """Bytes of keys and values that one token holds over all layers."""
+    """Return the bytes of one token's keys and values over all layers."""
     return 2 * shapes.num_layers * shapes.kv_size * bytes_per_value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlopsPerToken:
-    """Floating-point operations for one token, a multiply-add counted as two.
+    """Floating-point operations for one token; a multiply-add counts as two.
 
     Matrix products and attention's two products; norms, rotary and softmax are left out, as usual.
     """
 
     forward: float
     frozen: float
-    """Forward and backward through a frozen base: no gradients of weights."""
+    """Forward and backward pass through a frozen base, without gradients of weights."""
     frozen_recomputed: float
-    """The same with gradient checkpointing: the forward pass twice."""
+    """The same with gradient checkpointing, which runs the forward pass twice."""
     full: float
-    """Forward and backward with every weight trained."""
+    """Forward and backward pass with every weight trained."""
     adapters: float
-    """Forward and backward of the adapters, besides."""
+    """Forward and backward pass of the adapters, to be added."""
 
 
 def flops_per_token(
     shapes: Shapes, *, sequence_length: int, adapter_weights: int = 0
 ) -> FlopsPerToken:
-    """Count as PaLM's appendix B does, the causal half of attention alone.
+    """Count FLOPs as PaLM's appendix B does, but only the causal half of attention.
 
-    A layer whose attention is chunked sees at most its chunk. `adapter_weights` are those that one
-    token is multiplied with.
+    A layer with chunked attention sees at most one chunk. `adapter_weights` is the number of
+    adapter weights that one token is multiplied with.
     """
     linear = 2.0 * active_parameters(shapes)
     chunk = min(sequence_length, shapes.chunk or sequence_length)

@@ -11,6 +11,7 @@ from typing import Any
 from posttrain.errors import SetupError
 from posttrain.memory import (
     GB,
+    VALUE_BYTES,
     Devices,
     Phase,
     Shapes,
@@ -26,7 +27,6 @@ from posttrain.memory import (
     shapes_in,
     suggestions,
 )
-from posttrain.memory.weights import VALUE_BYTES
 from posttrain.pipeline.environment import cuda_memory
 from posttrain.recipe.schema import Recipe
 

@@ -1,7 +1,7 @@
-"""Bytes that a layer keeps for its backward pass, and the most it needs while it runs.
+"""Bytes of a forward and backward pass: saved activations, the layer at work, the loss.
 
-Counted from the code that runs: transformers' Llama 4 layers with `models/` experts and PEFT's
-linear LoRA, under autocast where weights are bfloat16. `T` is tokens of one forward pass.
+Counted from the code that runs: transformers' Llama 4 layers with the experts of models/ and PEFT's
+linear LoRA, under autocast if weights are bfloat16. `T` is the number of tokens in a forward pass.
 """
 
 from __future__ import annotations
@@ -14,6 +14,13 @@ from posttrain.recipe.models import Frozen, LoraTarget
 
 FP32 = 4
 INDEX = 8
+"""Bytes of an int64 index."""
+VOCABULARY_TILE = 32768
+TOKEN_TILE = 4096
+"""Tiles in which TRL 1.16's fused head computes logits, so that all are never in memory
+(trl/kernels/chunked_logprob.py, trl/trainer/utils.py)."""
+TORCH_TILE = 29
+"""Bytes per logit of a tile without Triton: seven fp32 copies and a mask."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,37 +30,37 @@ class Pass:
     sequences: int
     length: int
     value: int
-    """Bytes of a value that products compute in: 2 under autocast to bfloat16, else 4."""
+    """Bytes of a value in matrix products: 2 under autocast to bfloat16, else 4."""
     is_masked: bool
-    """Attention is given a mask: sequences of unlike length in one pass, or packed ones."""
+    """Attention gets a mask: sequences of different lengths in one pass, or packed ones."""
     rank: int = 0
     targets: Collection[LoraTarget] = ()
-    """LoRA's; empty with full training."""
+    """LoRA targets; empty with full training."""
     is_full: bool = False
     frozen: Frozen | None = None
     has_kernels: bool = True
-    """Grouped products are CUDA kernels, for which a packed layer is unpacked whole."""
+    """Grouped products are CUDA kernels, for which a quantised layer is dequantised as a whole."""
 
     @property
     def tokens(self) -> int:
-        """Of all sequences."""
+        """Return the tokens of all sequences."""
         return self.sequences * self.length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerBytes:
-    """What a layer needs besides its weights."""
+    """Bytes that a layer needs besides its weights."""
 
     kept: int
-    """From its forward to its backward pass, its input included."""
+    """Saved from its forward to its backward pass, its input included."""
     working: int
-    """More than that, at the worst moment of its backward pass."""
+    """In addition, at the peak of its backward pass."""
     unpacking: int = 0
-    """Of `working`: packed weights, unpacked."""
+    """Dequantised weights, a part of `working`."""
 
 
 def layer_bytes(shapes: Shapes, layer: int, run: Pass) -> LayerBytes:
-    """Count one layer."""
+    """Count the bytes of one layer."""
     T, H, c = run.tokens, shapes.hidden_size, run.value
     always = _norms(shapes, run) + _attention(shapes, layer, run)
     is_moe = shapes.is_moe[layer]
@@ -78,9 +85,9 @@ def layer_bytes(shapes: Shapes, layer: int, run: Pass) -> LayerBytes:
 
 
 def _unpacking(shapes: Shapes, layer: int, target: LoraTarget, run: Pass) -> int:
-    """The largest packed weight in full, and what unpacking it needs (models/quantized.py).
+    """Count the largest dequantised weight and the temporaries of models/quantized.py.
 
-    Experts are unpacked one by one, into one tensor where a kernel takes them all.
+    Experts are dequantised one by one, into one tensor if a kernel takes them all.
     """
     frozen = run.frozen
     kind = None if frozen is None else frozen.experts if target == "experts" else frozen.linears
@@ -100,16 +107,16 @@ def _trains(run: Pass, target: LoraTarget) -> bool:
 
 
 def _norms(shapes: Shapes, run: Pass) -> int:
-    """Two RMS norms, each of which keeps its input in fp32, and its output if its weight trains."""
+    """Count two RMS norms: each saves its input in fp32, and its output if its weight trains."""
     each = FP32 + (run.value if run.is_full else 0)
     return 2 * each * run.tokens * shapes.hidden_size
 
 
 def _linear_inputs(run: Pass, target: LoraTarget, width: int, *, layers: int, is_kept: bool) -> int:
-    """What `layers` linear layers with the same input keep of it.
+    """Count what `layers` linear layers with the same input save of it.
 
-    PEFT casts the input to the adapter's fp32 and autocast casts it back, for each layer anew. In
-    fp32 it is kept once, unless something else keeps it.
+    PEFT casts the input to the adapter's fp32 and autocast casts it back, for each layer again. In
+    fp32 it is saved once, unless something else saves it (`is_kept`).
     """
     if target in run.targets:
         inner = layers * run.tokens * run.rank * run.value
@@ -133,7 +140,7 @@ def _attention(shapes: Shapes, layer: int, run: Pass) -> int:
 
 
 def _swiglu_kept(run: Pass, target: LoraTarget, hidden: int, inner: int) -> int:
-    """Gate, its activation and up, and what the three linear layers keep of their inputs."""
+    """Count gate, its activation and up, and what the three linear layers save of their inputs."""
     return (
         _linear_inputs(run, target, hidden, layers=2, is_kept=False)
         + 3 * run.value * run.tokens * inner
@@ -142,7 +149,7 @@ def _swiglu_kept(run: Pass, target: LoraTarget, hidden: int, inner: int) -> int:
 
 
 def _experts_kept(shapes: Shapes, run: Pass) -> int:
-    """Routed rows before and after their scores; gate and up; what trained weights keep."""
+    """Count routed rows before and after scaling, gate and up, and what trained weights save."""
     T, c, H, inner = (
         run.tokens * shapes.num_experts_per_tok,
         run.value,
@@ -157,3 +164,55 @@ def _experts_kept(shapes: Shapes, run: Pass) -> int:
         if c != FP32:  # the factors, cast
             kept += c * shapes.num_experts * run.rank * (2 * H + 3 * inner)
     return kept
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassBytes:
+    """Bytes that a pass needs at its peak, besides weights."""
+
+    activations: int
+    """Saved for the backward pass by all layers; with checkpointing each layer's input alone."""
+    live_layer: int
+    """Needed by the layer at work; with checkpointing what it saves is included."""
+    unpacking: int
+    """Dequantised weights of that layer."""
+    logits: int
+    """A tile of logits and the gradient of the last hidden states; not needed by a layer."""
+
+    @property
+    def peak(self) -> int:
+        """Return the peak: the layer at work and the loss take turns."""
+        return self.activations + max(self.live_layer + self.unpacking, self.logits)
+
+
+def pass_bytes(shapes: Shapes, run: Pass, *, is_checkpointed: bool) -> PassBytes:
+    """Count a pass; `is_checkpointed` saves only the layers' inputs and runs each forward twice."""
+    layers = [layer_bytes(shapes, layer, run) for layer in range(shapes.num_layers)]
+    stream = run.value * run.tokens * shapes.hidden_size
+    # Shared by all layers: masks as booleans and rotary angles as complex numbers.
+    common = 2 * run.is_masked * run.sequences * run.length**2
+    common += 2 * FP32 * run.tokens * shapes.head_dim // 2
+    if is_checkpointed:
+        worst = max(layers, key=lambda one: one.kept + one.working)
+        activations = shapes.num_layers * stream
+        live = worst.kept + worst.working
+    else:
+        worst = max(layers, key=lambda one: one.working)
+        activations = sum(one.kept for one in layers)
+        live = worst.working
+    return PassBytes(
+        activations=activations + common,
+        live_layer=live - worst.unpacking,
+        unpacking=worst.unpacking,
+        logits=_logits(shapes, run),
+    )
+
+
+def _logits(shapes: Shapes, run: Pass) -> int:
+    tile = min(run.tokens, TOKEN_TILE) * run.value * VOCABULARY_TILE
+    hidden = run.tokens * shapes.hidden_size
+    states = (FP32 + 3 * run.value + FP32) * hidden  # the last norm's input; its output; gradient
+    if not run.has_kernels:
+        width = min(shapes.vocab_size, VOCABULARY_TILE)
+        tile += min(run.tokens, TOKEN_TILE) * width * TORCH_TILE
+    return tile + states
