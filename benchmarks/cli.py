@@ -15,7 +15,7 @@ from benchmarks.command import run_bed
 from posttrain.bench.measure import Result, spread_of, take_turns
 from posttrain.cli.bench import OutFolder, show_result
 from posttrain.cli.options import AsJson
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 
 COMMANDS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("--help",), 0.15),
@@ -39,7 +39,7 @@ def bench_latency(*, num_runs: int = 10) -> Result:
     """Time each command as a whole process, in turns; the first round only warms the disk cache."""
     script = Path(sys.executable).with_name("posttrain")
     if not script.exists():
-        raise EnvironmentFault(
+        raise SetupError(
             f"no command {script} beside this Python", hint=f"{sys.executable} -m pip install -e ."
         )
     timers = {" ".join(args): _timer([str(script), *args]) for args, _ in COMMANDS}
@@ -78,7 +78,7 @@ def _timer(command: Sequence[str]) -> Callable[[int], float]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
         if done.returncode != 0:
-            raise EnvironmentFault(
+            raise SetupError(
                 f"{' '.join(command)} ended with exit code {done.returncode}: "
                 + (done.stderr or done.stdout).strip()[-500:],
                 hint="run it from a checkout, or mend what it says, then measure again",

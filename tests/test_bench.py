@@ -34,7 +34,7 @@ from posttrain.bench.measure import (
 )
 from posttrain.bench.runs import bench_results, bench_stages
 from posttrain.engines import SamplingRequest
-from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.errors import RecipeError, SetupError
 from posttrain.recipe import load_recipe
 from posttrain.recipe.models import EngineSpec
 from posttrain.run_directory import FileHashes, seal_stage
@@ -190,7 +190,7 @@ def test_a_contender_lives_in_its_own_process(tiny_llama4: Path, tmp_path: Path)
         first, other, again = (contender.measure(seed) for seed in (1, 2, 1))
     assert first.digest == again.digest != other.digest
     assert 0 < first.num_tokens <= 3 * work.request.num_generations * work.request.max_tokens
-    with pytest.raises(EnvironmentFault, match="compares with vLLM"):
+    with pytest.raises(SetupError, match="compares with vLLM"):
         bench_engine(loaded, cache_dir=tmp_path)
 
 
@@ -198,7 +198,7 @@ def test_a_contender_lives_in_its_own_process(tiny_llama4: Path, tmp_path: Path)
 def test_a_contender_that_dies_is_named(tmp_path: Path) -> None:
     work = replace(WORK, base=tmp_path / "nothing", spec=EngineSpec(kind="transformers"))
     with (
-        pytest.raises(EnvironmentFault, match="engine of 'ours' died"),
+        pytest.raises(SetupError, match="engine of 'ours' died"),
         Contender("ours", work, "posttrain"),
     ):
         pass

@@ -15,7 +15,7 @@ import pytest
 
 from posttrain import data
 from posttrain.data import reading
-from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.errors import RecipeError, SetupError
 from posttrain.rewards import verify
 from posttrain.tables import read_table
 from tests.builders import (
@@ -261,10 +261,10 @@ def test_a_name_that_is_neither_file_nor_data_set(
     ):
         load_bundle(data_recipe(sft=[file_source("no/such")]), tmp_path)
     monkeypatch.setattr(datasets, "load_dataset_builder", offline)
-    with pytest.raises(EnvironmentFault, match="cannot be fetched: no route"):
+    with pytest.raises(SetupError, match="cannot be fetched: no route"):
         load_bundle(data_recipe(sft=[file_source("no/such")]), tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(EnvironmentFault, match="needs the package datasets") as caught:
+    with pytest.raises(SetupError, match="needs the package datasets") as caught:
         load_bundle(data_recipe(sft=[file_source("no/such")]), tmp_path)
     assert caught.value.hint == "pip install datasets"
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 
 from posttrain.engines import Completion
-from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.errors import RecipeError, SetupError
 from posttrain.judge import attempt_samples, judge_identity, judge_samples, judge_summary
 from posttrain.judge.ask import JUDGES
 from posttrain.judge.check import pilot_samples
@@ -66,7 +66,7 @@ class KnownEngine:
     def score(self, prefixes_N, continuations_N):
         texts = [Letters().decode(p) for p in prefixes_N]
         if self.down or any(self.poison in text for text in texts):
-            raise EnvironmentFault("endpoint answered 500")
+            raise SetupError("endpoint answered 500")
         self.asked += list(zip(prefixes_N, continuations_N, strict=True))
         return [
             [self.logprob(p, t) for t in c]
@@ -287,7 +287,7 @@ def test_an_engine_that_is_gone_stops_the_stage_and_leaves_what_was_paid_for(tmp
     engine = KnownEngine()
     judge(samples[:5], likelihood(), tmp_path, engine)
     engine.down = True
-    with pytest.raises(EnvironmentFault, match="500"):
+    with pytest.raises(SetupError, match="500"):
         judge(samples, likelihood(batch_size=4), tmp_path, engine)
     engine.down = False
     engine.asked.clear()

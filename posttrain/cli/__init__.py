@@ -65,14 +65,14 @@ def main(command: typer.Typer = app) -> None:
 
 
 def say_failure(message: str, hint: str, code: int) -> int:
-    """Print what is wrong and, as the last line, what to type next; returns the exit code."""
+    """Print the error and, as the last line, what to type next; return the exit code."""
     print(f"error: {message}", file=sys.stderr)
     print(f"next: {hint or 'run the same command again'}", file=sys.stderr)
     return code
 
 
 def say_bug(error: Exception) -> int:
-    """Keep a bug's traceback in a file and say where."""
+    """Write a bug's traceback to a file and print where it is."""
     import tempfile
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`posttrain bench`: measure this machine's engine, or what a finished run took and gained."""
+"""`posttrain bench`: measure the engine on this machine, or read what a finished run took."""
 
 from __future__ import annotations
 

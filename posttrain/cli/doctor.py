@@ -1,4 +1,4 @@
-"""Whether this machine can run recipes, and how."""
+"""Diagnosis of this machine: can it run recipes, and with what."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ GIB = 2**30
 
 
 def diagnose(*, test_sandboxes: bool = False) -> dict[str, Any]:
-    """Environment, packages against what posttrain requires, what is optional, memory and disk.
+    """Return packages against requirements, optional parts, sandboxes, devices, memory and disk.
 
-    Sandboxes: what an earlier self-test found; landlock, which takes seconds, is tested where there
-    is none, and with `test_sandboxes` every one that is installed, anew.
+    Sandboxes report an earlier self-test. Landlock, which takes seconds, is tested if there is none;
+    `test_sandboxes` tests every installed one again.
     """
     packages = [
         _package(Requirement(text)) for text in importlib.metadata.requires("posttrain") or []
@@ -46,7 +46,7 @@ def diagnose(*, test_sandboxes: bool = False) -> dict[str, Any]:
 
 
 def show_diagnosis(found: Mapping[str, Any]) -> None:
-    """Print it."""
+    """Print the diagnosis."""
     console = wide_console()
     columns = ("package", "required", "installed", "extra", "")
     packages = [_package_cells(package) for package in (*found["required"], *found["optional"])]

@@ -32,7 +32,7 @@ def doctor(
         bool, typer.Option("--sandbox", help="Test each installed sandbox anew, wasm too.")
     ] = False,
 ) -> None:
-    """Look at packages, sandboxes, devices, memory and disk; with --run, try every stage."""
+    """Check packages, sandboxes, devices, memory and disk; with --run, run every stage once."""
     from posttrain.cli.doctor import diagnose, show_diagnosis, try_everything
     from posttrain.errors import SetupError
 
@@ -62,7 +62,7 @@ def upcycle(
     ] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of the new routers.")] = 0,
 ) -> None:
-    """Make a Llama 4 mixture-of-experts from a dense Llama checkpoint, with the same logits."""
+    """Make a Llama 4 mixture-of-experts from a dense Llama checkpoint, with equal logits."""
     check_new_folder(out, command=f"posttrain model upcycle {source}")
     from posttrain.models import upcycle as upcycle_model
 
@@ -83,7 +83,7 @@ def export(
         typer.Option(help="The base it was trained on; the folder it names itself if left out."),
     ] = None,
 ) -> None:
-    """Write a LoRA adapter as vLLM or PEFT read it: their names, their layouts."""
+    """Write a LoRA adapter in the names and layouts of vLLM or PEFT."""
     from posttrain.errors import RecipeError
     from posttrain.tables import read_json
 

@@ -1,4 +1,4 @@
-"""Arguments that several commands take."""
+"""Arguments and checks that several commands share."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def load(recipe: Path, settings: Sequence[str]) -> LoadedRecipe:
-    """The recipe, checked; prints its warnings."""
+    """Load and check a recipe; print its warnings."""
     from posttrain.recipe import RecipeProblems, load_recipe
 
     try:
@@ -60,7 +60,7 @@ def load(recipe: Path, settings: Sequence[str]) -> LoadedRecipe:
 
 
 def run_folder(loaded: LoadedRecipe, asked: Path | None) -> Path:
-    """The run directory of a recipe."""
+    """Return the run directory of a recipe."""
     return asked or Path("runs") / str(loaded.recipe.name)
 
 
@@ -70,7 +70,7 @@ def print_json(value: Any) -> None:
 
 
 def check_new_folder(out: Path, *, command: str) -> None:
-    """Raise RecipeError where something is already there."""
+    """Raise RecipeError if a folder is there and not empty."""
     from posttrain.errors import RecipeError
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -79,7 +79,7 @@ def check_new_folder(out: Path, *, command: str) -> None:
 
 @contextmanager
 def telling_damage(run_dir: Path) -> Generator[None, None, None]:
-    """Raise RecipeError that names the file where one of a run cannot be read."""
+    """Raise RecipeError that names a run's file if it cannot be read."""
     from posttrain.errors import RecipeError
     from posttrain.tables import DamagedFile
 
@@ -93,7 +93,7 @@ def telling_damage(run_dir: Path) -> Generator[None, None, None]:
 
 @contextmanager
 def new_folder(out: Path) -> Generator[Path, None, None]:
-    """A folder beside `out` to write to; it becomes `out` when all is written, else it is gone."""
+    """Yield a folder beside `out` that becomes `out` on success and is deleted on failure."""
     out = out.resolve()
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:

@@ -1,4 +1,4 @@
-"""What a run would do, as values and for people."""
+"""The plan of a run, as values and as tables."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LINES = (
 def plan_values(
     loaded: LoadedRecipe, run_dir: Path, devices: Devices | None = None
 ) -> dict[str, Any]:
-    """The whole plan as JSON values; with devices, whether it fits them.
+    """Return the whole plan as JSON values; with devices, whether it fits them.
 
     Raises RecipeError for a directory in which `run` would not work.
     """
@@ -73,7 +73,7 @@ def estimates(loaded: LoadedRecipe, planned: Sequence[PlannedStage]) -> dict[str
 
 
 def known_base(loaded: LoadedRecipe, place: RunDirectory) -> Path | None:
-    """The base model's folder: of this run, beside the recipe, or made before; else None."""
+    """Return the base model's folder if there is one: of this run, local, or cached."""
     made = place.find_stage("model")
     with suppress(OSError, DamagedFile):  # the run would make it anew
         if made is not None and (path := read_base_path(made)).exists():
@@ -203,7 +203,7 @@ def _bytes(memory: Mapping[str, Any]) -> Table:
 
 
 def _line_names(stages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every line of any stage, trainer before engine, what all have last."""
+    """Return the lines of all stages: trainer first, then engine, then shared ones."""
     names = dict.fromkeys(name for stage in stages for name in stage["bytes"])
     order = {name: at for at, name in enumerate(LINES)}
     return sorted(names, key=lambda name: order[name])

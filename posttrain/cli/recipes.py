@@ -35,7 +35,7 @@ def init(
         str, typer.Option("--from", metavar="NAME", help="The shipped recipe to start from.")
     ] = "starter",
 ) -> None:
-    """Write a recipe to start from, with the schema that editors complete it by."""
+    """Write a recipe to start from, with its schema for editors."""
     from posttrain.errors import RecipeError
     from posttrain.recipe import recipe_json_schema, shipped_files
     from posttrain.tables import write_bytes, write_json

@@ -26,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def status(run_dir: RunArgument = None, as_json: AsJson = False) -> None:
-    """Show how far a run is, and who works on it."""
+    """Show the state of a run's stages, and which process works on it."""
     from posttrain.cli.status import show_status, status_values
 
     values = status_values(find_run(run_dir))
@@ -64,7 +64,7 @@ def merge(
         typer.Option("--dtype", help="Of the weights; the base's own if left out."),
     ] = None,
 ) -> None:
-    """Fold a run's adapter into its base: one plain Hugging Face checkpoint."""
+    """Merge a run's adapter into its base: one plain Hugging Face checkpoint."""
     from posttrain.recipe.schema import training_stages
     from posttrain.run_directory import RunDirectory
 
@@ -98,7 +98,7 @@ def merge(
 
 
 def _verified_base(run_dir: Path, stage: Path) -> tuple[Path, Frozen | None]:
-    """The base of a run's policies and how training kept it; all that merging reads is sound."""
+    """Return the base of a run's policies and how training stored it, all files verified."""
     from posttrain.artefacts import read_base_path
     from posttrain.recipe.models import Frozen
     from posttrain.run_directory import FileHashes, RunDirectory, verify_stage
@@ -126,7 +126,7 @@ def _verified_base(run_dir: Path, stage: Path) -> tuple[Path, Frozen | None]:
 
 
 def _packing(frozen: Frozen | None) -> str:
-    """What the adapter was added to, in words."""
+    """Describe the weights that the adapter was trained on."""
     if frozen is None:
         return ""
     kinds = {"routed experts": frozen.experts, "linear layers": frozen.linears}
@@ -135,7 +135,7 @@ def _packing(frozen: Frozen | None) -> str:
 
 
 def find_run(asked: Path | None) -> Path:
-    """The run directory that is meant; raises RecipeError where there is none."""
+    """Find a run directory; RecipeError if there is none."""
     from posttrain.run_directory import RunDirectory
 
     if asked is not None:

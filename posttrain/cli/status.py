@@ -1,4 +1,4 @@
-"""How far a run is, as values and for people."""
+"""State of a run, as values and as a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from posttrain.tables import read_json
 
 
 def status_values(run_dir: Path) -> dict[str, Any]:
-    """The state of every stage, and the holder of the lock, as JSON values."""
+    """Return the state of every stage, and the process that holds the lock, as JSON values."""
     place = RunDirectory(path=run_dir)
     holder = holder_of(place)
     finished = place.finished_stages()

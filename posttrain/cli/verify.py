@@ -1,4 +1,4 @@
-"""`posttrain verify`: what a verifier says of an answer, or of a table of answers, and why."""
+"""`posttrain verify`: the outcome of an answer, or of a table of answers, and why."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put answers before a verifier and tell what it says, and why."""
+    """Verify answers; show the outcomes, and why."""
     from posttrain.data.answers import Answer, read_answers, task
     from posttrain.rewards import close_workers
 
@@ -108,7 +108,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _refuse_unfit(answers: Sequence[Answer]) -> None:
-    """Each different task once: a reference that its verifier cannot use decides nothing."""
+    """Check each different task once: a reference that its verifier cannot use decides nothing."""
     from posttrain.rewards import check_reference, find_verifier
 
     seen: set[str] = set()

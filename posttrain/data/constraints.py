@@ -90,7 +90,7 @@ class _Draft:
 def make_writing(rng: Random, level: int) -> Writing:
     """Make a task with `level` constraints, determined by the state of `rng`.
 
-    Raises EnvironmentFault if lm-eval's checkers are not installed, ValueError for unknown levels.
+    Raises SetupError if lm-eval's checkers are not installed, ValueError for unknown levels.
     """
     if not 1 <= level <= MAX_LEVEL:
         raise ValueError(f"constraints has the levels 1 to {MAX_LEVEL}, not {level}")

@@ -58,7 +58,7 @@ def load_data(
     Held-out prompts are set aside before anything is trained on, and their questions leave the
     training data for quarantine. Raises BadRows (a HealthStop) past max_bad_rows, after writing
     the quarantine to `quarantine_path` where one is given; RecipeError for missing files, columns
-    and families and for empty data; EnvironmentFault for a missing package.
+    and families and for empty data; SetupError for a missing package.
     """
     bundle = DataBundle()
     loader = _Loader(recipe=recipe, find=find, seed=seed, bundle=bundle)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.data.quarantine import BadRow, Raw
-from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.errors import RecipeError, SetupError
 from posttrain.recipe.files import DATA_SUFFIXES, is_data_file
 from posttrain.recipe.schema import Recipe
 
@@ -200,7 +200,7 @@ def _open_dataset(name: str, written: str, split: str, where: str) -> Table:
     try:
         import datasets
     except ImportError as error:
-        raise EnvironmentFault(
+        raise SetupError(
             f"{where}: {written} needs the package datasets", hint="pip install datasets"
         ) from error
     repository, _, config = name.partition(":")
@@ -213,7 +213,7 @@ def _open_dataset(name: str, written: str, split: str, where: str) -> Table:
             hint="give a .jsonl or .parquet file, or a data set's full name, owner/name",
         ) from error
     except (ConnectionError, OSError) as error:
-        raise EnvironmentFault(
+        raise SetupError(
             f"{where}: data set {written} cannot be fetched: {error}",
             hint="connect to the hub, or give a local file or folder",
         ) from error

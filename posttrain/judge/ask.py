@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.engines import Engine
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.judge.likelihood import ask_likelihood
 from posttrain.judge.opinion import Opinion
 from posttrain.judge.rubric import ask_rubric
@@ -50,7 +50,7 @@ def judge_samples(
 
     Sequences longer than `max_model_len` stay unscored. If the engine fails on a batch, its samples
     are asked one by one: those that fail alone stay unscored, and are asked again in the next run.
-    Several failures in a row mean that the engine is gone, and raise its EnvironmentFault.
+    Several failures in a row mean that the engine is gone, and raise its SetupError.
     """
     with open_ledger(ledger_path, judge_id) as ledger, progress("judge", total=len(samples)) as bar:
         verdicts = ledger.verdicts()
@@ -84,7 +84,7 @@ def _judge_batch(
 
     try:
         verdicts = ask(batch)
-    except EnvironmentFault:
+    except SetupError:
         return _one_by_one(batch, ask, ledger)
     ledger.write(verdicts)
     return verdicts
@@ -99,7 +99,7 @@ def _one_by_one(
     for sample in batch:
         try:
             answered = ask([sample])
-        except EnvironmentFault as error:
+        except SetupError as error:
             opinion = Opinion(score=None, reason=f"the engine failed: {error.message}")
             answered = [_signed(sample, opinion, ledger.judge)]
             ledger.write(answered, failed=True)

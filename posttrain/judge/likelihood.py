@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.engines import Engine
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.judge.opinion import Opinion, too_long
 from posttrain.models import prompt_ids
 from posttrain.recipe.judges import LikelihoodJudge
@@ -83,7 +83,7 @@ def _in_tokens(
 ) -> _Question | Opinion:
     end_of_turn = tokenizer.eos_token_id
     if end_of_turn is None:
-        raise EnvironmentFault(
+        raise SetupError(
             "the judging model's tokenizer has no end-of-turn token",
             hint="set eos_token in its tokenizer_config.json",
         )

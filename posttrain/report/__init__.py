@@ -1,4 +1,4 @@
-"""What happened, for people: the report of a run and the model card of its policy."""
+"""The report of a run, and the model card of its policy."""
 
 from posttrain.report.card import write_model_card
 from posttrain.report.page import write_report

@@ -1,4 +1,4 @@
-"""What a section of the page is made of, and how numbers read."""
+"""Parts of a page's section, and the format of numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Prose:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
-    """One quiet line: what is missing, and why."""
+    """A line that says what is missing, and why."""
 
     text: str
     kind: Literal["note"] = "note"
@@ -32,7 +32,7 @@ class Note:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """A table cell: a value, a small line under it, and whether it is good news."""
+    """A table cell: a value, a small line under it, and a tone."""
 
     text: str
     sub: str = ""
@@ -41,24 +41,24 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """A table row; `head` is its first, naming cell."""
+class TableRow:
+    """A table row; `head` is its first cell."""
 
     head: str
     cells: Sequence[Cell]
     strong: bool = False
     swatch: str = ""
-    """A colour name drawn before the head."""
+    """Name of a colour drawn before the head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A table with a naming first column."""
+    """A table whose first column names the rows."""
 
     title: str
     header: Sequence[str]
-    rows: Sequence[Row]
-    foot: Sequence[Row] = ()
+    rows: Sequence[TableRow]
+    foot: Sequence[TableRow] = ()
     caption: str = ""
     numeric: bool = True
     kind: Literal["table"] = "table"
@@ -75,22 +75,22 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """Charts that are read side by side."""
+    """Charts to be read side by side."""
 
     title: str
     panels: Sequence[Panel]
     legend: Sequence[tuple[str, str]] = ()
-    """(colour name, meaning)."""
+    """Pairs of colour name and meaning."""
     caption: str = ""
     more: Sequence[Panel] = ()
-    """Panels behind a fold, where there are too many to look at."""
+    """Panels behind a fold."""
     wide: bool = False
     kind: Literal["figure"] = "figure"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Passage:
-    """A named stretch of text that a model or a data set wrote, shown inert."""
+    """A named text by a model or a data set, shown inert."""
 
     name: str
     text: str
@@ -109,7 +109,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Examples:
-    """A fold of things to read."""
+    """A fold of examples."""
 
     title: str
     items: Sequence[Example]
@@ -140,7 +140,7 @@ Block = Prose | Note | Table | Figure | Examples | Source | Facts
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A part of the page with a place in its contents."""
+    """A part of the page with an entry in its contents."""
 
     slug: str
     title: str
@@ -148,10 +148,10 @@ class Section:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share for reading; a dash where there is none.
+    """Format a share; a dash for None and NaN.
 
     >>> percent(0.4123), percent(float("nan"))
-    ('41.2\\xa0%', '\\u2013')
+    ('41.2\xa0%', '\u2013')
     """
     if value is None or not math.isfinite(value):
         return "\u2013"
@@ -159,10 +159,10 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def points(value: float) -> str:
-    """A signed difference in percentage points.
+    """Format a signed difference in percentage points.
 
     >>> points(0.0731), points(-0.02)
-    ('+7.3', '\\u22122.0')
+    ('+7.3', '\u22122.0')
     """
     if not math.isfinite(value):
         return "\u2013"
@@ -171,10 +171,10 @@ def points(value: float) -> str:
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
-    """A number with as many digits as it deserves.
+    """Format a number with three digits, integers in full.
 
     >>> number(12345), number(0.00012), number(1.5), number(None)
-    ('12,345', '0.00012', '1.5', '\\u2013')
+    ('12,345', '0.00012', '1.5', '\u2013')
     """
     if value is None or not math.isfinite(value):
         return "\u2013"
@@ -188,10 +188,10 @@ def number(value: float | int | None, digits: int = 3) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for reading.
+    """Format seconds.
 
     >>> duration(4.25), duration(192), duration(7512)
-    ('4.2\\xa0s', '3\\xa0min 12\\xa0s', '2\\xa0h 05\\xa0min')
+    ('4.2\xa0s', '3\xa0min 12\xa0s', '2\xa0h 05\xa0min')
     """
     if seconds is None or not math.isfinite(seconds):
         return "\u2013"
@@ -204,10 +204,10 @@ def duration(seconds: float | None) -> str:
 
 
 def size(num_bytes: float | None) -> str:
-    """Bytes for reading.
+    """Format bytes.
 
     >>> size(1_500_000_000), size(2048)
-    ('1.40\\xa0GiB', '2.00\\xa0KiB')
+    ('1.40\xa0GiB', '2.00\xa0KiB')
     """
     if num_bytes is None or not math.isfinite(num_bytes):
         return "\u2013"
@@ -220,7 +220,7 @@ def size(num_bytes: float | None) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """A count and its noun.
+    """Format a count with its noun.
 
     >>> plural(1, "prompt"), plural(1200, "prompt")
     ('1 prompt', '1,200 prompts')

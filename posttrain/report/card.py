@@ -1,4 +1,4 @@
-"""The model card: what the policy is, what it scored, how to load it, where it comes from."""
+"""The model card: what the policy is, its scores, how to load it, and where it comes from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!~$])")
 
 
 def write_model_card(run_dir: Path, out: Path) -> Path:
-    """Write the last trained policy's model card to `out`: a file, or a folder that gets README.md.
+    """Write the last trained policy's model card to `out`, a file or a folder for README.md.
 
     Errors: ValueError where `run_dir` is no run directory; SetupError where the report extra
     is missing.
@@ -66,7 +66,7 @@ def write_model_card(run_dir: Path, out: Path) -> Path:
 
 
 def front_matter(run: Run, evaluated: Sequence[Evaluated]) -> str:
-    """The Hugging Face metadata block, without its fences."""
+    """Return the Hugging Face metadata block, without its fences."""
     base = base_name(run.recipe)
     values: dict[str, Any] = {
         "library_name": "peft" if is_adapter(run) else "transformers",
@@ -85,7 +85,7 @@ def front_matter(run: Run, evaluated: Sequence[Evaluated]) -> str:
 
 
 def base_name(recipe: Mapping[str, Any]) -> str | None:
-    """The base model's hub name; None where it is a path, which nobody else has."""
+    """Return the base model's hub name; None for a path, which nobody else has."""
     base = (recipe.get("model") or {}).get("base")
     if isinstance(base, Mapping):
         upcycled = base.get("upcycle") or {}
@@ -100,12 +100,12 @@ def base_name(recipe: Mapping[str, Any]) -> str | None:
 
 
 def is_adapter(run: Run) -> bool:
-    """Whether the policy is a LoRA adapter on a frozen base."""
+    """Return True if the policy is a LoRA adapter on a frozen base."""
     return (run.recipe.get("model") or {}).get("lora") is not None
 
 
 def loading(run: Run) -> dict[str, str]:
-    """How to load the policy: a note where the base must be made first, and the code."""
+    """Return the code that loads the policy, and a note if the base must be made first."""
     model = run.recipe.get("model") or {}
     base, name, note = model.get("base"), base_name(run.recipe), ""
     source = name or "path/to/the/base/model"
@@ -144,7 +144,7 @@ def loading(run: Run) -> dict[str, str]:
 
 
 def limits(run: Run, evaluated: Sequence[Evaluated]) -> list[str]:
-    """What the numbers do not say."""
+    """Return what the numbers do not show."""
     lines = [
         "The numbers hold for the capabilities in the table, asked as in this run; nothing else "
         "was measured.",
@@ -172,17 +172,17 @@ def limits(run: Run, evaluated: Sequence[Evaluated]) -> list[str]:
 
 
 def markdown(text: str) -> str:
-    """`text` as one line that Markdown shows as it is."""
+    """Escape text as one line of Markdown."""
     return _MARKUP.sub(r"\\\1", plain(" ".join(str(text).split())))
 
 
 def code(text: str) -> str:
-    """`text` for between backticks."""
+    """Prepare text for a code span."""
     return plain(" ".join(str(text).split())).replace("`", "'").replace("|", "/")
 
 
 def fence(text: str) -> str:
-    """A code fence that nothing in `text` closes."""
+    """Return a code fence that nothing in `text` closes."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     return "`" * max(3, longest + 1)
 
@@ -222,7 +222,7 @@ def _named(head: str) -> str:
 
 
 def _result(suite: Evaluated) -> dict[str, Any]:
-    """The last measured stage as a Hugging Face evaluation result."""
+    """Return the last measured stage as a Hugging Face evaluation result."""
     point, result = list(suite.results.items())[-1]
     mean = None if math.isnan(result.macro.mean) else result.macro.mean
     return {

@@ -1,4 +1,4 @@
-"""Differences between stages on the same prompts, noise called noise."""
+"""Differences between stages on the same prompts, marked where they may be noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from posttrain.metrics import Interval, paired_difference
 from posttrain.records import Prompt, RolloutGroup
-from posttrain.report.blocks import Cell, Row, Table, Tone, points
+from posttrain.report.blocks import Cell, Table, TableRow, Tone, points
 from posttrain.report.inert import plain
 from posttrain.report.read import Evaluated
 from posttrain.report.results import MACRO
@@ -16,7 +16,7 @@ from posttrain.report.results import MACRO
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """The paired difference between two points, macro average and per capability."""
+    """Paired difference between two points: macro average, and by capability."""
 
     before: str
     after: str
@@ -25,7 +25,7 @@ class Change:
 
 
 def measured_changes(suite: Evaluated, prompts: Mapping[str, Prompt]) -> list[Change]:
-    """Paired differences between each point and the next, and from the first to the last."""
+    """Return paired differences from each point to the next, and from the first to the last."""
     sorted_groups = {
         p: _by_capability(groups, prompts) for p, groups in suite.groups.items() if groups
     }
@@ -56,10 +56,10 @@ def _change(
 
 
 def change_table(suite: str, changes: Sequence[Change]) -> Table:
-    """Stage minus stage before, in percentage points, with the paired interval."""
+    """Tabulate each stage minus the one before, in percentage points, with paired intervals."""
     named = sorted({name for change in changes for name in change.capabilities})
     rows = [
-        Row(
+        TableRow(
             head=f"{c.after} {chr(0x2212)} {c.before}",
             cells=[_change_cell(c.macro), *(_change_cell(c.capabilities[n]) for n in named)],
         )
@@ -89,7 +89,7 @@ def _change_cell(interval: Interval) -> Cell:
 
 
 def tone(interval: Interval) -> Tone:
-    """Whether a difference is beyond noise, and which way."""
+    """Return the tone of a difference: better, worse, or within noise."""
     if not interval.excludes_zero:
         return "flat"
     return "up" if interval.mean > 0 else "down"

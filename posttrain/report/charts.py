@@ -1,4 +1,4 @@
-"""The page's charts: values in, SVG out; every mark carries its value as a tooltip."""
+"""The page's charts as SVG; every mark carries its value as a tooltip."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_DOTS = 600
 
 
 def thin(points: Points, limit: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most `limit` points: neighbours are averaged, nothing is picked or smoothed away."""
+    """Average neighbouring points so that at most `limit` remain."""
     if len(points) <= limit:
         return list(points)
     thinned: list[tuple[float, float]] = []
@@ -42,7 +42,7 @@ def thin(points: Points, limit: int = MAX_POINTS) -> list[tuple[float, float]]:
 def stage_dots(
     rows: Sequence[Mapping[str, Any]], constant: float | None, *, top: float, label: str
 ) -> Markup:
-    """pass@1 with its interval after each stage: point, mean, low, high; `constant` dashed."""
+    """Draw pass@1 with its interval after each stage; `constant` is a dashed line."""
     order = [str(row["point"]) for row in rows]
     values = [
         {
@@ -95,7 +95,7 @@ def curves(
     limit_line: float | None = None,
     shape: tuple[int, int] = PANEL,
 ) -> Markup:
-    """Lines over steps: name -> (colour name, points)."""
+    """Draw lines over steps; `lines` maps names to (colour name, points)."""
     show = percent if share else number
     values = [
         {"x": x, "y": y, "name": name, "tip": f"{name}, step {number(x)}: {show(y)}"}
@@ -143,7 +143,7 @@ def score_histogram(
     label: str,
     num_bins: int = 25,
 ) -> Markup:
-    """How many samples had which judge score in [0, 1]; dropped ones pale, the cut dashed."""
+    """Draw counts of judge scores in [0, 1]: dropped ones pale, the cut dashed."""
     values: list[dict[str, Any]] = []
     for name, scores in (("dropped", dropped), ("kept", kept)):
         counts = [0] * num_bins
@@ -190,7 +190,7 @@ def score_histogram(
 def scatter(
     points: Sequence[tuple[float, float, str]], *, x_title: str, y_title: str, label: str
 ) -> Markup:
-    """Shares against shares: (x, y, tooltip); past MAX_DOTS every n-th point is drawn."""
+    """Draw shares against shares as (x, y, tooltip); above MAX_DOTS, every n-th point."""
     every = max(1, -(-len(points) // MAX_DOTS))
     values = [{"x": x, "y": y, "tip": tip} for x, y, tip in points[::every]]
     chart = (
@@ -219,7 +219,7 @@ def stacked_steps(
     label: str,
     max_bars: int = 40,
 ) -> Markup:
-    """Counts per step, stacked: rows of `step` and a count per part (key, colour, meaning)."""
+    """Draw counts per step, stacked: rows of `step` and a count per part (key, colour, meaning)."""
     width = max(1, -(-len(counts) // max_bars))
     values: list[dict[str, Any]] = []
     for start in range(0, len(counts), width):
@@ -263,7 +263,7 @@ def stacked_steps(
 
 
 def bars(rows: Sequence[tuple[str, float, str]], *, colours: Sequence[str], label: str) -> Markup:
-    """Horizontal bars, in order: (name, value, text beside the bar)."""
+    """Draw horizontal bars, in order: (name, value, text beside the bar)."""
     values = [{"name": n, "value": v, "text": t, "tip": f"{n}: {t}"} for n, v, t in rows]
     order = [n for n, _, _ in rows]
     most = max((v for _, v, _ in rows), default=1.0) or 1.0
@@ -289,7 +289,7 @@ def _svg(chart: Any, shape: tuple[int, int], label: str) -> Markup:
 
 
 def curve_panel(title: str, points: Points, *, share: bool, colour: str) -> Panel:
-    """One curve over steps, its first and last value told in words."""
+    """Draw one curve over steps, with its first and last value in words."""
     show = percent if share else number
     first, last = points[0], points[-1]
     label = (

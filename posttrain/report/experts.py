@@ -1,11 +1,11 @@
-"""How a mixture of experts fared in a gradient stage: load, dead experts, router, gradients."""
+"""A mixture of experts in training: load, dead experts, router, and gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from posttrain.report.blocks import Block, Cell, Figure, Row, Table, number, percent
+from posttrain.report.blocks import Block, Cell, Figure, Table, TableRow, number, percent
 from posttrain.report.charts import curve_panel
 from posttrain.report.read import series
 from posttrain.report.svg import stage_colour
@@ -24,7 +24,7 @@ OF_A_LAYER: Mapping[str, tuple[str, Callable[[float], str]]] = {
 
 
 def expert_blocks(rows: Sequence[Mapping[str, Any]], stage: str) -> list[Block]:
-    """Curves of the worst layer and of gradients by kind, a table of layers; none of a dense model.
+    """Draw the worst layer and gradients by kind, and tabulate layers; nothing for a dense model.
 
     `rows` are those of metrics.jsonl.
     """
@@ -51,7 +51,7 @@ def expert_blocks(rows: Sequence[Mapping[str, Any]], stage: str) -> list[Block]:
 
 
 def _layers(rows: Sequence[Mapping[str, Any]], stage: str) -> Table:
-    """The layers as they were when last logged."""
+    """Return the layers' metrics as last logged."""
     prefix = f"{stage}/moe/layer_"
     last = next(row for row in reversed(rows) if any(key.startswith(prefix) for key in row))
     layers = sorted({int(k.removeprefix(prefix).split("/")[0]) for k in last if prefix in k})
@@ -59,7 +59,7 @@ def _layers(rows: Sequence[Mapping[str, Any]], stage: str) -> Table:
         title="Experts by layer",
         header=["layer", *(title for title, _ in OF_A_LAYER.values())],
         rows=[
-            Row(
+            TableRow(
                 head=str(layer),
                 cells=[
                     Cell(text=show(float(last[f"{prefix}{layer}/{name}"])))

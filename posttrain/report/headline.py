@@ -1,4 +1,4 @@
-"""The first thing on the page: what each stage did to held-out answers, beyond chance or not."""
+"""The first section: what each stage did to held-out answers, and whether it is beyond chance."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from posttrain.report.blocks import (
     Note,
     Panel,
     Prose,
-    Row,
     Section,
     Table,
+    TableRow,
     duration,
     number,
     percent,
@@ -38,7 +38,7 @@ MAX_PANELS = 12
 
 
 def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prompt]) -> Section:
-    """The headline section: a table, a figure and the differences for every suite."""
+    """Return the headline section: a table, a figure and the differences for every suite."""
     blocks: list[Block] = []
     if not evaluated:
         blocks.append(
@@ -91,8 +91,8 @@ def stage_table(suite: Evaluated) -> Table:
         header=["capability", *suite.results, "best constant answer"],
         rows=[_table_row(suite, name) for name in (MACRO, *capability_names(suite))],
         foot=[
-            Row(head="tokens sampled", cells=[*tokens, Cell(text="")]),
-            Row(head="seconds", cells=[*seconds, Cell(text="")]),
+            TableRow(head="tokens sampled", cells=[*tokens, Cell(text="")]),
+            TableRow(head="seconds", cells=[*seconds, Cell(text="")]),
         ],
         caption="Large: pass@1. Under it: its 95 % interval, then pass@k.",
     )
@@ -103,7 +103,7 @@ def _measured(suite: Evaluated) -> dict[tuple[str, str], ResultRow]:
     return {(row.point, row.capability): row for row in result_rows(suite.results, {})}
 
 
-def _table_row(suite: Evaluated, capability: str) -> Row:
+def _table_row(suite: Evaluated, capability: str) -> TableRow:
     measured = _measured(suite)
     cells: list[Cell] = []
     constants: list[float] = []
@@ -123,7 +123,7 @@ def _table_row(suite: Evaluated, capability: str) -> Row:
     cells.append(Cell(text=percent(max(constants)) if constants else "\u2013"))
     is_average = capability == MACRO
     head = MACRO if is_average else f"{capability}\n{plural(num_prompts, 'prompt')}"
-    return Row(head=head, cells=cells, strong=is_average)
+    return TableRow(head=head, cells=cells, strong=is_average)
 
 
 def figure(suite: Evaluated) -> Figure:
@@ -160,7 +160,7 @@ def _panel(suite: Evaluated, capability: str, top: float) -> Panel:
 
 
 def method(run: Run, evaluated: Sequence[Evaluated]) -> list[str]:
-    """How it was measured, in words."""
+    """Describe how the results were measured."""
     if not evaluated:
         return []
     spec: Mapping[str, Any] = run.recipe.get("eval") or {}
@@ -194,7 +194,7 @@ def _range(interval: Interval) -> str:
 
 
 def sentence(suite: Evaluated, changes: Sequence[Change]) -> str:
-    """The result in one sentence, noise called noise."""
+    """Return the result in one sentence, with changes within noise marked."""
     first, last = next(iter(suite.results)), list(suite.results)[-1]
     values = {p: suite.results[p].macro.mean for p in (first, last)}
     if first == last:

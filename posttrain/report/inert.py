@@ -1,4 +1,4 @@
-"""Text that others wrote, made safe to show: nothing runs, nothing hides, nothing floods."""
+"""Text by others made safe to show: nothing runs, nothing is hidden, nothing floods the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_STACKED_MARKS = 4
 
 
 def is_unseen(char: str) -> bool:
-    """Whether a reader could not see `char`, or could not trust what stands beside it.
+    """Return True if a reader cannot see `char`, or it changes how its neighbours read.
 
     >>> is_unseen(chr(0x202E)), is_unseen("a"), is_unseen(chr(0))
     (True, False, True)
@@ -24,7 +24,7 @@ def is_unseen(char: str) -> bool:
 
 
 def spell(char: str) -> str:
-    """The visible name of an unseen character.
+    """Return the visible name of an unseen character.
 
     >>> spell(chr(0x202E))
     '[U+202E]'
@@ -33,7 +33,7 @@ def spell(char: str) -> str:
 
 
 def shorten(text: str, limit: int) -> tuple[str, str, int]:
-    """Head, tail and how many characters were left out between them; the end matters in an answer.
+    """Return head, tail, and the number of characters left out between them.
 
     >>> shorten("abcdefghij", 5)
     ('abc', 'ij', 5)
@@ -46,7 +46,7 @@ def shorten(text: str, limit: int) -> tuple[str, str, int]:
 
 
 def plain(text: str) -> str:
-    """`text` with unseen characters spelt out and towers of combining marks cut: always encodable.
+    """Spell out unseen characters and cut stacks of combining marks; the result is encodable.
 
     >>> plain("a" + chr(0xD800) + "b")
     'a[U+D800]b'
@@ -55,7 +55,7 @@ def plain(text: str) -> str:
 
 
 def inert(text: str, limit: int = 1600) -> Markup:
-    """`text` as HTML: escaped, unseen characters in a span, the middle cut past `limit`."""
+    """Return text as HTML: escaped, unseen characters in a span, the middle cut past `limit`."""
     head, tail, left_out = shorten(text, limit)
     if not left_out:
         return _markup(head)
@@ -64,7 +64,7 @@ def inert(text: str, limit: int = 1600) -> Markup:
 
 
 def finalize(value: Any) -> Any:
-    """Jinja's last step before escaping: every string of the page is encodable."""
+    """Make every string of the page encodable, as Jinja's last step before escaping."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return plain(value)

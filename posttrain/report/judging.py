@@ -1,4 +1,4 @@
-"""How hard the judge found the samples, whether it was right, and what it cut."""
+"""Judge and pruning: the scores, their agreement with measurement, and the samples dropped."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from posttrain.report.blocks import (
     Panel,
     Passage,
     Prose,
-    Row,
     Section,
     Table,
+    TableRow,
     number,
     percent,
     plural,
@@ -35,7 +35,7 @@ NUM_EXAMPLES = 3
 
 
 def judge_section(run: Run, samples: Mapping[str, Sample]) -> Section:
-    """Scores and the cut, the judge against measurement, and what was kept and dropped."""
+    """Return the section on the judge and on pruning."""
     blocks: list[Block] = []
     title = "Judge and prune"
     if "judge" not in run.stages and "prune" not in run.stages:
@@ -67,14 +67,14 @@ def counts_table(
     dropped: Sequence[Mapping[str, Any]],
     unscored: Sequence[Mapping[str, Any]],
 ) -> Table:
-    """Per capability: samples kept, dropped and unscored, and where the cut fell."""
+    """Tabulate samples kept, dropped and unscored by capability, and the cut."""
     names = sorted({str(r["capability"]) for rows in (kept, dropped, unscored) for r in rows})
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for name in [None, *names]:
         k, d, u = (_of(rows_, name) for rows_ in (kept, dropped, unscored))
         cut = None if name is None else _cut(k, d)
         rows.append(
-            Row(
+            TableRow(
                 head=name or "all",
                 strong=name is None,
                 cells=[
@@ -105,7 +105,7 @@ def counts_table(
 
 
 def histograms(kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str, Any]]) -> Figure:
-    """One score histogram per capability, with the cut."""
+    """Draw one histogram of scores per capability, with the cut."""
     names = sorted({str(r["capability"]) for rows in (kept, dropped) for r in rows})
     panels: list[Panel] = []
     for name in names:
@@ -128,7 +128,7 @@ def histograms(kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str,
 
 
 def pilot_blocks(run: Run) -> list[Block]:
-    """The judge's score against the failure rate that sampling the model measured."""
+    """Plot the judge's scores against measured failure rates."""
     pilot, verdicts = run.file("judge", PILOT), run.file("judge", VERDICTS.name)
     if pilot is None or verdicts is None:
         return [
@@ -167,7 +167,7 @@ def pilot_blocks(run: Run) -> list[Block]:
 
 
 def _meaning(run: Run) -> str:
-    """What the correlation within capabilities says; over all, capabilities may merely differ."""
+    """Describe the correlation within capabilities."""
     if "prune" not in run.stages:
         return "The prune stage, which tells whether the judge is right, has not finished."
     summary = run.stages["prune"].summary()
@@ -195,7 +195,7 @@ def _meaning(run: Run) -> str:
 
 
 def summary_blocks(summary: Mapping[str, Any]) -> list[Block]:
-    """What the prune stage concluded about the judge: correlations, and the verdict in words."""
+    """Tabulate the check of the judge: correlations, and its verdict in words."""
     blocks: list[Block] = []
     found = summary.get("spearman") or {}
     rows = [
@@ -222,8 +222,8 @@ def summary_blocks(summary: Mapping[str, Any]) -> list[Block]:
     return blocks
 
 
-def _correlation_row(name: str, found: Mapping[str, Any], *, strong: bool = False) -> Row:
-    return Row(
+def _correlation_row(name: str, found: Mapping[str, Any], *, strong: bool = False) -> TableRow:
+    return TableRow(
         head=name,
         cells=[
             Cell(text=number(found.get("num_samples"))),
@@ -244,7 +244,7 @@ def scored_examples(
     unscored: Sequence[Mapping[str, Any]],
     samples: Mapping[str, Sample],
 ) -> list[Block]:
-    """The hardest, the easiest and those on either side of the cut, per capability."""
+    """List the hardest and easiest samples, and those next to the cut, by capability."""
     hard, easy, edge = [], [], []
     for name in sorted({str(r["capability"]) for rows in (kept, dropped) for r in rows}):
         up = sorted(_of(kept, name), key=_score_then_id)
@@ -284,7 +284,7 @@ def _example(row: Mapping[str, Any], samples: Mapping[str, Sample], fate: str) -
 
 
 def conversation(messages: Sequence[Message]) -> list[Passage]:
-    """The turns of a conversation."""
+    """Return the turns of a conversation as passages."""
     return [Passage(name=m["role"], text=m["content"]) for m in messages]
 
 
@@ -297,7 +297,7 @@ def _scores(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def _cut(kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str, Any]]) -> float | None:
-    """The score of the easiest kept sample; None where nothing was dropped or nothing kept."""
+    """Return the lowest score that was kept; None if nothing was dropped or nothing kept."""
     return min(_scores(kept)) if kept and dropped else None
 
 

@@ -1,4 +1,4 @@
-"""The templates of this package, and the Jinja environment that fills them."""
+"""The package's templates, and the Jinja environment that fills them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from posttrain.report.inert import finalize, inert, plain
 
 
 def environment(*, autoescape: bool) -> Any:
-    """A Jinja environment: strings are put out encodable, a missing name is an error."""
+    """Return a Jinja environment whose output is encodable and where a missing name is an error."""
     try:
         import jinja2
     except ImportError as error:
@@ -32,5 +32,5 @@ def environment(*, autoescape: bool) -> Any:
 
 
 def asset(name: str) -> str:
-    """The text of a file that ships in this package."""
+    """Return the text of a file that ships in this package."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where the numbers come from: recipe, stage keys, files, versions, seeds, time and memory."""
+"""Lineage of the numbers: recipe, stage keys, files, versions, seeds, time and memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from posttrain.report.blocks import (
     Figure,
     Note,
     Panel,
-    Row,
     Section,
     Source,
     Table,
+    TableRow,
     duration,
     number,
     size,
@@ -32,7 +32,7 @@ from posttrain.tables import read_json
 
 
 def timing_section(run: Run) -> Section:
-    """Seconds and peak memory of each stage."""
+    """Return the section on seconds and peak memory by stage."""
     finished = list(run.stages.values())
     blocks: list[Block] = []
     if not finished:
@@ -52,7 +52,7 @@ def timing_section(run: Run) -> Section:
         title="Stage by stage",
         header=["stage", "time", "peak memory", "rows and counts"],
         rows=[
-            Row(
+            TableRow(
                 head=s.name,
                 cells=[
                     Cell(text=duration(t)),
@@ -63,7 +63,7 @@ def timing_section(run: Run) -> Section:
             for s, t in zip(finished, seconds, strict=True)
         ],
         foot=[
-            Row(
+            TableRow(
                 head="all",
                 cells=[Cell(text=duration(sum(seconds))), Cell(text=_most(run)), Cell(text="")],
             )
@@ -75,7 +75,7 @@ def timing_section(run: Run) -> Section:
 
 
 def section(run: Run) -> Section:
-    """Recipe, stages with keys and files, and the environment."""
+    """Return the section on recipe, stages with keys and files, and environment."""
     blocks: list[Block] = []
     model = run.file("model", MODEL)
     if model is not None:
@@ -108,13 +108,13 @@ def section(run: Run) -> Section:
 
 
 def versions(run: Run) -> list[tuple[str, str]]:
-    """Package versions that environment.json names, flat."""
+    """Return package versions in environment.json."""
     found = run.environment.get("packages") or run.environment.get("versions") or {}
     return [(str(k), str(v)) for k, v in found.items()] if isinstance(found, Mapping) else []
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """The line under the page's title: what this run was."""
+    """Return the facts of the line under the page's title."""
     items = [("base model", base_model(run.recipe)), ("seed", number(run.recipe.get("seed", 0)))]
     environment = run.environment
     for key in ("commit", "git_commit", "posttrain_commit"):
@@ -127,7 +127,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def base_model(recipe: Mapping[str, Any]) -> str:
-    """The base model in words; of a path only its last part, for pages and cards are passed on."""
+    """Describe the base model; of a path only its last part, because pages are passed on."""
     base = (recipe.get("model") or {}).get("base")
     if not isinstance(base, Mapping):
         return _source(base)
@@ -147,7 +147,7 @@ def _source(source: Any) -> str:
 
 
 def pretty(value: Any) -> str:
-    """JSON for reading."""
+    """Format a value as indented JSON."""
     return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False)
 
 

@@ -1,4 +1,4 @@
-"""The report: one HTML file without script, made from what a run directory holds."""
+"""The report: one HTML file without script, made of what a run directory holds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from posttrain.tables import write_bytes
 
 
 def write_report(run_dir: Path, out: Path) -> Path:
-    """Write the report of `run_dir` to `out`, a file or a folder that gets report.html.
+    """Write the report of `run_dir` to `out`, a file or a folder for report.html.
 
     Stages and files that are missing are left out, with a line that says so.
     Errors: ValueError where `run_dir` is no run directory; SetupError where the report extra

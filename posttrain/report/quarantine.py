@@ -1,4 +1,4 @@
-"""What left the data before anything was trained, and why."""
+"""Rows that left the data before training, and why."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from posttrain.report.blocks import (
     Note,
     Passage,
     Prose,
-    Row,
     Section,
     Table,
+    TableRow,
     number,
     plural,
 )
@@ -27,7 +27,7 @@ MAX_REASONS = 12
 
 
 def section(run: Run) -> Section:
-    """What left the data before anything saw it, by reason, with examples."""
+    """Return the section on the data: rows that left, by reason, with examples."""
     blocks: list[Block] = []
     if "data" not in run.stages:
         blocks.append(Note(text="The data stage has not finished."))
@@ -52,13 +52,13 @@ def section(run: Run) -> Section:
 
 
 def quarantine(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
-    """Rows that left, counted by reason and source, a few of each to read."""
+    """Tabulate rows that left by reason and source, with a few of each to read."""
     counts = Counter((str(r["reason"]), bool(r.get("malformed"))) for r in rows)
     table = Table(
         title="Set aside before training",
         header=["reason", "rows", "kind", "sources"],
         rows=[
-            Row(
+            TableRow(
                 head=reason,
                 cells=[
                     Cell(text=f"{count:,}"),

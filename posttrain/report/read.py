@@ -1,4 +1,4 @@
-"""A run directory as the report reads it: finished stages that no newer one has made void."""
+"""A run directory as the report reads it: finished stages that belong together."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from posttrain.tables import read_groups, read_table
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """A run directory's small files and its finished stages."""
+    """Small files of a run directory, and its finished stages."""
 
     path: Path
     name: str
     recipe_text: str | None
     recipe: Mapping[str, Any]
-    """recipe.resolved.json; empty where there is none."""
+    """Contents of recipe.resolved.json; empty without one."""
     environment: Mapping[str, Any]
     stages: Mapping[str, FinishedStage]
-    """By name (`eval-base`, `sft`, ...), in their order."""
+    """Finished stages by name (`eval-base`, `sft`, ...), in order."""
 
     def file(self, stage: str, name: str) -> Path | None:
         """Return the path of a finished stage's file; None where stage or file is missing."""
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def evaluations(self) -> dict[str, FinishedStage]:
-        """Finished evaluations by point (`base`, `sft`, ...), in their order."""
+        """Return finished evaluations by point (`base`, `sft`, ...), in order."""
         return {
             name.removeprefix(EVALUATION): stage
             for name, stage in self.stages.items()
@@ -53,7 +53,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
-    """One suite as measured after each stage, in order."""
+    """Results of one suite after each stage, in order."""
 
     suite: str
     groups: Mapping[str, Sequence[RolloutGroup]]
@@ -87,9 +87,9 @@ def read_run(run_dir: Path) -> Run:
 
 
 def _of_one_line(stages: Mapping[str, FinishedStage]) -> dict[str, FinishedStage]:
-    """Return the stages without those that were made from an older one than lies there now.
+    """Leave out stages that were made from an older stage than the one there now.
 
-    While a stage runs anew, its successors are still the old ones.
+    While a stage runs again, its successors are still the old ones.
     """
     kept: dict[str, FinishedStage] = {}
     for name, stage in stages.items():

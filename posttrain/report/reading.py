@@ -1,4 +1,4 @@
-"""Answers to read: held-out questions before and after, rollouts from early and late in RL."""
+"""Answers to read: held-out questions before and after training, early and late rollouts of RL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Badge = Literal["passed", "failed", "undecided"]
 
 
 def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prompt]) -> Section:
-    """Answers to read."""
+    """Return the section of answers to read."""
     blocks: list[Block] = []
     for suite in evaluated[:1]:
         blocks.extend(before_and_after(suite, prompts))
@@ -46,7 +46,7 @@ def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prom
 
 
 def before_and_after(suite: Evaluated, prompts: Mapping[str, Prompt]) -> list[Block]:
-    """Held-out prompts whose pass rate rose most, and fell most, from first to last stage."""
+    """List held-out prompts whose pass rate rose and fell most, from first to last stage."""
     there = [point for point, groups in suite.groups.items() if groups]
     if len(there) < 2:
         return []
@@ -110,7 +110,7 @@ def _typical(group: RolloutGroup, wanted: bool) -> Rollout:
 def early_and_late(
     early: Sequence[RolloutGroup], late: Sequence[RolloutGroup], prompts: Mapping[str, Prompt]
 ) -> list[Block]:
-    """A passed, a failed and an undecided rollout per capability, from early and late steps."""
+    """List passed, failed and undecided rollouts by capability, from early and late steps."""
     blocks: list[Block] = []
     for title, groups in (
         ("Rollouts from the first RL steps", early),
@@ -157,5 +157,5 @@ def _answer(rollout: Rollout, name: str) -> Passage:
 
 
 def badge(rollout: Rollout) -> Badge:
-    """The outcome as a word."""
+    """Return the outcome as a word."""
     return {True: "passed", False: "failed", None: "undecided"}[rollout.outcome.passed]  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Results of one suite as rows, and the stages of a run: the source of every table of results."""
+"""Results of one suite as rows, for all tables of results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ResultRow:
     tokens: int | None = None
     """Tokens of the training stage, or of the evaluation for `base`; in the average's row only."""
     seconds: float | None = None
-    """Seconds of that stage, likewise."""
+    """Seconds, likewise."""
 
 
 def result_rows(

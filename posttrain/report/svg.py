@@ -1,4 +1,4 @@
-"""Vega-Lite specification -> a small inline SVG in the page's colours, without script."""
+"""Vega-Lite specifications as small inline SVG in the page's colours, without script."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COLOURS: Mapping[str, str] = {
     "surplus": "#f3b79a",
     "dropped": "#c3c6ca",
 }
-"""Name -> the light colour that charts are drawn with; the page has a CSS variable of each name."""
+"""Colours of charts in the light theme, by the name of the page's CSS variable."""
 
 NUM_TRAINING_COLOURS = sum(name.startswith("training-") for name in COLOURS)
 
@@ -108,7 +108,7 @@ def stage_colour(stage: str) -> str:
 
 
 def render(spec: Mapping[str, Any], *, label: str) -> Markup:
-    """Draw `spec`; `label` is what a screen reader says, `description` channels become tooltips."""
+    """Draw `spec`; `label` is for screen readers, `description` channels become tooltips."""
     try:
         import vl_convert
     except ImportError as error:
@@ -121,7 +121,7 @@ def render(spec: Mapping[str, Any], *, label: str) -> Markup:
 
 
 def encodable(value: Any) -> Any:
-    """`value` with every string in it made plain, for names of capabilities come from data."""
+    """Make every string in `value` plain, because names of capabilities come from data."""
     if isinstance(value, Mapping):
         return {plain(str(key)): encodable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -130,7 +130,7 @@ def encodable(value: Any) -> Any:
 
 
 def clean(drawn: str, *, label: str) -> Markup:
-    """Keep known elements and attributes, colours become variables, descriptions titles."""
+    """Keep known elements and attributes; replace colours by variables, descriptions by titles."""
     root = _copy(ElementTree.fromstring(drawn))
     assert root is not None
     root.set("role", "img")

@@ -1,4 +1,4 @@
-"""The gradient stages drawn: losses, the curriculum's flow, parity between trainer and engine."""
+"""The training stages: their curves, the curriculum's flow, weight-sync parity, and pairs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from posttrain.report.blocks import (
     Panel,
     Passage,
     Prose,
-    Row,
     Section,
     Table,
+    TableRow,
     duration,
     number,
     percent,
@@ -53,13 +53,13 @@ LEARNING_RATE = Curve(title="learning rate", metrics=("learning_rate",))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedBy:
-    """How the report and the card tell of a training stage."""
+    """Description of a training stage for the report and the card."""
 
     title: str
     method: str
     """Tag of the method on Hugging Face."""
     describe: Callable[[Run], str]
-    """What was trained on, in words."""
+    """Function that describes what was trained on."""
     curves: Sequence[Curve] = (LOSS, LEARNING_RATE, GRADIENT_NORM)
 
 
@@ -128,7 +128,7 @@ TRAINED_BY: Mapping[str, TrainedBy] = {
 
 
 def trained_by(stage: str) -> TrainedBy:
-    """Return how a training stage is told of; plainly where nothing is written of it here."""
+    """Return the description of a training stage; a plain one for stages unknown here."""
     plain = TrainedBy(title=stage, method=stage, describe=lambda _: f"Trained by {stage}")
     return TRAINED_BY.get(stage, plain)
 
@@ -143,7 +143,7 @@ FLOW = (
     ("no_signal_solved", "solved", "no signal: all passed"),
     ("no_signal_failed", "failed", "no signal: all failed"),
 )
-"""(curriculum.jsonl key, colour, meaning)."""
+"""Key in curriculum.jsonl, colour and meaning of each fate of a proposed prompt."""
 
 PURPOSES = (
     ("whole", "drawn as whole groups"),
@@ -159,7 +159,7 @@ FATES = (
     ("filler", "became fillers, trained on without signal"),
     ("discarded", "were discarded"),
 )
-"""(curriculum.jsonl key after tokens_, meaning)."""
+"""Key in curriculum.jsonl after tokens_, and meaning."""
 
 
 def sections(run: Run) -> list[Section]:
@@ -176,7 +176,7 @@ def sections(run: Run) -> list[Section]:
 
 
 def _dpo_blocks(run: Run) -> list[Block]:
-    """Curves, and the pairs by corner case."""
+    """Draw curves, and tabulate pairs by corner case."""
     blocks = _curves_of(run, "dpo") if "dpo" in run.stages or run.recipe.get("dpo") else []
     path = run.file("pairs", PAIRS.name)
     if path is None:
@@ -196,7 +196,7 @@ def _dpo_blocks(run: Run) -> list[Block]:
 
 
 def pair_blocks(pairs: Sequence[PreferencePair], num_examples: int = 2) -> list[Block]:
-    """Pairs counted by what the rejected answer did wrong, a few of each to read."""
+    """Tabulate pairs by the fault of the rejected answer, with a few of each to read."""
     by_case: dict[str, list[PreferencePair]] = {}
     for pair in pairs:
         by_case.setdefault(pair.corner_case, []).append(pair)
@@ -205,7 +205,7 @@ def pair_blocks(pairs: Sequence[PreferencePair], num_examples: int = 2) -> list[
         title="Preference pairs by corner case",
         header=["the rejected answer", "pairs", "share"],
         rows=[
-            Row(
+            TableRow(
                 head=case.replace("_", " "),
                 cells=[Cell(text=f"{len(ps):,}"), Cell(text=percent(len(ps) / len(pairs)))],
             )
@@ -235,7 +235,7 @@ def pair_blocks(pairs: Sequence[PreferencePair], num_examples: int = 2) -> list[
 
 
 def _rl_blocks(run: Run) -> list[Block]:
-    """Pass rates, the curriculum's flow, the optimiser's curves, and parity."""
+    """Draw pass rates, the curriculum's flow, training curves, and parity."""
     blocks: list[Block] = []
     if "rl" not in run.stages:
         return _curves_of(run, "rl")
@@ -304,7 +304,7 @@ def _flow(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 def _flow_table(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     rows = [
-        Row(
+        TableRow(
             head=name,
             cells=[
                 Cell(text=number(_total(found, "proposed"))),
@@ -332,10 +332,12 @@ def _flow_table(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tab
 
 
 def _spending(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Generated tokens by why they were drawn and by what became of them."""
+    """Tabulate generated tokens by purpose and by fate."""
     spent = _total(rows, "tokens")
     lines = [
-        Row(head=meaning, cells=[Cell(text=number(tokens)), Cell(text=percent(tokens / spent))])
+        TableRow(
+            head=meaning, cells=[Cell(text=number(tokens)), Cell(text=percent(tokens / spent))]
+        )
         for names in (PURPOSES, FATES)
         for key, meaning in names
         if (tokens := _total(rows, f"tokens_{key}"))
@@ -421,7 +423,7 @@ def _parity(run: Run) -> Block:
 
 
 def sft_parity(run: Run) -> Mapping[str, Any]:
-    """The SFT stage's parity.json, empty where there is none."""
+    """Return the SFT stage's parity.json; empty without one."""
     path = run.file("sft", "parity.json")
     value = {} if path is None else read_json(path)
     return value if isinstance(value, dict) else {}

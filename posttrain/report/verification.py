@@ -21,9 +21,9 @@ from posttrain.report.blocks import (
     Note,
     Panel,
     Passage,
-    Row,
     Section,
     Table,
+    TableRow,
     percent,
 )
 from posttrain.report.charts import curve_panel, curves
@@ -56,7 +56,7 @@ class Decided:
 
 
 def section(run: Run, prompts: Mapping[str, Prompt]) -> Section:
-    """Write the section on verification."""
+    """Return the section on verification."""
     places = read_decided(run, prompts)
     blocks: list[Block] = [*_by_verifier(places)]
     if not blocks:
@@ -126,9 +126,11 @@ def _outcomes(verifier: str, places: Mapping[str, Sequence[Decided]]) -> Table:
     return Table(
         title=f"Outcomes of verifier {verifier}",
         header=["outcome", *places],
-        rows=[Row(head=label, cells=[cell(place, label) for place in places]) for label in labels],
+        rows=[
+            TableRow(head=label, cells=[cell(place, label) for place in places]) for label in labels
+        ],
         foot=[
-            Row(head="answers", cells=[Cell(text=f"{counts[p].total():,}") for p in places]),
+            TableRow(head="answers", cells=[Cell(text=f"{counts[p].total():,}") for p in places]),
         ],
         caption="Share and number of answers. Undecided ones are missing, not failed.",
     )
@@ -161,7 +163,7 @@ def reward_hack_blocks(rollouts: Sequence[Decided]) -> list[Block]:
         said = "No rollout matches a reward-hack pattern of its verifier." if rollouts else ""
         return [Note(text=said)] if said else []
     panels: list[Panel] = []
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     risen: list[str] = []
     for verifier, kind in kinds:
         own = [one for one in rollouts if one.verifier == verifier]
@@ -175,7 +177,7 @@ def reward_hack_blocks(rollouts: Sequence[Decided]) -> list[Block]:
         flagged = [one for one in own if kind in one.outcome.reward_hack_flags]
         passed = sum(one.outcome.passed is True for one in flagged)
         cells = [f"{len(flagged):,}", percent(len(flagged) / len(own)), f"{passed:,}"]
-        rows.append(Row(head=told, cells=[Cell(text=text) for text in cells]))
+        rows.append(TableRow(head=told, cells=[Cell(text=text) for text in cells]))
         if (step := sudden_rise(by_step)) is not None:
             risen.append(f"{told} rises at step {step}")
     blocks: list[Block] = [
