@@ -144,11 +144,11 @@ def test_everything_that_happened_has_its_place(html: str) -> None:
     text = " ".join(Page(html).text.split())
     for said in (
         "What each stage did", "best constant answer", "rl \u2212 sft", "How it was measured",
-        "Rows that were set aside", "asks what a held-out prompt asks", "not JSON",
-        "Kept and dropped", "cut at score", "Within capabilities Spearman's rank correlation is",
-        "Hardest by the judge",
-        "The judge passes its check", "Easiest by the judge: dropped", "Training curves",
-        "Where the proposed prompts went", "no signal: all passed", "Weight-sync parity",
+        "Rows left out before training", "asks what a held-out prompt asks", "not JSON",
+        "Kept and dropped", "cut at score", "Within capabilities, Spearman's rank correlation is",
+        "Highest scores: kept",
+        "The judge passes its check", "Lowest scores: dropped", "Training curves",
+        "Use of proposed prompts", "no signal: all passed", "Weight-sync parity",
         "Preference pairs by corner case", "truncation", "Rollouts from the last RL steps",
         "the verifier ran out of time", "recipe.resolved.json", "environment.json", "commit",
         "0123456789ab", "peak memory", "MANIFEST.json", "entropy, nats per token",
@@ -161,9 +161,9 @@ def test_everything_that_happened_has_its_place(html: str) -> None:
 
 
 def judged_words(run_dir: Path) -> tuple[str, list[list[str]]]:
-    """What the caption of "Is the judge right?" says, and the rows of the table of correlations."""
+    """Return the caption of the judge's plot, and the rows of the table of correlations."""
     blocks = judge_section(read_run(run_dir), {}).blocks
-    (figure,) = [b for b in blocks if isinstance(b, Figure) and b.title == "Is the judge right?"]
+    (figure,) = [b for b in blocks if isinstance(b, Figure) and b.title.startswith("The judge")]
     tables = [b for b in blocks if isinstance(b, Table) and b.title.startswith("Rank correlation")]
     return figure.caption, [[r.head, *(c.text for c in r.cells)] for t in tables for r in t.rows]
 
@@ -178,17 +178,20 @@ def test_the_judge_is_checked_within_capabilities(run_dir: Path, no_drawing: Non
         assert mean == f"{expected[head]['mean']:.2f}"
         assert interval.endswith(f"to {expected[head]['high']:.2f}")
     within = found["within"]
-    assert f"{within['mean']:.2f} [{within['low']:.2f}, {within['high']:.2f}]" in caption
-    assert "harder by the judge is harder for the model" in caption
+    assert (
+        f"{within['mean']:.2f} (95 % interval {within['low']:.2f} to {within['high']:.2f})"
+        in caption
+    )
+    assert "fails more often on samples with higher scores" in caption
 
 
 @pytest.mark.parametrize(
     ("within", "earned", "said"),
     [
-        ({"mean": 0.02, "low": -0.2, "high": 0.24}, False, "not distinguishable from none"),
-        ({"mean": -0.6, "low": -0.7, "high": -0.5}, False, "has it backwards"),
+        ({"mean": 0.02, "low": -0.2, "high": 0.24}, False, "not distinguishable from zero"),
+        ({"mean": -0.6, "low": -0.7, "high": -0.5}, False, "drops the wrong ones"),
         ({"mean": 1.0, "low": -1.0, "high": 1.0}, None, "too few samples"),
-        ({"mean": None, "low": None, "high": None}, None, "one side does not vary"),
+        ({"mean": None, "low": None, "high": None}, None, "are all equal"),
     ],
 )
 def test_a_correlation_over_all_capabilities_concludes_nothing(
@@ -301,7 +304,7 @@ def test_a_missing_stage_is_left_out(small_run: Path, tmp_path: Path, missing: s
         "prune": "The prune stage has not finished",
         "sft": "The sft stage has not finished.",
         "rl": "The rl stage has not finished.",
-        "pairs": "No preference pairs",
+        "pairs": "There are no preference pairs",
         "dpo": "The dpo stage has not finished.",
     }.get(missing, f"Not measured on heldout: {missing.removeprefix('eval-')}.")
     assert line in text
@@ -317,8 +320,8 @@ def test_missing_files_are_left_out_with_a_line(small_run: Path, tmp_path: Path)
     text = " ".join(Page(write_report(run, tmp_path / "out.html").read_text()).text.split())
     for line in (
         "No paired differences on heldout", "quarantine.parquet is missing", "pilot.parquet or",
-        "No training curves: metrics.jsonl of the sft stage", "No curriculum flow",
-        "No weight-sync parity", "No RL rollouts to read", "No preference pairs",
+        "no training curves: metrics.jsonl of the sft stage", "no curriculum flow",
+        "no weight-sync parity", "no RL rollouts to read", "no preference pairs",
         "recipe.yaml is missing", "recipe.resolved.json is missing", "environment.json is missing",
     ):  # fmt: skip
         assert line in text, line
@@ -329,7 +332,7 @@ def test_a_run_that_has_only_begun_still_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "run" / "stages").mkdir(parents=True)
     text = Page(write_report(tmp_path / "run", tmp_path).read_text()).text
     assert (tmp_path / "report.html").exists()
-    assert "Nothing was measured" in text
+    assert "There are no results yet" in text
     assert "No stage has finished." in text
 
 

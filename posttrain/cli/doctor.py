@@ -27,7 +27,7 @@ GIB = 2**30
 def diagnose(*, test_sandboxes: bool = False) -> dict[str, Any]:
     """Return packages against requirements, optional parts, sandboxes, devices, memory and disk.
 
-    Sandboxes report an earlier self-test. Landlock, which takes seconds, is tested if there is none;
+    Sandboxes show an earlier self-test. Landlock, which takes seconds, is tested if there is none;
     `test_sandboxes` tests every installed one again.
     """
     packages = [

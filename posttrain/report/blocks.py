@@ -9,6 +9,8 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from posttrain.records import Message
+
 NBSP = "\u00a0"
 MINUS = "\u2212"
 Tone = Literal["", "up", "down", "flat"]
@@ -47,8 +49,6 @@ class TableRow:
     head: str
     cells: Sequence[Cell]
     strong: bool = False
-    swatch: str = ""
-    """Name of a colour drawn before the head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,6 @@ class Table:
     rows: Sequence[TableRow]
     foot: Sequence[TableRow] = ()
     caption: str = ""
-    numeric: bool = True
     kind: Literal["table"] = "table"
 
 
@@ -145,6 +144,30 @@ class Section:
     slug: str
     title: str
     blocks: Sequence[Block]
+
+
+def text_row(head: str, *texts: str, strong: bool = False) -> TableRow:
+    """Return a row of plain numeric cells."""
+    return TableRow(head=head, cells=[Cell(text=text) for text in texts], strong=strong)
+
+
+def small_multiples(
+    title: str,
+    panels: Sequence[Panel],
+    *,
+    caption: str,
+    legend: Sequence[tuple[str, str]] = (),
+    most: int = 12,
+) -> Figure:
+    """Return a figure that shows the first `most` panels and folds the rest."""
+    return Figure(
+        title=title, panels=panels[:most], more=panels[most:], legend=legend, caption=caption
+    )
+
+
+def conversation(messages: Sequence[Message]) -> list[Passage]:
+    """Return the turns of a conversation as passages."""
+    return [Passage(name=turn["role"], text=turn["content"]) for turn in messages]
 
 
 def percent(value: float | None, digits: int = 1) -> str:

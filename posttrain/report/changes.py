@@ -71,9 +71,9 @@ def change_table(suite: str, changes: Sequence[Change]) -> Table:
         rows=rows,
         caption=(
             "Percentage points of pass@1 on the same prompts, with the 95 % interval of a paired "
-            "bootstrap over prompts; where fewer than five prompts differ from the rest, wide "
-            "enough for one more that changes fully. Coloured where the interval leaves zero out; "
-            "grey where the change is within noise."
+            "bootstrap over prompts, widened for one more changed prompt if fewer than five "
+            "differ from the rest. Coloured if the interval excludes zero, grey if the change is "
+            "within noise."
         ),
     )
 

@@ -27,6 +27,8 @@ from posttrain.report.blocks import (
     percent,
     plural,
     points,
+    small_multiples,
+    text_row,
 )
 from posttrain.report.changes import Change, change_table, measured_changes
 from posttrain.report.charts import stage_dots
@@ -34,19 +36,12 @@ from posttrain.report.inert import plain
 from posttrain.report.read import Evaluated, Run
 from posttrain.report.results import MACRO, ResultRow, result_rows
 
-MAX_PANELS = 12
-
 
 def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prompt]) -> Section:
     """Return the headline section: a table, a figure and the differences for every suite."""
     blocks: list[Block] = []
     if not evaluated:
-        blocks.append(
-            Note(
-                text="Nothing was measured: the run has no finished eval stage, so there is no "
-                "table."
-            )
-        )
+        blocks.append(Note(text="There are no results yet: the run has no finished evaluation."))
     for suite in evaluated:
         changes = measured_changes(suite, prompts)
         blocks.append(stage_table(suite))
@@ -58,7 +53,7 @@ def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prom
         elif len(suite.results) > 1:
             blocks.append(
                 Note(
-                    text=f"No paired differences on {suite.suite}: "
+                    text=f"No paired differences on {suite.suite}, because "
                     f"outcomes-{suite.suite}.parquet is missing."
                 )
             )
@@ -84,17 +79,15 @@ def capability_names(suite: Evaluated) -> list[str]:
 def stage_table(suite: Evaluated) -> Table:
     """Return capability x stage: pass@1 with its interval, pass@k, and the best constant answer."""
     results = suite.results.values()
-    tokens = [Cell(text=number(result.tokens)) for result in results]
-    seconds = [Cell(text=duration(result.seconds)) for result in results]
     return Table(
         title=f"Suite {plain(suite.suite)}: pass@1 after each stage",
         header=["capability", *suite.results, "best constant answer"],
         rows=[_table_row(suite, name) for name in (MACRO, *capability_names(suite))],
         foot=[
-            TableRow(head="tokens sampled", cells=[*tokens, Cell(text="")]),
-            TableRow(head="seconds", cells=[*seconds, Cell(text="")]),
+            text_row("tokens generated", *(number(result.tokens) for result in results), ""),
+            text_row("seconds", *(duration(result.seconds) for result in results), ""),
         ],
-        caption="Large: pass@1. Under it: its 95 % interval, then pass@k.",
+        caption="Large: pass@1. Below it: its 95 % interval, then pass@k.",
     )
 
 
@@ -131,12 +124,11 @@ def figure(suite: Evaluated) -> Figure:
     highs = [row.pass_at_1.high for row in _measured(suite).values()]
     top = min(1.0, max((h for h in highs if not math.isnan(h)), default=1.0) * 1.08 + 0.02)
     panels = [_panel(suite, name, top) for name in (MACRO, *capability_names(suite))]
-    return Figure(
-        title="The same, drawn",
-        panels=panels[:MAX_PANELS],
-        more=panels[MAX_PANELS:],
+    return small_multiples(
+        "pass@1 by stage",
+        panels,
         caption="Dot: pass@1. Band: 95 % interval. Dashed: the best constant answer. All panels "
-        "share one scale.",
+        "have the same scale.",
     )
 
 
@@ -168,24 +160,19 @@ def method(run: Run, evaluated: Sequence[Evaluated]) -> list[str]:
     if {"num_generations", "temperature", "max_tokens"} <= set(spec):
         how = (
             f" Each prompt is answered {number(spec['num_generations'])} times at temperature "
-            f"{number(spec['temperature'])}, at most {number(spec['max_tokens'])} tokens each, "
-            "with the same seeds "
-            "after every stage."
+            f"{number(spec['temperature'])}, with at most {number(spec['max_tokens'])} tokens and "
+            "the same seeds after every stage."
         )
     return [
-        "How it was measured. Held-out prompts are set aside before anything is trained, and no "
-        "training row asks "
-        f"the same question.{how} A verifier decides each answer; one it could not decide counts "
-        "as missing, not as "
-        "failed. pass@1 is the mean pass rate over prompts; pass@k is the unbiased chance that "
-        "at least one of k "
-        "answers passes. Intervals are 95 % bootstrap intervals over prompts, so they say how "
-        "the numbers would move "
-        "with other prompts of the same kind, not with another training seed. Where fewer than "
-        "five prompts differ from the rest they are wide enough for one prompt more at the worst.",
-        "The best constant answer is the score of always giving the one answer that passes most "
-        "often. A policy that "
-        "does not beat it has learned the commonest answer and nothing else.",
+        "How it was measured. Held-out prompts are set aside before training, and no training row "
+        f"asks the same question.{how} A verifier decides each answer. An answer that it cannot "
+        "decide counts as missing, not as failed. pass@1 is the mean pass rate over prompts; "
+        "pass@k is the unbiased estimate of the probability that at least one of k answers passes. "
+        "Intervals are 95 % bootstrap intervals over prompts: they show how results would vary "
+        "with other prompts of the same kind, but not with another training seed. If fewer than "
+        "five prompts differ from the rest, the interval is widened for one more such prompt.",
+        "The best constant answer is the pass rate of always giving the single answer that passes "
+        "most often. A policy that does not beat it may have learned nothing but that answer.",
     ]
 
 

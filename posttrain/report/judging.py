@@ -8,10 +8,9 @@ from typing import Any
 
 from posttrain.artefacts import DROPPED, KEPT, PILOT, UNSCORED, VERDICTS
 from posttrain.metrics import pass_rates
-from posttrain.records import Message, Sample
+from posttrain.records import Sample
 from posttrain.report.blocks import (
     Block,
-    Cell,
     Example,
     Examples,
     Figure,
@@ -22,12 +21,14 @@ from posttrain.report.blocks import (
     Section,
     Table,
     TableRow,
+    conversation,
     number,
     percent,
     plural,
+    small_multiples,
+    text_row,
 )
 from posttrain.report.charts import scatter, score_histogram
-from posttrain.report.headline import MAX_PANELS
 from posttrain.report.read import Run, read_rows
 from posttrain.tables import read_groups
 
@@ -41,8 +42,8 @@ def judge_section(run: Run, samples: Mapping[str, Sample]) -> Section:
     if "judge" not in run.stages and "prune" not in run.stages:
         blocks.append(
             Note(
-                text="No judge ran, so nothing was pruned: SFT, where there is one, saw every "
-                "sample."
+                text="No judge ran, so nothing was pruned: SFT, if the recipe has it, used all "
+                "samples."
             )
         )
         return Section(slug="judge", title=title, blocks=blocks)
@@ -74,33 +75,26 @@ def counts_table(
         k, d, u = (_of(rows_, name) for rows_ in (kept, dropped, unscored))
         cut = None if name is None else _cut(k, d)
         rows.append(
-            TableRow(
-                head=name or "all",
+            text_row(
+                name or "all",
+                f"{len(k) + len(d) + len(u):,}",
+                f"{len(k):,}",
+                f"{len(d):,}",
+                percent(len(d) / (len(k) + len(d)) if k or d else None),
+                f"{len(u):,}",
+                "" if name is None else number(cut),
                 strong=name is None,
-                cells=[
-                    Cell(text=f"{len(k) + len(d) + len(u):,}"),
-                    Cell(text=f"{len(k):,}"),
-                    Cell(text=f"{len(d):,}"),
-                    Cell(text=percent(len(d) / (len(k) + len(d)) if k or d else None)),
-                    Cell(text=f"{len(u):,}"),
-                    Cell(text="" if name is None else number(cut)),
-                ],
             )
         )
     return Table(
         title="Kept and dropped",
-        header=[
-            "capability",
-            "samples",
-            "kept",
-            "dropped",
-            "share dropped",
-            "unscored",
-            "cut at score",
-        ],
+        header=(
+            *("capability", "samples", "kept", "dropped"),
+            *("share dropped", "unscored", "cut at score"),
+        ),
         rows=rows,
-        caption="The easiest are dropped within each capability. Unscored samples are kept for "
-        "training.",
+        caption="Within each capability the samples with the lowest scores are dropped. "
+        "Unscored samples are kept.",
     )
 
 
@@ -118,12 +112,11 @@ def histograms(kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str,
             _scores(k), _scores(d), cut, label=f"Histogram of judge scores, {said}"
         )
         panels.append(Panel(title=name, svg=svg))
-    return Figure(
-        title="How hard the judge found the samples",
-        panels=panels[:MAX_PANELS],
-        more=panels[MAX_PANELS:],
+    return small_multiples(
+        "How hard the judge found the samples",
+        panels,
         legend=[("dropped", "dropped"), ("accent", "kept")],
-        caption="Samples per score. Dashed: the cut, the score of the easiest kept sample.",
+        caption="Samples by score. Dashed: the cut, which is the lowest score that was kept.",
     )
 
 
@@ -143,8 +136,8 @@ def pilot_blocks(run: Run) -> list[Block]:
     if len(pairs) < 2:
         return [
             Note(
-                text="The judge was not checked against measurement: the pilot has fewer than "
-                "two scored samples."
+                text="The judge was not checked against measurement, because the pilot has fewer "
+                "than two scored samples."
             )
         ]
     dots = [
@@ -159,7 +152,7 @@ def pilot_blocks(run: Run) -> list[Block]:
     )
     return [
         Figure(
-            title="Is the judge right?",
+            title="The judge against measurement",
             panels=[Panel(title=f"{plural(len(dots), 'pilot sample')}", svg=svg)],
             caption=f"{meaning} Each dot is a sample that the base model answered several times.",
         )
@@ -169,28 +162,31 @@ def pilot_blocks(run: Run) -> list[Block]:
 def _meaning(run: Run) -> str:
     """Describe the correlation within capabilities."""
     if "prune" not in run.stages:
-        return "The prune stage, which tells whether the judge is right, has not finished."
+        return "The prune stage, which checks the judge, has not finished."
     summary = run.stages["prune"].summary()
     within = (summary.get("spearman") or {}).get("within") or {}
     if within.get("mean") is None:
         return (
-            "Within capabilities one side does not vary, so there is no rank correlation: this "
-            "pilot says nothing about the judge."
+            "Within capabilities the scores or the failure rates are all equal, so there is no "
+            "rank correlation, and the pilot says nothing about the judge."
         )
     low, high = within["low"], within["high"]
     told = (
-        "Within capabilities Spearman's rank correlation is "
-        f"{_two_digits(within['mean'])} [{_two_digits(low)}, {_two_digits(high)}], 95 % interval"
+        "Within capabilities, Spearman's rank correlation is "
+        f"{_two_digits(within['mean'])} (95 % interval {_two_digits(low)} to {_two_digits(high)})"
     )
     if summary.get("earned") is None:
-        return f"{told}: too few samples to tell whether the judge is right."
+        return f"{told}, from too few samples to decide."
     if low > 0:
-        return f"{told}: harder by the judge is harder for the model."
+        return f"{told}: the model fails more often on samples with higher scores."
     if high < 0:
-        return f"{told}: the judge has it backwards, and pruning by it drops the wrong half."
+        return (
+            f"{told}: the model fails less often on samples with higher scores, so pruning by this "
+            "judge drops the wrong ones."
+        )
     return (
-        f"{told}: not distinguishable from none, and nothing shows that pruning by it is better "
-        "than chance."
+        f"{told}, which is not distinguishable from zero: nothing shows that pruning by this "
+        "judge is better than pruning at random."
     )
 
 
@@ -209,29 +205,24 @@ def summary_blocks(summary: Mapping[str, Any]) -> list[Block]:
             title="Rank correlation of score and failure rate",
             header=["among", "pilot samples", "Spearman", "95 % interval"],
             rows=rows,
-            caption="Within: ranked inside each capability, then taken together. This is what "
-            "pruning rests on; overall can be high only because one capability is harder than "
-            "another. Below, each capability alone.",
+            caption="within: samples are ranked inside their capability, and ranks are pooled. "
+            "It decides the check, because pruning compares samples of one capability only. "
+            "overall: all samples ranked together, which also reflects that one capability is "
+            "harder than another. Below, each capability alone.",
         )
         blocks.append(table)
     if summary.get("verdict"):
         blocks.append(Prose(text=str(summary["verdict"])))
     if reasons := summary.get("unscored_reasons"):
         told = "; ".join(f"{reason} ({number(count)})" for reason, count in reasons.items())
-        blocks.append(Prose(text=f"Unscored, by reason: {told}."))
+        blocks.append(Prose(text=f"Reasons for unscored samples: {told}."))
     return blocks
 
 
 def _correlation_row(name: str, found: Mapping[str, Any], *, strong: bool = False) -> TableRow:
-    return TableRow(
-        head=name,
-        cells=[
-            Cell(text=number(found.get("num_samples"))),
-            Cell(text=_two_digits(found.get("mean"))),
-            Cell(text=f"{_two_digits(found.get('low'))} to {_two_digits(found.get('high'))}"),
-        ],
-        strong=strong,
-    )
+    interval = f"{_two_digits(found.get('low'))} to {_two_digits(found.get('high'))}"
+    cells = (number(found.get("num_samples")), _two_digits(found.get("mean")), interval)
+    return text_row(name, *cells, strong=strong)
 
 
 def _two_digits(value: float | None) -> str:
@@ -257,11 +248,11 @@ def scored_examples(
     blocks: list[Block] = [
         Examples(title=title, items=items)
         for title, items in (
-            ("Hardest by the judge: kept", hard),
-            ("Easiest by the judge: dropped", easy),
-            ("On either side of the cut", edge),
+            ("Highest scores: kept", hard),
+            ("Lowest scores: dropped", easy),
+            ("Next to the cut", edge),
             (
-                "Unscored: kept for training",
+                "Unscored: kept",
                 [_example(r, samples, "unscored") for r in unscored[:NUM_EXAMPLES]],
             ),
         )
@@ -279,13 +270,8 @@ def _example(row: Mapping[str, Any], samples: Mapping[str, Sample], fate: str) -
         "no score" if score is None else f"score {float(score):.3f}",
     ]
     passages = [] if sample is None else conversation(sample.messages)
-    passages.append(Passage(name="judge's reason", text=str(row.get("reason") or "")))
+    passages.append(Passage(name="reason", text=str(row.get("reason") or "")))
     return Example(title=str(row["sample_id"]), facts=facts, passages=passages)
-
-
-def conversation(messages: Sequence[Message]) -> list[Passage]:
-    """Return the turns of a conversation as passages."""
-    return [Passage(name=m["role"], text=m["content"]) for m in messages]
 
 
 def _of(rows: Sequence[Mapping[str, Any]], name: str | None) -> list[Mapping[str, Any]]:

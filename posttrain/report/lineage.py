@@ -22,6 +22,7 @@ from posttrain.report.blocks import (
     duration,
     number,
     size,
+    text_row,
 )
 from posttrain.report.charts import bars
 from posttrain.report.read import Run
@@ -62,12 +63,7 @@ def timing_section(run: Run) -> Section:
             )
             for s, t in zip(finished, seconds, strict=True)
         ],
-        foot=[
-            TableRow(
-                head="all",
-                cells=[Cell(text=duration(sum(seconds))), Cell(text=_most(run)), Cell(text="")],
-            )
-        ],
+        foot=[text_row("all", duration(sum(seconds)), _most(run), "")],
         caption="Peak memory is the resident set of the stage's own processes.",
     )
     blocks.append(table)
@@ -109,18 +105,15 @@ def section(run: Run) -> Section:
 
 def versions(run: Run) -> list[tuple[str, str]]:
     """Return package versions in environment.json."""
-    found = run.environment.get("packages") or run.environment.get("versions") or {}
+    found = run.environment.get("packages") or {}
     return [(str(k), str(v)) for k, v in found.items()] if isinstance(found, Mapping) else []
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
     """Return the facts of the line under the page's title."""
     items = [("base model", base_model(run.recipe)), ("seed", number(run.recipe.get("seed", 0)))]
-    environment = run.environment
-    for key in ("commit", "git_commit", "posttrain_commit"):
-        if environment.get(key):
-            items.append(("commit", str(environment[key])[:12]))
-            break
+    if run.environment.get("commit"):
+        items.append(("commit", str(run.environment["commit"])[:12]))
     packages = dict(versions(run))
     items += [(k, packages[k]) for k in ("posttrain", "torch", "trl", "vllm") if packages.get(k)]
     return items
@@ -132,7 +125,7 @@ def base_model(recipe: Mapping[str, Any]) -> str:
     if not isinstance(base, Mapping):
         return _source(base)
     made = base.get("upcycle") or {}
-    source = _source(made.get("from") or made.get("from_"))
+    source = _source(made.get("from"))
     every = _nth(made.get("every", 2))
     return f"{source}, upcycled to {made.get('experts', '?')} experts in every {every}layer"
 

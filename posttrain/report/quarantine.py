@@ -41,10 +41,10 @@ def section(run: Run) -> Section:
     path = run.file("data", QUARANTINE)
     rows = read_rows(path)
     if path is None:
-        blocks.append(Note(text="No quarantine table: quarantine.parquet is missing."))
+        blocks.append(Note(text="There is no quarantine table: quarantine.parquet is missing."))
     elif not rows:
         blocks.append(
-            Note(text="Nothing was quarantined: every row was usable, unique and not held out.")
+            Note(text="Nothing was quarantined: every row was usable, unique, and not held out.")
         )
     else:
         blocks.extend(quarantine(rows))
@@ -55,7 +55,7 @@ def quarantine(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
     """Tabulate rows that left by reason and source, with a few of each to read."""
     counts = Counter((str(r["reason"]), bool(r.get("malformed"))) for r in rows)
     table = Table(
-        title="Set aside before training",
+        title="Rows left out before training",
         header=["reason", "rows", "kind", "sources"],
         rows=[
             TableRow(
@@ -90,7 +90,7 @@ def quarantine(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
         for reason, _ in counts.most_common(MAX_REASONS)
         for row in [r for r in rows if str(r["reason"]) == reason[0]][:2]
     ]
-    return [table, Examples(title="Rows that were set aside, to read", items=examples)]
+    return [table, Examples(title="Rows left out, to read", items=examples)]
 
 
 def _sources(rows: Sequence[Mapping[str, Any]], reason: str) -> str:

@@ -151,20 +151,16 @@ def rollout_steps(run: Run) -> list[Path]:
     return rollout_tables(run.stages["rl"].path) if "rl" in run.stages else []
 
 
-def series(rows: Sequence[Mapping[str, Any]], *names: str) -> list[tuple[float, float]]:
-    """Return (step, value) of the first of `names` that a row has, with or without namespace."""
-    for name in names:
-        points = [
-            (float(row["step"]), float(value))
-            for row in rows
-            for key, value in row.items()
-            if (key == name or key.partition("/")[2] == name)
-            and isinstance(value, (int, float))
-            and "step" in row
-        ]
-        if points:
-            return points
-    return []
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """Return (step, value) of a metric, which rows have with or without a namespace."""
+    return [
+        (float(row["step"]), float(value))
+        for row in rows
+        for key, value in row.items()
+        if (key == name or key.partition("/")[2] == name)
+        and isinstance(value, (int, float))
+        and "step" in row
+    ]
 
 
 def _object_or_empty(path: Path) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from posttrain.report.blocks import (
     Note,
     Passage,
     Section,
+    conversation,
     number,
     percent,
 )
-from posttrain.report.judging import conversation
 from posttrain.report.read import Evaluated, Run, rollout_steps
 from posttrain.tables import read_groups
 
@@ -39,7 +39,8 @@ def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prom
     else:
         blocks.append(
             Note(
-                text="No RL rollouts to read: the RL stage has not finished or the recipe has none."
+                text="There are no RL rollouts to read: the RL stage has not finished, or the "
+                "recipe has none."
             )
         )
     return Section(slug="answers", title="Answers to read", blocks=blocks)
@@ -54,25 +55,22 @@ def before_and_after(suite: Evaluated, prompts: Mapping[str, Prompt]) -> list[Bl
     old, new = pass_rates(suite.groups[first]), pass_rates(suite.groups[last])
     change = {i: new[i] - old[i] for i in old if i in new and i in prompts}
     groups = {point: {g.prompt_id: g for g in suite.groups[point]} for point in (first, last)}
+    ends = (first, last)
     risen, fallen = list[Example](), list[Example]()
     for name in sorted({prompts[i].capability for i in change}):
         ids = sorted(
             (i for i in change if prompts[i].capability == name), key=lambda i: (-change[i], i)
         )
-        for chosen, out in ((ids[:NUM_CHANGED], risen), (ids[::-1][:1], fallen)):
-            for i in chosen:
-                if change[i] != 0 and (change[i] > 0) == (out is risen):
-                    out.append(
-                        _pair(
-                            prompts[i],
-                            groups[first][i],
-                            groups[last][i],
-                            first,
-                            last,
-                            old[i],
-                            new[i],
-                        )
-                    )
+        risen += [
+            _before_and_after(prompts[i], groups, ends, (old[i], new[i]))
+            for i in ids[:NUM_CHANGED]
+            if change[i] > 0
+        ]
+        fallen += [
+            _before_and_after(prompts[i], groups, ends, (old[i], new[i]))
+            for i in ids[-1:]
+            if change[i] < 0
+        ]
     return [
         Examples(title=title, items=items, open=items is risen)
         for title, items in (
@@ -83,18 +81,18 @@ def before_and_after(suite: Evaluated, prompts: Mapping[str, Prompt]) -> list[Bl
     ]
 
 
-def _pair(
+def _before_and_after(
     prompt: Prompt,
-    before: RolloutGroup,
-    after: RolloutGroup,
-    first: str,
-    last: str,
-    old: float,
-    new: float,
+    groups: Mapping[str, Mapping[str, RolloutGroup]],
+    ends: tuple[str, str],
+    rates: tuple[float, float],
 ) -> Example:
-    passages = [*conversation(prompt.messages), Passage(name="reference", text=prompt.reference)]
-    # One answer stands for each side: of the kind that the side gives more of than the other does.
-    passages += [
+    (first, last), (old, new) = ends, rates
+    before, after = (groups[point][prompt.prompt_id] for point in ends)
+    # One answer per side, of the kind that became rarer or more frequent.
+    passages = [
+        *conversation(prompt.messages),
+        Passage(name="reference", text=prompt.reference),
         _answer(_typical(before, new < old), first),
         _answer(_typical(after, new > old), last),
     ]

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.artefacts import CURRICULUM, METRICS, PAIRS, PARITY
+from posttrain.artefacts import METRICS, PAIRS
 from posttrain.recipe.schema import training_stages
 from posttrain.records import PreferencePair
 from posttrain.report.blocks import (
     Block,
-    Cell,
     Example,
     Examples,
     Figure,
@@ -21,34 +20,33 @@ from posttrain.report.blocks import (
     Prose,
     Section,
     Table,
-    TableRow,
+    conversation,
     duration,
     number,
     percent,
     plural,
+    text_row,
 )
-from posttrain.report.charts import curve_panel, curves, stacked_steps
-from posttrain.report.experts import expert_blocks
-from posttrain.report.headline import MAX_PANELS
-from posttrain.report.judging import conversation
-from posttrain.report.read import Run, read_rows, series
+from posttrain.report.charts import curve_panel
+from posttrain.report.read import Run, series
+from posttrain.report.rl import flow_blocks, parity_block
 from posttrain.report.svg import stage_colour
 from posttrain.tables import read_json, read_metrics
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Curve:
     """A panel of training curves."""
 
     title: str
-    metrics: tuple[str, ...]
-    """Names in metrics.jsonl, without namespace; the first that was logged is drawn."""
+    metric: str
+    """Name in metrics.jsonl, without namespace."""
     is_share: bool = False
 
 
-LOSS = Curve(title="loss", metrics=("loss", "train_loss"))
-GRADIENT_NORM = Curve(title="gradient norm", metrics=("grad_norm",))
-LEARNING_RATE = Curve(title="learning rate", metrics=("learning_rate",))
+LOSS = Curve("loss", "loss")
+GRADIENT_NORM = Curve("gradient norm", "grad_norm")
+LEARNING_RATE = Curve("learning rate", "learning_rate")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +74,7 @@ TRAINED_BY: Mapping[str, TrainedBy] = {
         describe=_describe_sft,
         curves=(
             LOSS,
-            Curve(title="token accuracy", metrics=("mean_token_accuracy",), is_share=True),
+            Curve("token accuracy", "mean_token_accuracy", is_share=True),
             LEARNING_RATE,
             GRADIENT_NORM,
         ),
@@ -86,25 +84,14 @@ TRAINED_BY: Mapping[str, TrainedBy] = {
         method="grpo",
         describe=lambda _: "Online RL (GRPO) on verified answers, prompts chosen by the curriculum",
         curves=(
-            Curve(title="reward", metrics=("reward",)),
-            Curve(
-                title="completion length, tokens",
-                metrics=("completions/mean_length", "completion_length", "mean_length"),
-            ),
-            Curve(
-                title="answers cut off at the limit",
-                metrics=("completions/clipped_ratio", "clipped_ratio", "truncated"),
-                is_share=True,
-            ),
-            Curve(title="entropy, nats per token", metrics=("entropy",)),
+            Curve("reward", "reward"),
+            Curve("completion length, tokens", "completions/mean_length"),
+            Curve("answers cut off at the limit", "completions/clipped_ratio", is_share=True),
+            Curve("entropy, nats per token", "entropy"),
             LOSS,
             GRADIENT_NORM,
-            Curve(title="KL to the start of the stage", metrics=("kl",)),
-            Curve(
-                title="clipped updates",
-                metrics=("clip_ratio/region_mean", "clip_ratio"),
-                is_share=True,
-            ),
+            Curve("KL to the start of the stage", "kl"),
+            Curve("clipped updates", "clip_ratio/region_mean", is_share=True),
         ),
     ),
     "dpo": TrainedBy(
@@ -115,12 +102,8 @@ TRAINED_BY: Mapping[str, TrainedBy] = {
         ),
         curves=(
             LOSS,
-            Curve(
-                title="pairs ranked right",
-                metrics=("rewards/accuracies", "accuracies"),
-                is_share=True,
-            ),
-            Curve(title="reward margin", metrics=("rewards/margins", "margins")),
+            Curve("pairs ranked right", "rewards/accuracies", is_share=True),
+            Curve("reward margin", "rewards/margins"),
             GRADIENT_NORM,
         ),
     ),
@@ -133,66 +116,47 @@ def trained_by(stage: str) -> TrainedBy:
     return TRAINED_BY.get(stage, plain)
 
 
-RL_COLOUR = stage_colour("rl")
-FLOW = (
-    ("trained", RL_COLOUR, "trained on, with signal"),
-    ("filler", "filler", "trained on without signal, because the refill cap bound"),
-    ("surplus", "surplus", "with signal, one too many"),
-    ("stopped", "dropped", "stopped after the pilot: little to expect of the rest"),
-    ("undecided", "undecided", "undecided by the verifier"),
-    ("no_signal_solved", "solved", "no signal: all passed"),
-    ("no_signal_failed", "failed", "no signal: all failed"),
+WORST: Sequence[tuple[str, str, bool]] = (
+    ("tokens of the fullest expert over the mean", "moe/load_max", False),
+    ("evenness of the load", "moe/load_entropy", True),
+    ("experts without a token", "moe/dead", True),
 )
-"""Key in curriculum.jsonl, colour and meaning of each fate of a proposed prompt."""
-
-PURPOSES = (
-    ("whole", "drawn as whole groups"),
-    ("pilot", "drawn as pilots"),
-    ("continuation", "drawn to go on after a pilot"),
-    ("refill", "drawn to replace groups without signal"),
-    ("exploration", "drawn to explore"),
-    ("review", "drawn to review what was solved"),
-    ("retry", "drawn to retry what was unsolved"),
-)
-FATES = (
-    ("trained", "became groups with signal, trained on"),
-    ("filler", "became fillers, trained on without signal"),
-    ("discarded", "were discarded"),
-)
-"""Key in curriculum.jsonl after tokens_, and meaning."""
+OF_A_LAYER: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "load_max": ("fullest over mean", number),
+    "load_entropy": ("evenness", percent),
+    "dead": ("without a token", percent),
+    "router_rms": ("router logits, RMS", number),
+}
 
 
 def sections(run: Run) -> list[Section]:
     """Return one section per training stage, in running order."""
-    blocks_of = {"rl": _rl_blocks, "dpo": _dpo_blocks}
     return [
-        Section(
-            slug=stage,
-            title=trained_by(stage).title,
-            blocks=blocks_of[stage](run) if stage in blocks_of else _curves_of(run, stage),
-        )
+        Section(slug=stage, title=trained_by(stage).title, blocks=_blocks_of(run, stage))
         for stage in training_stages()
     ]
 
 
-def _dpo_blocks(run: Run) -> list[Block]:
-    """Draw curves, and tabulate pairs by corner case."""
-    blocks = _curves_of(run, "dpo") if "dpo" in run.stages or run.recipe.get("dpo") else []
+def _blocks_of(run: Run, stage: str) -> list[Block]:
+    blocks = _curves_of(run, stage)
+    if stage == "rl" and stage in run.stages:
+        return [*flow_blocks(run), *blocks, parity_block(run)]
+    return [*blocks, *_pair_blocks(run)] if stage == "dpo" else blocks
+
+
+def _pair_blocks(run: Run) -> list[Block]:
     path = run.file("pairs", PAIRS.name)
     if path is None:
-        blocks.append(
+        return [
             Note(
-                text="No preference pairs: the pairs stage has not finished or the recipe has no "
-                "dpo section."
+                text="There are no preference pairs: the pairs stage has not finished, or the "
+                "recipe has no dpo section."
             )
-        )
-    elif pairs := PAIRS.read(path.parent):
-        blocks.extend(pair_blocks(pairs))
-    else:
-        blocks.append(
-            Note(text="The RL rollouts held no usable pair, so DPO had nothing to learn from.")
-        )
-    return blocks
+        ]
+    pairs = PAIRS.read(path.parent)
+    if not pairs:
+        return [Note(text="The RL rollouts gave no usable pair, so DPO had no data.")]
+    return pair_blocks(pairs)
 
 
 def pair_blocks(pairs: Sequence[PreferencePair], num_examples: int = 2) -> list[Block]:
@@ -205,10 +169,7 @@ def pair_blocks(pairs: Sequence[PreferencePair], num_examples: int = 2) -> list[
         title="Preference pairs by corner case",
         header=["the rejected answer", "pairs", "share"],
         rows=[
-            TableRow(
-                head=case.replace("_", " "),
-                cells=[Cell(text=f"{len(ps):,}"), Cell(text=percent(len(ps) / len(pairs)))],
-            )
+            text_row(case.replace("_", " "), f"{len(ps):,}", percent(len(ps) / len(pairs)))
             for case, ps in ordered
         ],
         caption=f"{plural(len(pairs), 'pair')} from "
@@ -234,129 +195,6 @@ def pair_blocks(pairs: Sequence[PreferencePair], num_examples: int = 2) -> list[
     return [table, Examples(title="Pairs to read", items=examples)]
 
 
-def _rl_blocks(run: Run) -> list[Block]:
-    """Draw pass rates, the curriculum's flow, training curves, and parity."""
-    blocks: list[Block] = []
-    if "rl" not in run.stages:
-        return _curves_of(run, "rl")
-    rows = read_rows(run.file("rl", CURRICULUM))
-    if rows:
-        by_capability: dict[str, list[dict[str, Any]]] = {}
-        for row in sorted(rows, key=lambda r: (str(r["capability"]), float(r["step"]))):
-            by_capability.setdefault(str(row["capability"]), []).append(row)
-        blocks.append(_pass_rates(by_capability))
-        blocks.append(_flow(by_capability))
-        blocks.append(_flow_table(by_capability))
-        if any("tokens_trained" in row for row in rows):
-            blocks.append(_spending(rows))
-    else:
-        blocks.append(Note(text="No curriculum flow: curriculum.jsonl is missing or empty."))
-    blocks.extend(_curves_of(run, "rl"))
-    blocks.append(_parity(run))
-    return blocks
-
-
-def _pass_rates(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    panels: list[Panel] = []
-    for name, rows in by_capability.items():
-        points = [
-            (float(r["step"]), float(r["pass_rate"]))
-            for r in rows
-            if r.get("pass_rate") is not None
-        ]
-        if not points:
-            continue
-        said = f"{name}: {percent(points[0][1])} at step {number(points[0][0])}, "
-        said += f"{percent(points[-1][1])} at step {number(points[-1][0])}"
-        svg = curves(
-            {name: (RL_COLOUR, points)},
-            share=True,
-            top=1.0,
-            label=f"Pass rate of proposed prompts, {said}",
-        )
-        panels.append(Panel(title=name, svg=svg))
-    return Figure(
-        title="Pass rate of the prompts that were proposed",
-        panels=panels[:MAX_PANELS],
-        more=panels[MAX_PANELS:],
-        caption="The curriculum moves on to harder prompts as the policy improves, so a flat "
-        "line here is no standstill: "
-        "read progress from the held-out table.",
-    )
-
-
-def _flow(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    panels: list[Panel] = []
-    for name, rows in by_capability.items():
-        totals = "; ".join(f"{number(_total(rows, key))} {meaning}" for key, _, meaning in FLOW)
-        svg = stacked_steps(rows, FLOW, label=f"Prompts proposed by step, {name}: {totals}")
-        panels.append(Panel(title=name, svg=svg))
-    return Figure(
-        title="Where the proposed prompts went",
-        panels=panels[:MAX_PANELS],
-        more=panels[MAX_PANELS:],
-        legend=[(colour, meaning) for _, colour, meaning in FLOW],
-        caption="Groups of answers per step. A group without signal (all passed or all failed) "
-        "teaches nothing and is "
-        "replaced before the trainer spends a forward pass on it.",
-    )
-
-
-def _flow_table(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    rows = [
-        TableRow(
-            head=name,
-            cells=[
-                Cell(text=number(_total(found, "proposed"))),
-                *(Cell(text=number(_total(found, key))) for key, _, _ in FLOW),
-                Cell(text=number(_total(found, "tokens"))),
-            ],
-        )
-        for name, found in by_capability.items()
-    ]
-    header = [
-        "capability",
-        "proposed",
-        "trained on",
-        "filler",
-        "surplus",
-        "stopped",
-        "undecided",
-        "all passed",
-        "all failed",
-        "tokens",
-    ]
-    return Table(
-        title="The flow in sum", header=header, rows=rows, caption="Groups over all steps."
-    )
-
-
-def _spending(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Tabulate generated tokens by purpose and by fate."""
-    spent = _total(rows, "tokens")
-    lines = [
-        TableRow(
-            head=meaning, cells=[Cell(text=number(tokens)), Cell(text=percent(tokens / spent))]
-        )
-        for names in (PURPOSES, FATES)
-        for key, meaning in names
-        if (tokens := _total(rows, f"tokens_{key}"))
-    ]
-    scored = _total(rows, "scored")
-    told = f", and {number(scored)} scored by the likelihood probe" if scored else ""
-    return Table(
-        title="What tokens were spent on",
-        header=["", "tokens", "share"],
-        rows=lines,
-        caption=f"{number(spent)} generated{told}. The first lines say why they were drawn, the "
-        "last ones what became of them; each sums to all.",
-    )
-
-
-def _total(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    return sum(float(r.get(key) or 0.0) for r in rows)
-
-
 def _curves_of(run: Run, stage: str) -> list[Block]:
     if stage not in run.stages:
         asked = run.recipe.get(stage) is not None
@@ -369,16 +207,17 @@ def _curves_of(run: Run, stage: str) -> list[Block]:
     rows: list[dict[str, Any]] = [] if path is None else read_metrics(path)
     panels: list[Panel] = []
     for curve in trained_by(stage).curves:
-        if found := series(rows, *curve.metrics):
+        if found := series(rows, curve.metric):
             colour = stage_colour(stage)
             panels.append(curve_panel(curve.title, found, share=curve.is_share, colour=colour))
     if panels:
         blocks.append(Figure(title="Training curves", panels=panels))
-        blocks.extend(expert_blocks(rows, stage))
+        blocks.extend(_expert_blocks(rows, stage))
     else:
         blocks.append(
             Note(
-                text=f"No training curves: metrics.jsonl of the {stage} stage is missing or empty."
+                text=f"There are no training curves: metrics.jsonl of the {stage} stage is missing "
+                "or empty."
             )
         )
     return blocks
@@ -395,35 +234,58 @@ def _facts(summary: Mapping[str, Any]) -> str:
     return (", ".join(parts) + ".").capitalize() if parts else ""
 
 
-def _parity(run: Run) -> Block:
-    rows = read_rows(run.file("rl", PARITY))
-    engine = run.recipe.get("engine") or {}
-    tolerance = engine.get("parity_tolerance")
-    points = series(rows, "parity/mean")
-    if not points:
-        return Note(text="No weight-sync parity: parity.jsonl is missing or empty.")
-    worst = max(y for _, y in points)
-    label = (
-        f"Mean log-probability difference between trainer and engine, at most {number(worst)} nats"
-    )
-    line = (
-        float(tolerance) if isinstance(tolerance, (int, float)) and worst > tolerance / 20 else None
-    )
-    svg = curves({"difference": (RL_COLOUR, points)}, zero=True, limit_line=line, label=label)
-    told = "" if tolerance is None else f" The run stops past {number(tolerance)}."
-    return Figure(
-        title="Weight-sync parity",
-        panels=[
-            Panel(title="mean |difference|, nats per token", sub=f"worst {number(worst)}", svg=svg)
-        ],
-        caption="After every weight sync the engine scores a few sequences, and so does the "
-        "trainer's model: the mean "
-        f"absolute difference of their token log-probabilities.{told}",
-    )
-
-
 def sft_parity(run: Run) -> Mapping[str, Any]:
     """Return the SFT stage's parity.json; empty without one."""
     path = run.file("sft", "parity.json")
     value = {} if path is None else read_json(path)
     return value if isinstance(value, dict) else {}
+
+
+def _expert_blocks(rows: Sequence[Mapping[str, Any]], stage: str) -> list[Block]:
+    """Draw the worst layer and gradients by kind, and tabulate layers; nothing for a dense model.
+
+    `rows` are those of metrics.jsonl.
+    """
+    colour = stage_colour(stage)
+    panels = [
+        curve_panel(f"{title}, worst layer", found, share=share, colour=colour)
+        for title, name, share in WORST
+        if (found := series(rows, name))
+    ]
+    if not panels:
+        return []
+    kinds = sorted({key.partition("/grad_norm/")[2] for row in rows for key in row} - {""})
+    panels += [
+        curve_panel(
+            f"gradient norm, {kind.replace('_', ' ')}",
+            found,
+            share=False,
+            colour=colour,
+        )
+        for kind in kinds
+        if (found := series(rows, f"grad_norm/{kind}"))
+    ]
+    return [Figure(title="Mixture of experts", panels=panels), _layers(rows, stage)]
+
+
+def _layers(rows: Sequence[Mapping[str, Any]], stage: str) -> Table:
+    """Return the layers' metrics as last logged."""
+    prefix = f"{stage}/moe/layer_"
+    last = next(row for row in reversed(rows) if any(key.startswith(prefix) for key in row))
+    layers = sorted({int(k.removeprefix(prefix).split("/")[0]) for k in last if prefix in k})
+    return Table(
+        title="Experts by layer",
+        header=["layer", *(title for title, _ in OF_A_LAYER.values())],
+        rows=[
+            text_row(
+                str(layer),
+                *(
+                    show(float(last[f"{prefix}{layer}/{name}"]))
+                    for name, (_, show) in OF_A_LAYER.items()
+                ),
+            )
+            for layer in layers
+        ],
+        caption=f"Logged at step {number(float(last['step']))}. Fullest over mean: 1 is even. "
+        "Evenness: entropy of the load over its maximum.",
+    )

@@ -24,10 +24,11 @@ from posttrain.report.blocks import (
     Section,
     Table,
     TableRow,
+    conversation,
     percent,
+    text_row,
 )
 from posttrain.report.charts import curve_panel, curves
-from posttrain.report.judging import conversation
 from posttrain.report.read import Run, rollout_steps, series
 from posttrain.report.svg import stage_colour
 from posttrain.tables import read_json, read_metrics, read_table
@@ -129,9 +130,7 @@ def _outcomes(verifier: str, places: Mapping[str, Sequence[Decided]]) -> Table:
         rows=[
             TableRow(head=label, cells=[cell(place, label) for place in places]) for label in labels
         ],
-        foot=[
-            TableRow(head="answers", cells=[Cell(text=f"{counts[p].total():,}") for p in places]),
-        ],
+        foot=[text_row("answers", *(f"{counts[place].total():,}" for place in places))],
         caption="Share and number of answers. Undecided ones are missing, not failed.",
     )
 
@@ -176,8 +175,8 @@ def reward_hack_blocks(rollouts: Sequence[Decided]) -> list[Block]:
         panels.append(Panel(title=told, svg=svg))
         flagged = [one for one in own if kind in one.outcome.reward_hack_flags]
         passed = sum(one.outcome.passed is True for one in flagged)
-        cells = [f"{len(flagged):,}", percent(len(flagged) / len(own)), f"{passed:,}"]
-        rows.append(TableRow(head=told, cells=[Cell(text=text) for text in cells]))
+        share = percent(len(flagged) / len(own))
+        rows.append(text_row(told, f"{len(flagged):,}", share, f"{passed:,}"))
         if (step := sudden_rise(by_step)) is not None:
             risen.append(f"{told} rises at step {step}")
     blocks: list[Block] = [
@@ -252,7 +251,7 @@ def _shaping(run: Run) -> Figure | None:
     panels = [
         curve_panel(label, found, share=False, colour=RL_COLOUR)
         for name, label in _LABELS.items()
-        if (found := series(rows, f"rl/shaping/{name}", f"shaping/{name}"))
+        if (found := series(rows, f"shaping/{name}"))
     ]
     if not panels:
         return None
