@@ -209,7 +209,7 @@ def test_a_worker_that_sleeps_or_dies_is_replaced() -> None:
 
 def test_a_server_that_died_is_replaced() -> None:
     prompt = gym_prompts("chain_sum")[0]
-    server = workers._crews[gym.WORKER]._server  # pyright: ignore[reportPrivateUsage]
+    server = workers._crews[gym.WORKER].server  # pyright: ignore[reportPrivateUsage]
     server._process.kill()  # pyright: ignore[reportPrivateUsage]
     server._process.wait()  # pyright: ignore[reportPrivateUsage]
     assert verify(prompt, prompt.reference).passed is True
@@ -221,7 +221,7 @@ def test_no_worker_outlives_its_parent() -> None:
         "from posttrain.rewards.math import WORKER\n"
         "workers.ask(WORKER, {'do': 'parse', 'text': '1'}, seconds=60, patience=60)\n"
         "crew = workers._crews[WORKER]\n"
-        "print(crew._server._process.pid, crew._idle[0].pid, flush=True)\n"
+        "print(crew.server._process.pid, crew._idle[0].pid, flush=True)\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run(

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.engines.engine import Completion, Engine, SamplingRequest
 from posttrain.models import prompt_ids
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
-from posttrain.rewards import settle, submit
+from posttrain.rewards import settle, submit_group
 
 
 def roll_out(
@@ -29,7 +29,13 @@ def roll_out(
     answers: dict[int, list[_Answer]] = {}
 
     def verify_group(index: int, completions_G: list[Completion]) -> None:
-        answers[index] = [_submit(prompts[index], c, tokenizer) for c in completions_G]
+        texts = [_text(completion, tokenizer) for completion in completions_G]
+        cut = [completion.finish_reason == "length" for completion in completions_G]
+        outcomes = submit_group(prompts[index], list(zip(texts, cut, strict=True)))
+        answers[index] = [
+            _Answer(completion=completion, text=text, outcome=outcome)
+            for completion, text, outcome in zip(completions_G, texts, outcomes, strict=True)
+        ]
 
     completions_P_G = engine.generate(
         [prompt_ids(tokenizer, p.messages) for p in prompts], request, on_done=verify_group
@@ -54,11 +60,10 @@ class _Answer:
     outcome: Future[Outcome]
 
 
-def _submit(prompt: Prompt, completion: Completion, tokenizer: PreTrainedTokenizerBase) -> _Answer:
+def _text(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
     text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
     assert isinstance(text, str)
-    outcome = submit(prompt, text, truncated=completion.finish_reason == "length")
-    return _Answer(completion=completion, text=text, outcome=outcome)
+    return text
 
 
 def _rollout(answer: _Answer) -> Rollout:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
+from posttrain.errors import RecipeError
 from posttrain.records import Outcome, Prompt
 from posttrain.rewards.choice import CHOICE
 from posttrain.rewards.code import CODE
@@ -16,18 +17,22 @@ from posttrain.rewards.exact import EXACT
 from posttrain.rewards.instructions import INSTRUCTIONS
 from posttrain.rewards.judged import JUDGE, use_judge
 from posttrain.rewards.math import MATH
+from posttrain.rewards.python import PythonVerifier, make_verifier
 from posttrain.rewards.reasoning_gym import REASONING_GYM
 from posttrain.rewards.verifier import Verifier, decided, reward_hack_flags
 from posttrain.rewards.workers import NUM_FAST, NUM_SLOW, close_workers
 
 __all__ = [
     "VERIFIERS",
+    "PythonVerifier",
     "Verifier",
     "check_reference",
     "close_workers",
     "find_verifier",
     "settle",
     "submit",
+    "submit_group",
+    "use_functions",
     "use_judge",
     "verify",
 ]
@@ -46,13 +51,35 @@ VERIFIERS: Mapping[str, Verifier] = {
     )
 }
 
-_waiting: list[tuple[Prompt, str, Future[Outcome]]] = []
+_Waiting = tuple[Prompt, str, Future[Outcome]]
+_waiting: list[_Waiting] = []
+_functions: dict[str, PythonVerifier] = {}
+
+
+def use_functions(functions: Iterable[PythonVerifier]) -> None:
+    """Set which functions of the user's own are verifiers of this process; each loads when used.
+
+    Prompts name them by `PythonVerifier.name`, so that a table alone makes no code run. Raises
+    RecipeError where two differ and have the same name.
+    """
+    _functions.clear()
+    _loaded.cache_clear()
+    for function in functions:
+        if _functions.setdefault(function.name, function) != function:
+            raise RecipeError(
+                f"two verifiers are called {function.name}, and they differ",
+                hint="write the same keys for both, or rename one of the files",
+            )
 
 
 def find_verifier(name: str) -> Verifier:
     """Return the verifier of that name; ValueError with the nearest name where there is none."""
     if name in VERIFIERS:
         return VERIFIERS[name]
+    if name in _functions:
+        return _loaded(name)
+    if ":" in name:
+        raise ValueError(f"verifier {name} is a function that this recipe does not name")
     near = difflib.get_close_matches(name, VERIFIERS, n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(
@@ -88,16 +115,30 @@ def verify(prompt: Prompt, text: str, *, truncated: bool = False) -> Outcome:
 
 
 def submit(prompt: Prompt, text: str, *, truncated: bool = False) -> Future[Outcome]:
-    """Start `verify` in a thread; the future raises what `verify` would.
+    """Start `verify`; the future raises what `verify` would."""
+    return submit_group(prompt, [(text, truncated)])[0]
 
-    A verifier that decides in batches waits for `settle`.
+
+def submit_group(prompt: Prompt, answers: Sequence[tuple[str, bool]]) -> list[Future[Outcome]]:
+    """Start `verify` of answers to one prompt, each a text and whether it was truncated.
+
+    A verifier that decides a round of the engine in one batch waits for `settle`.
     """
-    in_batches = find_verifier(prompt.verifier).verify_batch is not None
-    if not in_batches or _outcome_unseen(text, truncated=truncated) is not None:
-        return _threads().submit(verify, prompt, text, truncated=truncated)
-    outcome: Future[Outcome] = Future()
-    _waiting.append((prompt, text, outcome))
-    return outcome
+    verifier = find_verifier(prompt.verifier)
+    futures: list[Future[Outcome]] = []
+    batch: list[_Waiting] = []
+    for text, truncated in answers:
+        unseen = _outcome_unseen(text, truncated=truncated)
+        if verifier.verify_batch is None or unseen is not None:
+            futures.append(_threads().submit(verify, prompt, text, truncated=truncated))
+            continue
+        futures.append(Future())
+        batch.append((prompt, text, futures[-1]))
+    if verifier.batch == "round":
+        _waiting.extend(batch)
+    elif batch:
+        _threads().submit(_decide, verifier, batch)
+    return futures
 
 
 def settle() -> None:
@@ -105,13 +146,23 @@ def settle() -> None:
     waiting = _waiting.copy()
     _waiting.clear()
     for name in dict.fromkeys(prompt.verifier for prompt, _, _ in waiting):
-        verifier = find_verifier(name)
-        assert verifier.verify_batch is not None
-        own = [one for one in waiting if one[0].verifier == name]
-        found = verifier.verify_batch([(prompt, text) for prompt, text, _ in own])
-        for (prompt, text, future), outcome in zip(own, found, strict=True):
-            flags = reward_hack_flags(verifier, prompt, text)
-            future.set_result(dataclasses.replace(outcome, reward_hack_flags=flags))
+        _decide(find_verifier(name), [one for one in waiting if one[0].verifier == name])
+
+
+def _decide(verifier: Verifier, batch: Sequence[_Waiting]) -> None:
+    """Fill the futures of a batch."""
+    assert verifier.verify_batch is not None
+    started = time.perf_counter()
+    try:
+        found = verifier.verify_batch([(prompt, text) for prompt, text, _ in batch])
+    except Exception as error:
+        for _, _, future in batch:
+            future.set_exception(error)
+        return
+    seconds = (time.perf_counter() - started) / len(batch)
+    for (prompt, text, future), outcome in zip(batch, found, strict=True):
+        flags = reward_hack_flags(verifier, prompt, text)
+        future.set_result(dataclasses.replace(outcome, seconds=seconds, reward_hack_flags=flags))
 
 
 def _outcome_unseen(text: str, *, truncated: bool) -> Outcome | None:
@@ -121,6 +172,11 @@ def _outcome_unseen(text: str, *, truncated: bool) -> Outcome | None:
     if not text.strip():
         return decided(False, "empty", "empty")
     return None
+
+
+@lru_cache
+def _loaded(name: str) -> Verifier:
+    return make_verifier(_functions[name])
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import posttrain
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.records import OutcomeKind
 from posttrain.rewards.verifier import Package
 
@@ -58,11 +58,15 @@ class WorkerKind:
     name: str
     module: str
     """Has `load_worker()`, called once in the warm process, and `answer_request(request)`."""
-    package: Package
-    """Needed by `load_worker`."""
     memory_bytes: int
     """Limit of a worker's address space: well above what the package takes, and well below what a
     machine has. Past it Python raises MemoryError."""
+    package: Package | None = None
+    """Needed by `load_worker`."""
+    own_code: str | None = None
+    """For a user's own code, the argument of `load_worker`. Such workers have the whole
+    environment, may write files, print to stderr, and may take `memory_bytes` more than loading
+    took."""
 
 
 class WorkerFailure(Exception):
@@ -141,39 +145,42 @@ class ForkServer:
     """The warm process of one kind of worker."""
 
     def __init__(self, kind: WorkerKind) -> None:
-        """Start the process and wait until it is warm; EnvironmentFault where it fails."""
+        """Start the process and wait until it is warm; SetupError where it fails."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._buffer = b""
-        environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
+        root = str(Path(posttrain.__file__).parents[1])
+        names = _ENVIRONMENT if kind.own_code is None else os.environ
+        environment = {name: os.environ[name] for name in names if name in os.environ}
+        # What a package prints is noise; what the user's own code prints is for the user.
+        output = subprocess.DEVNULL if kind.own_code is None else sys.__stderr__
         self._control, theirs = socket.socketpair()
         with theirs:
+            settings = {
+                "module": kind.module,
+                "memory_bytes": kind.memory_bytes,
+                "own_code": kind.own_code,
+                "control": theirs.fileno(),
+            }
             self._process = subprocess.Popen(
-                [
-                    *(
-                        sys.executable,
-                        "-P",
-                        "-c",
-                        _PROGRAM,
-                        str(Path(posttrain.__file__).parents[1]),
-                    ),
-                    *(kind.module, str(kind.memory_bytes), str(theirs.fileno())),
-                ],
+                [sys.executable, "-P", "-c", _PROGRAM, root, json.dumps(settings)],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 env={**environment, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
                 pass_fds=[theirs.fileno()],
             )
         started = self._read(_START_LIMIT)
         if "ready" not in started:
             self.close()
-            raise EnvironmentFault(
-                f"the {kind.name} verifier does not start: {started.get('error', 'no answer')}"[
-                    :400
-                ],
-                hint=f"see whether `python -c 'import {kind.package.modules[0]}'` works",
+            why = str(started.get("error", f"no answer within {_START_LIMIT:g} s"))[:300]
+            modules = kind.package.modules if kind.package else (kind.module,)
+            raise SetupError(
+                f"the {kind.name} verifier does not start: {why}",
+                hint=f"see whether `python -c 'import {modules[0]}'` works",
             )
+        self.loaded: Any = started["ready"]
+        """The return value of `load_worker`."""
 
     @property
     def usable(self) -> bool:
@@ -181,7 +188,7 @@ class ForkServer:
         return self._owner == os.getpid() and self._process.poll() is None
 
     def fork(self) -> Worker:
-        """Return a fresh worker; EnvironmentFault where the server gives none."""
+        """Return a fresh worker; SetupError where the server gives none."""
         ours, theirs = socket.socketpair()
         with self._lock, theirs:
             try:
@@ -192,7 +199,7 @@ class ForkServer:
                 answer = self._read(_FORK_LIMIT)
         if "pid" not in answer:
             ours.close()
-            raise EnvironmentFault(
+            raise SetupError(
                 f"no verifier process could be started: {answer.get('error', 'no answer')}",
                 hint="look at the machine's memory and process limits, then run it again",
             )

@@ -60,11 +60,17 @@ class Verifier:
     check: Callable[[Prompt], str | None]
     """Why the verifier cannot use a prompt's reference; None where it can."""
     verify_batch: Callable[[Sequence[tuple[Prompt, str]]], list[Outcome]] | None = None
-    """`verify` of many answers at once, for `settle`; None where each is verified by itself."""
+    """`verify` of many answers at once; None where each is verified by itself."""
+    batch: Literal["prompt", "round"] = "round"
+    """Answers of a batch: those of one prompt, or all of a round of the engine, for `settle`."""
 
-    reference_from: Literal["answer", "column", "answer or column", "nothing"] = "answer"
-    """Where a data row holds the reference: in its answer, in a column of its own, in that column
-    where there is one, or nowhere."""
+    reference_from: Literal["answer", "column", "answer or column", "optional", "nothing"] = (
+        "answer"
+    )
+    """Where a data row holds the reference: in its answer; in the column `reference`; in that
+    column where there is one, else in its answer, which may (optional) lack, too; or nowhere."""
+    columns: tuple[str, ...] | None = ()
+    """Further columns of the row that it reads, in `meta["columns"]`; None = all."""
     read_reference: Callable[[str], str] = str
     """Turns that text of the row into the reference."""
     reference_columns: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """The program of a warm process: one JSON request a line in, one JSON answer a line out.
 
-argv: the module that answers, its memory limit in bytes, and the descriptor of the socket on which
-the parent asks for workers.
+The last argument is JSON: the module that answers, its memory limit in bytes, the descriptor of the
+socket on which the parent asks for workers, and the argument of `load_worker` for own code.
 """
 
 from __future__ import annotations
@@ -16,26 +16,34 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 
 def main() -> None:
     """Load the module, then fork a worker for every connection that the parent hands over."""
-    name, memory_limit, descriptor = sys.argv[-3:]
-    control = socket.socket(fileno=int(descriptor))
+    settings: dict[str, Any] = json.loads(sys.argv[-1])
+    own_code, memory_bytes = settings["own_code"], settings["memory_bytes"]
+    control = socket.socket(fileno=settings["control"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Children that end are reaped by the system.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    logging.disable(logging.CRITICAL)
+    if own_code is None:
+        logging.disable(logging.CRITICAL)
     try:
-        module = importlib.import_module(name)
-        module.load_worker()
-    except Exception as error:
-        _say(control, {"error": f"{type(error).__name__}: {error}"})
+        module = importlib.import_module(settings["module"])
+        loaded = module.load_worker(*([] if own_code is None else [own_code]))
+    except (Exception, SystemExit) as error:
+        _say(control, _failure(error))
         return
     gc.freeze()
-    _say(control, {"ready": name})
+    limits = {resource.RLIMIT_AS: memory_bytes, resource.RLIMIT_CORE: 0}
+    if own_code is None:
+        limits[resource.RLIMIT_FSIZE] = 0
+    else:
+        limits[resource.RLIMIT_AS] += _address_space()
+    _say(control, {"ready": loaded})
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
@@ -48,20 +56,26 @@ def main() -> None:
                 continue
             if pid == 0:
                 control.close()
-                _serve(connection, module.answer_request, int(memory_limit))
+                _serve(connection, module.answer_request, limits)
                 os._exit(0)
         _say(control, {"pid": pid})
 
 
+def _address_space() -> int:
+    """Return the bytes that this process has mapped; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
 def _serve(
-    connection: socket.socket, answer: Callable[[dict[str, Any]], Any], memory_limit: int
+    connection: socket.socket,
+    answer: Callable[[dict[str, Any]], Any],
+    limits: Mapping[int, int],
 ) -> None:
     """Answer requests until the connection ends."""
-    for what, most in (
-        (resource.RLIMIT_AS, memory_limit),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
+    for what, most in limits.items():
         # Some systems refuse a limit; the wall limit still holds.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
@@ -72,10 +86,14 @@ def _serve(
         try:
             reply = {"value": answer(request)}
         except (Exception, SystemExit) as error:
-            kind = "out_of_memory" if isinstance(error, MemoryError) else "verifier_failed"
-            reply = {"error": f"{type(error).__name__}: {error}", "kind": kind}
+            reply = _failure(error)
         signal.alarm(0)
         _say(connection, reply)
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    kind = "out_of_memory" if isinstance(error, MemoryError) else "verifier_failed"
+    return {"error": f"{type(error).__name__}: {error}", "kind": kind}
 
 
 def _say(connection: socket.socket, reply: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from posttrain.rewards.forkserver import ForkServer, Worker, WorkerFailure, WorkerKind
 
-__all__ = ["WorkerFailure", "WorkerKind", "ask", "close_workers"]
+__all__ = ["WorkerFailure", "WorkerKind", "ask", "close_workers", "loaded"]
 
 PATIENCE = 0.3
 """Processor seconds in the fast lane. No answer of the labelled maths pairs takes as many; with a
@@ -41,14 +41,15 @@ class _Crew:
     """The workers of one kind: their server, and the idle ones."""
 
     def __init__(self, kind: WorkerKind) -> None:
-        kind.package.require(kind.name)
-        self._server = ForkServer(kind)
+        if kind.package is not None:
+            kind.package.require(kind.name)
+        self.server = ForkServer(kind)
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
 
     @property
     def usable(self) -> bool:
-        return self._server.usable
+        return self.server.usable
 
     def take(self) -> Worker:
         with self._lock:
@@ -57,7 +58,7 @@ class _Crew:
                 if worker.lives:
                     return worker
                 worker.kill()
-        return self._server.fork()
+        return self.server.fork()
 
     def give(self, worker: Worker) -> None:
         with self._lock:
@@ -68,33 +69,44 @@ class _Crew:
             for worker in self._idle:
                 worker.kill()
             self._idle.clear()
-        self._server.close()
+        self.server.close()
 
 
 _crews: dict[WorkerKind, _Crew] = {}
 _crews_lock = threading.Lock()
 
 
+def loaded(kind: WorkerKind) -> Any:
+    """Return what the kind's `load_worker` returned; SetupError where it raised."""
+    return _crew(kind).server.loaded
+
+
 def ask(
-    kind: WorkerKind, request: Mapping[str, Any], *, seconds: float, patience: float = PATIENCE
+    kind: WorkerKind,
+    request: Mapping[str, Any],
+    *,
+    seconds: float,
+    patience: float = PATIENCE,
+    most_times: float = MOST_TIMES,
 ) -> Any:
     """Return a worker's answer to a JSON request; safe from any thread.
 
     Workers start on demand and are killed when they hang. A request that rightly takes long gets
     more `patience` (processor seconds in the fast lane). Raises WorkerFailure where a worker hung
-    past `seconds`, died or raised, EnvironmentFault where none can be started.
+    past `seconds` (`most_times` that if it got hardly any processor time), died or raised, and
+    SetupError where none can be started.
     """
     crew = _crew(kind)
     with _Lane() as lane:
         worker = crew.take()
         started, before = time.monotonic(), worker.processor_seconds()
         try:
-            worker.send(request, seconds * MOST_TIMES)
+            worker.send(request, seconds * most_times)
             reply = None
             while reply is None:
                 waited = time.monotonic() - started
                 used = worker.processor_seconds() - before
-                starves = used < min(SURELY_HUNG, seconds) and waited < seconds * MOST_TIMES
+                starves = used < min(SURELY_HUNG, seconds) and waited < seconds * most_times
                 if waited >= seconds and not starves:
                     break
                 if used >= patience:
