@@ -416,7 +416,7 @@ def test_verify_looks_at_its_files_before_it_works(
     Path("list.jsonl").write_text('{"answer": "4"}\n[1,2]\n')
     said = posttrain_command("verify", "list.jsonl", "--verifier", "exact", "--reference", "4")
     assert said.code == 2
-    assert "list.jsonl, line 2, is no JSON object" in said.err
+    assert "list.jsonl, line 2, is not a JSON object" in said.err
     one = ("--verifier", "exact", "--reference", "4", "--answer", "4")
     monkeypatch.setattr(rewards, "submit", lambda *_, **__: pytest.fail("it verified"))
     said = posttrain_command("verify", *one, "--out", "x.csv")

@@ -1,4 +1,4 @@
-"""Tables in and out: Parquet, JSONL, JSON; written whole or not at all, deterministic bytes."""
+"""Parquet, JSONL and JSON files, written atomically and with deterministic bytes."""
 
 # pyarrow ships no types
 # pyright: reportUnknownVariableType=false

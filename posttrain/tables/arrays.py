@@ -1,4 +1,4 @@
-"""A nested value with numpy arrays in one file: a zip of JSON and .npy members, no pickle."""
+"""Nested values with numpy arrays in one file: a zip of JSON and .npy members, no pickle."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def write_arrays(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace `path` by `value`: JSON values, with numpy arrays anywhere below.
+    """Write JSON values and numpy arrays, nested in any way, to `path` atomically.
 
-    ValueError for what is neither, arrays of objects among them.
+    Raises ValueError for any other value, arrays of objects included.
     """
     arrays: list[npt.NDArray[Any]] = []
     tree = exact_json(_without_arrays(value, arrays))
@@ -37,14 +37,14 @@ def write_arrays(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
-    """What write_arrays wrote; ValueError where the file is not whole."""
+    """Read what `write_arrays` wrote; raise ValueError if the file is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             tree = json.loads(archive.read(_TREE))
             num_arrays = len(archive.namelist()) - 1
             arrays = [_read_array(archive.read(f"{i}.npy")) for i in range(num_arrays)]
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a whole file of arrays: {error}") from error
+        raise ValueError(f"{path} is damaged or not a file of arrays: {error}") from error
     return _with_arrays(tree, arrays)
 
 
@@ -56,13 +56,13 @@ def _without_arrays(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
     if isinstance(value, np.ndarray):
         array = cast("npt.NDArray[Any]", value)
         if array.dtype.hasobject:
-            raise ValueError("an array of objects cannot be written; give numbers or text")
+            raise ValueError("an array of objects cannot be written, only numbers and text")
         arrays.append(np.ascontiguousarray(array))
         return {_MARK: len(arrays) - 1}
     if isinstance(value, Mapping):
         items = cast("Mapping[str, Any]", value).items()
         if any(key == _MARK for key, _ in items):
-            raise ValueError(f"a key may not be called {_MARK}")
+            raise ValueError(f"{_MARK} is reserved and cannot be a key")
         return {key: _without_arrays(item, arrays) for key, item in items}
     if isinstance(value, list | tuple):
         return [_without_arrays(item, arrays) for item in cast("Sequence[Any]", value)]

@@ -1,4 +1,4 @@
-"""Files written whole or not at all; JSON, and the append-only metrics log."""
+"""Atomic writes, JSON files, and the append-only metrics log."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 
 Row = dict[str, Any]
 
 
 class DamagedFile(ValueError):
-    """A file that cannot be read as what it should hold; the message names it."""
+    """A file whose content cannot be read; the message names it."""
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Replace `path` by `data` in one step: readers and crashes see the old file or the new one.
+    """Replace `path` by `data` atomically: a crash leaves the old file or the new one.
 
-    Raises EnvironmentFault when the disk is full or read-only; the old file is then untouched.
+    Raises SetupError if the disk is full or read-only; the old file is then unchanged.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -47,33 +47,33 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise _write_fault(path, error) from error
+        raise _write_error(path, error) from error
 
 
-def _write_fault(path: Path, error: OSError) -> Exception:
-    """What to raise for a failed write: an EnvironmentFault where a person can mend it."""
+def _write_error(path: Path, error: OSError) -> Exception:
+    """Return a SetupError for a failed write that a person can fix, else the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return EnvironmentFault(
+        return SetupError(
             f"no space left to write {path} ({os.strerror(error.errno)}); "
-            "nothing half-written was left behind",
+            "no incomplete file was left behind",
             hint="free some space and run the same command again: it goes on where it stopped",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
-        return EnvironmentFault(
+        return SetupError(
             f"cannot write {path}: {os.strerror(error.errno)}",
-            hint="choose another folder, or make this one writable, and run the same command again",
+            hint="make the folder writable or choose another one, then run the same command again",
         )
     return error
 
 
 def file_sha256(path: Path) -> str:
-    """The hexadecimal sha256 of a file's bytes."""
+    """Return the sha256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def finite(value: Any) -> Any:
-    """`value` with non-finite numbers replaced by None, for JSON has no name for them."""
+    """Replace numbers that are not finite by None, since JSON cannot represent them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -90,7 +90,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file; DamagedFile where it holds none."""
+    """Read a JSON file; raise DamagedFile if it is not valid JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -98,10 +98,10 @@ def read_json(path: Path) -> Any:
 
 
 def exact_json(value: Any) -> str:
-    """Canonical JSON text that reads back as an equal value; ValueError where there is none."""
+    """Return JSON text that reads back as an equal value; raise ValueError if there is none."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     if json.loads(text) != value:
-        raise ValueError(f"not JSON values only (string keys, lists, no tuples): {text[:80]}")
+        raise ValueError(f"not exact in JSON (tuples or keys that are no strings?): {text[:80]}")
     return text
 
 
@@ -113,7 +113,7 @@ class MetricsLog:
         self._checked = False
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one row in a single write; non-finite values become null."""
+        """Append one row in a single write; values that are not finite become null."""
         row = {
             "step": step,
             "time": time.time(),
@@ -135,10 +135,10 @@ class MetricsLog:
                     os.ftruncate(file.fileno(), before)
                     raise
         except OSError as error:
-            raise _write_fault(self.path, error) from error
+            raise _write_error(self.path, error) from error
 
     def rewind(self, last_step: int | None) -> None:
-        """On resuming, forget rows past `last_step` (None keeps all) and a line torn by a kill."""
+        """Remove rows after `last_step` (None keeps all) and a line cut short by a kill."""
         rows = read_metrics(self.path)
         kept = [row for row in rows if last_step is None or row["step"] <= last_step]
         data = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept).encode()
@@ -147,7 +147,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a `metrics.jsonl`, none where there is no file, without a torn last line."""
+    """Read the rows of a `metrics.jsonl`, without a last line cut short; none if it is missing."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

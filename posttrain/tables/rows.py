@@ -1,4 +1,4 @@
-"""Tables of plain rows in Parquet and JSONL, equal content giving equal bytes."""
+"""Tables of plain rows in Parquet and JSONL; equal rows give equal bytes."""
 
 # pyarrow ships no types
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 
 from posttrain.tables.files import DamagedFile, Row, exact_json, finite, write_bytes
 
-# A column so marked holds JSON text: the only exact form for values of mixed or open shape.
+# Marks a column of JSON text, the only exact form for values of mixed or open shape.
 _JSON_MARK = {b"posttrain": b"json"}
 _ROW_GROUP = 65_536
 
 
 def json_field(name: str) -> pa.Field:
-    """A schema field whose values are any JSON values, kept as JSON text in the file."""
+    """Return a schema field for any JSON values, stored as JSON text."""
     return pa.field(name, pa.string(), metadata=_JSON_MARK)
 
 
@@ -34,18 +34,18 @@ def _is_json(field: pa.Field) -> bool:
 def write_table(
     path: Path, rows: Sequence[Mapping[str, Any]], *, schema: pa.Schema | None = None
 ) -> None:
-    """Write rows as Parquet or JSONL, by the suffix of `path`, in one step.
+    """Write rows as Parquet or JSONL, by the suffix of `path`, atomically.
 
-    Without a schema Parquet columns are typed by their values, mixed or nested ones being kept as
-    JSON text. A key that a row lacks reads back as None from Parquet; in JSONL, non-finite numbers
-    become null. Raises ValueError, naming the column, for what cannot be stored exactly (a lone
-    surrogate in a text column, say), and EnvironmentFault for a full disk.
+    Without a schema, Parquet columns get their type from their values; mixed or nested values are
+    stored as JSON text. A key that a row lacks reads back as None from Parquet. In JSONL, numbers
+    that are not finite become null. Raises ValueError with the column's name for what cannot be
+    stored exactly (a lone surrogate in a text column, say), SetupError for a full disk.
     """
     if Path(path).suffix == ".jsonl":
         write_bytes(path, "".join(exact_json(finite(row)) + "\n" for row in rows).encode())
         return
     if Path(path).suffix != ".parquet":
-        raise ValueError(f"{path}: a table's name ends in .parquet or .jsonl")
+        raise ValueError(f"{path}: the name of a table must end in .parquet or .jsonl")
     wanted: pa.Schema = _infer_schema(rows) if schema is None else schema
     if extra := {name for row in rows for name in row} - set(wanted.names):
         raise ValueError(f"{path}: columns {sorted(extra)} are not among {wanted.names}")
@@ -72,9 +72,9 @@ def write_table(
 
 
 def read_table(path: Path, *, columns: Sequence[str] | None = None) -> list[Row]:
-    """The rows of a Parquet or JSONL file, as `write_table` took them.
+    """Read the rows that `write_table` wrote.
 
-    With `columns` only those, of a Parquet file, where they are there.
+    Of a Parquet file, `columns` selects those of these columns that it has.
     """
     path = Path(path)
     if path.suffix == ".jsonl":
@@ -111,7 +111,7 @@ def _read_jsonl(path: Path) -> list[Row]:
             said = f"{error.msg}, column {error.colno}"
             raise DamagedFile(f"{path}, line {number}, is not valid JSON: {said}") from error
         if not isinstance(row, dict):
-            raise DamagedFile(f"{path}, line {number}, is no JSON object: {line:.40}")
+            raise DamagedFile(f"{path}, line {number}, is not a JSON object: {line:.40}")
         rows.append(cast("Row", row))
     return rows
 
@@ -122,6 +122,7 @@ def _infer_schema(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
 
 
 def infer_field(name: str, values: Sequence[Any]) -> pa.Field:
+    """Return a schema field that can hold these values exactly."""
     if plain := _plain_type(values):
         return pa.field(name, plain)
     lists = [value for value in values if value is not None]

@@ -1,4 +1,4 @@
-"""Tables of records: the nouns of `records.py` to columns and back, exactly."""
+"""Tables of records: the dataclasses of `records.py` as columns, read back bit for bit."""
 
 # pyarrow ships no types
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -35,7 +35,7 @@ Record = TypeVar("Record")
 
 
 def record_schema(record_type: type[Any]) -> pa.Schema:
-    """The columns of a record type, from its field types; open mappings become JSON text."""
+    """Return the columns of a record type by its field types; open mappings become JSON text."""
     return pa.schema([_hint_field(name, hint) for name, hint in _hints(record_type).items()])
 
 
@@ -47,7 +47,7 @@ def _hints(record_type: type[Any]) -> dict[str, Any]:
 
 
 def _optional(hint: Any) -> tuple[Any, bool]:
-    """A hint without its None, and whether it had one."""
+    """Split a type hint into the hint without None and True if None was part of it."""
     if get_origin(hint) in (Union, types.UnionType):
         inner = [arg for arg in get_args(hint) if arg is not type(None)]
         assert len(inner) == 1, hint
@@ -61,7 +61,7 @@ def _hint_field(name: str, hint: Any) -> pa.Field:
 
 
 def _arrow_type(hint: Any) -> pa.DataType | None:
-    """The column type for a field type; None for JSON text."""
+    """Return the column type of a field type; None for JSON text."""
     plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     if hint in plain:
         return plain[hint]
@@ -80,7 +80,7 @@ def _arrow_type(hint: Any) -> pa.DataType | None:
 
 
 def _encode(value: Any, hint: Any) -> Any:
-    """`value` in the form its column takes; ValueError where it is not of the declared type."""
+    """Convert a value to its column's form; raise ValueError if it is not of the declared type."""
     hint, optional = _optional(hint)
     if optional and value is None:
         return None
@@ -108,7 +108,7 @@ def _encode(value: Any, hint: Any) -> Any:
 
 
 def _number(value: Any, kind: type[int] | type[float]) -> int | float:
-    """A plain number from ours or numpy's; ValueError or TypeError for anything else."""
+    """Convert Python's or numpy's number; raise ValueError or TypeError for anything else."""
     if type(value) is kind:
         return value
     if isinstance(value, bool | str):
@@ -131,7 +131,7 @@ def _decode(value: Any, hint: Any) -> Any:
 
 
 def write_records(path: Path, records: Sequence[Record], record_type: type[Record]) -> None:
-    """Write records of one type to a Parquet file; an empty sequence keeps its columns."""
+    """Write records of one type to a Parquet file, which has all columns even without records."""
     rows: list[Row] = []
     for position, record in enumerate(records):
         try:
@@ -142,11 +142,11 @@ def write_records(path: Path, records: Sequence[Record], record_type: type[Recor
 
 
 def read_records(path: Path, record_type: type[Record]) -> list[Record]:
-    """The records that `write_records` wrote, equal to them in every bit."""
+    """Read the records that `write_records` wrote, equal in every bit."""
     return [_decode(row, record_type) for row in read_table(path)]
 
 
-# ---- rollout groups: one row per rollout
+# Rollout groups: one row per rollout
 
 
 def write_groups(
@@ -158,8 +158,8 @@ def write_groups(
 ) -> None:
     """Write groups as one row per rollout, in order, with the capability of each prompt.
 
-    `columns`, one mapping per group, adds columns of the caller's (say `used` and `reason`).
-    Raises ValueError for a group without rollouts or a prompt that is not in `prompts`.
+    `columns`, one mapping per group, adds the caller's columns, such as `used` and `reason`.
+    Raises ValueError for a group without rollouts, or with a prompt that is not in `prompts`.
     """
     added = columns if columns is not None else [{}] * len(groups)
     rows: list[Row] = []
@@ -194,14 +194,14 @@ def write_groups(
 
 
 def read_groups(path: Path) -> list[RolloutGroup]:
-    """The groups that `write_groups` wrote, in order, without the caller's own columns."""
+    """Read the groups that `write_groups` wrote, in order, without the caller's columns."""
     groups: list[tuple[Row, list[Rollout]]] = []
     for row in read_table(path):
         if row["index"] == 0:
             groups.append((row, []))
         if "touches" in row:  # the column's name in earlier versions
             row["reward_hack_flags"] = row["touches"]
-        # Tables written before a field was added lack its column: it takes its default.
+        # Tables that are older than a field lack its column, so the field gets its default.
         outcome = Outcome(
             **{
                 name: _decode(row[name], hint)
@@ -217,7 +217,7 @@ def read_groups(path: Path) -> list[RolloutGroup]:
             step=head["step"],
             policy_version=head["policy_version"],
             rollouts=tuple(rollouts),
-            # A table from before there were system instructions has no such column.
+            # Tables that are older than system instructions lack this column.
             system=head.get("system"),
         )
         for head, rollouts in groups
