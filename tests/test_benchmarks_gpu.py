@@ -131,7 +131,7 @@ def test_the_command_writes_the_table(tmp_path: Path) -> None:
 INTERPRETED = """
 import torch
 from posttrain.models.quantized import Fp8, Nf4
-from posttrain.models.dequantizing import dequantize_fp8, dequantize_nf4
+from benchmarks.gpu.dequantizing import dequantize_fp8, dequantize_nf4
 torch.manual_seed(0)
 for shape in ((3, 128, 100), (1, 64, 1030)):
     weight = torch.randn(shape)

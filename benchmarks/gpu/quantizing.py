@@ -18,7 +18,7 @@ from benchmarks.gpu.cases import (
     milliseconds,
     wall_seconds,
 )
-from posttrain.models.dequantizing import dequantize_fp8, dequantize_nf4
+from benchmarks.gpu.dequantizing import dequantize_fp8, dequantize_nf4
 from posttrain.models.quantized import FORMATS, Format, Fp8, Nf4, QuantizedWeight
 
 FORMAT_NAMES: tuple[Format, ...] = ("fp8", "nf4")

@@ -39,7 +39,7 @@ def cases(setting: Setting) -> Mapping[str, Case]:
     }
     for format in FORMATS[1:]:
         found[f"SFT, one plain process, {format}"] = partial(plain, setting, format)
-    found["a tiny recipe, all stages, engine: transformers"] = partial(whole_run, setting)
+    found["a tiny recipe to the end of RL, engine: transformers"] = partial(whole_run, setting)
     return found
 
 
@@ -141,7 +141,7 @@ def losses_of(out: Path) -> list[float]:
 
 
 def whole_run(setting: Setting) -> Found:
-    """Run SFT, RL and DPO of a tiny model through the pipeline, as users start it."""
+    """Run SFT and RL of a tiny model through the pipeline, as users start it."""
     rows = folder() / "rows.jsonl"
     rows.write_text(
         "".join(
@@ -154,7 +154,8 @@ def whole_run(setting: Setting) -> Found:
     recipe.write_text(RECIPE.format(base=folder() / "base", rows=rows))
     run_dir = folder() / "run"
     command = [sys.executable, "-m", "posttrain", "run", str(recipe), "--run-dir", str(run_dir)]
-    command += ["--until", "dpo"]  # the report wants packages that draw
+    # So few random answers seldom make a preference pair.
+    command += ["--until", "rl"]
     finish(start(command, {}), "posttrain run", setting)
     stages = sorted((run_dir / "stages").iterdir())
     summaries = {
@@ -195,8 +196,5 @@ rl:
     max_completion_length: 8
     learning_rate: 1e-4
     logging_steps: 1
-dpo:
-  pairs: {{max_pairs: 8, max_length_ratio: 8.0}}
-  trainer: {{max_steps: 2, per_device_train_batch_size: 2, learning_rate: 1e-5, logging_steps: 1}}
 eval: {{heldout_size: 4, num_generations: 2, max_tokens: 8, pass_at: [2]}}
 """

@@ -1,6 +1,7 @@
 """Triton kernels that dequantize on CUDA: each code read once, each weight written once.
 
-They round as `quantized.py` does: both give the same bits. Imported only where there is a device.
+Contenders of `posttrain.models.quantized`, which takes 11 bytes a weight for fp8 and 30 for nf4
+where these take 3 and 2.5. They round as it does: both give the same bits.
 """
 
 from __future__ import annotations
