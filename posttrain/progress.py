@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal, a line a minute elsewhere, a file for `status`."""
+"""Progress: bars on a terminal, a line per minute elsewhere, and a file for `posttrain status`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PROGRESS_FILE_VARIABLE = "POSTTRAIN_PROGRESS_FILE"
-"""Environment variable that names the file which `posttrain status` reads."""
+"""Environment variable with the path of the file that `posttrain status` reads."""
 
 Field = str | int | float
 SECONDS_BETWEEN_LINES = 60.0
 SECONDS_BETWEEN_FILES = 1.0
 
 _live: list[Progress] = []
-"""The rich display in use, if any: a nested bar becomes one more row of it."""
+"""The active rich display, if any; a nested bar becomes another row of it."""
 
 
 class Bar:
-    """One piece of work that is under way; made by `progress`."""
+    """Progress of one piece of work; `progress` makes it."""
 
     def __init__(self, label: str, total: int | None, show: Callable[[Bar], None]) -> None:
         self.label = label
@@ -38,14 +38,14 @@ class Bar:
         self._written = float("-inf")
 
     def advance(self, k: int = 1, **fields: Field) -> None:
-        """Count `k` more as done and show `fields` (the newest value of each) beside the count."""
+        """Count `k` more items as done and show the newest value of each field beside the count."""
         self.done += k
         self.fields.update(fields)
         self._show(self)
         self.publish()
 
     def publish(self, *, force: bool = False) -> None:
-        """Write the state where `posttrain status` looks for it, at most once a second."""
+        """Write the state to PROGRESS_FILE_VARIABLE's file, at most once a second unless forced."""
         target = os.environ.get(PROGRESS_FILE_VARIABLE)
         now = time.monotonic()
         if (
@@ -64,7 +64,7 @@ class Bar:
             "time": time.time(),
         }
         temporary = Path(f"{target}.{os.getpid()}.tmp")
-        with suppress(OSError):  # a full disk must not stop the work that the bar only describes
+        with suppress(OSError):  # a full disk must not stop the work itself
             temporary.write_text(json.dumps(row, default=str))
             temporary.replace(target)
 
@@ -82,10 +82,10 @@ class Bar:
 def progress(
     label: str, total: int | None = None, *, stream: TextIO | None = None
 ) -> Generator[Bar, None, None]:
-    """Show how far `label` is; `bar.advance(k, name=value)` inside.
+    """Show the progress of the work in the `with` block, which calls `bar.advance(k, name=value)`.
 
-    On a terminal a rich bar; elsewhere a first line, one line a minute and a last line. Only rank 0
-    of several processes shows anything. `stream` defaults to standard error.
+    On a terminal it is a rich bar, elsewhere a first line, one line per minute and a last line.
+    Only rank 0 shows anything. `stream` defaults to standard error.
     """
     out = stream or sys.stderr
     if not is_main_process():
@@ -98,8 +98,8 @@ def progress(
             yield bar
 
 
-def note(text: str, *, stream: TextIO | None = None) -> None:
-    """Print one plain line, above the bars where there are any."""
+def note(text: str) -> None:
+    """Print one plain line, above the progress bars if there are any."""
     if not is_main_process():
         return
     if _live:
@@ -107,7 +107,7 @@ def note(text: str, *, stream: TextIO | None = None) -> None:
 
         _live[-1].console.print(Text(text))
     else:
-        print(text, file=stream or sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -194,7 +194,7 @@ def _number(value: Field) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds in the largest unit that reads well.
+    """Format seconds in units that suit their size.
 
     >>> _duration(4.21), _duration(75), _duration(7300)
     ('4.2 s', '1 min 15 s', '2 h 1 min')

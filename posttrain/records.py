@@ -1,4 +1,4 @@
-"""The nouns of posttrain: what flows between the stages."""
+"""The records that the stages exchange: samples, verdicts, prompts, rollouts, preference pairs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 
 
 class Message(TypedDict):
-    """One chat turn, in the field's usual shape."""
+    """One chat turn."""
 
     role: str
     content: str
@@ -20,7 +20,7 @@ FinishReason = Literal["stop", "length"]
 
 
 def content_hash(*parts: Any) -> str:
-    """A 16-hex-digit sha256 of the parts' canonical JSON.
+    """Return the first 16 hex digits of the sha256 of the parts' canonical JSON.
 
     >>> content_hash([{"role": "user", "content": "2+2"}], "4")
     'bc170831a43a7591'
@@ -30,7 +30,7 @@ def content_hash(*parts: Any) -> str:
 
 
 def question_hash(messages: Sequence[Message]) -> str:
-    """The hash of what is asked: all but system turns and the closing answer, whitespace folded.
+    """Hash the question: all turns but the system's and a final answer, whitespace normalised.
 
     A training sample and a held-out prompt with the same question have the same hash.
 
@@ -46,7 +46,7 @@ def question_hash(messages: Sequence[Message]) -> str:
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """The conversation under another system instruction; None leaves it as it is.
+    """Replace a conversation's system instruction; None leaves it unchanged.
 
     >>> turns = [{"role": "system", "content": "old"}, {"role": "user", "content": "2+2"}]
     >>> with_system(turns, "new")[0]["content"], len(with_system(turns[1:], "new"))
@@ -70,12 +70,12 @@ class Sample:
     sample_id: str
     """Hash of messages and capability."""
     messages: list[Message]
-    """The last turn is the assistant's."""
+    """Conversation whose last turn is the assistant's."""
     capability: str
     verifier: str | None = None
-    """Names the verifier that can decide an answer to this question; None where nothing can."""
+    """Name of the verifier that can decide an answer to this question; None if none can."""
     reference: str | None = None
-    """What the verifier compares with."""
+    """Reference that the verifier compares an answer with."""
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Family, level, source file and line; JSON values only."""
 
@@ -89,7 +89,7 @@ class Sample:
         reference: str | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> Sample:
-        """Build a sample, its id taken from its content."""
+        """Build a sample with the id that its content gives it."""
         return cls(
             sample_id=content_hash(messages, capability),
             messages=messages,
@@ -110,12 +110,12 @@ class Verdict:
 
     sample_id: str
     score: float | None
-    """In [0, 1], higher is harder; None = unscored, never a default."""
+    """Difficulty in [0, 1], higher is harder; None = unscored, never a default."""
     reason: str
     judge: str
     """Hash of the judge YAML and the judging model's revision."""
     distribution: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Probability per label of the scale, or the parts the score was made of."""
+    """Probability per label of the scale, or the parts of the score."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +137,7 @@ class Prompt:
     origin: str = "dataset"
     """`dataset`, or the prompt_id it was generated from."""
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What the verifier needs besides the reference; JSON values only."""
+    """Further inputs of the verifier; JSON values only."""
 
     @classmethod
     def make(
@@ -151,7 +151,7 @@ class Prompt:
         origin: str = "dataset",
         meta: Mapping[str, Any] | None = None,
     ) -> Prompt:
-        """Build a prompt, its id taken from its content."""
+        """Build a prompt with the id that its content gives it."""
         return cls(
             prompt_id=content_hash(messages, reference, verifier),
             messages=messages,
@@ -226,7 +226,7 @@ class Rollout:
     """
 
     completion_ids: list[int]
-    """(T,) tokens, the end token included where there is one."""
+    """(T,) tokens, with the end token if there is one."""
     logprobs: list[float]
     """(T,) natural-log probabilities under the policy that sampled them."""
     text: str
@@ -251,21 +251,21 @@ class RolloutGroup:
     policy_version: int
     rollouts: tuple[Rollout, ...]
     system: str | None = None
-    """The system instruction drawn for it, in place of the prompt's own; None = that one."""
+    """System instruction sampled for the group; None = the prompt's own."""
 
     @property
     def num_passed(self) -> int:
-        """How many rollouts passed."""
+        """Count the rollouts that passed."""
         return sum(r.outcome.passed is True for r in self.rollouts)
 
     @property
     def num_decided(self) -> int:
-        """How many rollouts the verifier could decide."""
+        """Count the rollouts that the verifier could decide."""
         return sum(r.outcome.passed is not None for r in self.rollouts)
 
     @property
     def has_signal(self) -> bool:
-        """Whether some passed and some failed: binary outcomes, never a shaped reward."""
+        """Return True if some passed and some failed, by binary outcomes, not shaped rewards."""
         return 0 < self.num_passed < self.num_decided
 
 
@@ -289,6 +289,6 @@ class PreferencePair:
     chosen: str
     rejected: str
     corner_case: str
-    """What the rejected one did wrong: wrong_answer, truncation, format, ..."""
+    """Defect of the rejected completion: wrong_answer, truncation, format, ..."""
     origin: Mapping[str, Any]
     """Steps, policy versions and indices of the two rollouts."""

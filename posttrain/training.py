@@ -1,4 +1,4 @@
-"""What the training stages share: TRL arguments, checkpoints that verify, metrics, health."""
+"""Code shared by the training stages: TRL's arguments, verified checkpoints, metrics, health."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from posttrain.recipe.trainer import CONFIG_CLASSES
 from posttrain.tables import MetricsLog, file_sha256, read_json, write_json
 
 MARKER = "COMPLETE.json"
-"""Written last into a checkpoint, with the hash of every file; one without it does not count."""
+"""File with the hashes of a checkpoint's files, written last; without it none is resumed."""
 SPENT = "spent.json"
-"""Of a checkpoint: seconds of training up to it, over all attempts."""
+"""File with a checkpoint's seconds of training, over all attempts."""
 TOKENS = "_total_train_tokens"
-"""TRL's count of tokens in SFT and DPO, which begins at 0 when a run goes on."""
+"""TRL's token count in SFT and DPO, which it resets to 0 on resuming."""
 REFERENCE = "ref"
 """TRL's name for the frozen copy of an adapter."""
 Built = TypeVar("Built")
@@ -59,10 +59,10 @@ def trainer_arguments(
     seed: int,
     work_dir: Path,
 ) -> Any:
-    """Build TRL's config from the recipe's `trainer` block and what posttrain decides itself.
+    """Build TRL's config from the recipe's `trainer` block, our defaults and fixed settings.
 
-    Left out of the block: the learning rate and schedule stay TRL's; checkpoints come five times
-    per run. Raises RecipeError where TRL refuses the values.
+    By default there are five checkpoints per run; learning rate and schedule are TRL's. Raises
+    RecipeError if TRL rejects the values.
     """
     on_cpu = not torch.cuda.is_available()
     defaults = {
@@ -79,14 +79,14 @@ def trainer_arguments(
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
         "disable_tqdm": True,
-        # It would hide a loss that is no number from RunCallback, which stops at one.
+        # True would hide a NaN loss from RunCallback, which stops on one.
         "logging_nan_inf_filter": False,
     }
     try:
         arguments = config_class(**{**defaults, **block, **own})
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"{stage}.trainer: {config_class.__name__} refuses it: {error}",
+            f"{stage}.trainer: {config_class.__name__} rejects it: {error}",
             hint="see `posttrain check` and TRL's documentation of " + config_class.__name__,
         ) from error
     patch_accelerate_for_cpu()
@@ -94,9 +94,9 @@ def trainer_arguments(
 
 
 def check_trainer_blocks(recipe: Recipe) -> None:
-    """Build every stage's TRL config; raise RecipeError where TRL refuses one.
+    """Build every stage's TRL config, so that the last stage's fails before the first stage runs.
 
-    So a value that TRL refuses in the last stage fails before the first.
+    Raises RecipeError if TRL rejects one.
     """
     for stage, (_, config_class) in CONFIG_CLASSES.items():
         section = getattr(recipe, stage)
@@ -113,10 +113,10 @@ def check_trainer_blocks(recipe: Recipe) -> None:
 
 
 def build_trainer(make: Callable[..., Built], *, stage: str, **given: Any) -> Built:
-    """TRL's trainer; RecipeError or SetupError with its words where it refuses its block.
+    """Build TRL's trainer; raise RecipeError or SetupError with TRL's message if it rejects it.
 
-    What only the model and the data show is refused here, past check and preflight. A TypeError is
-    no refusal: posttrain itself names the arguments, so it is raised as the bug that it is.
+    This catches what only the model and the data show, after check and preflight. A TypeError is
+    passed on as a bug: posttrain chose the arguments.
     """
     score_only_labels_on_cpu()
     try:
@@ -124,21 +124,17 @@ def build_trainer(make: Callable[..., Built], *, stage: str, **given: Any) -> Bu
     except ImportError as error:
         raise SetupError(
             f"{stage}.trainer: {error}",
-            hint=f"install what is missing, or leave out the key of {stage}.trainer that needs it",
+            hint=f"install what is missing, or remove the key of {stage}.trainer that needs it",
         ) from error
     except (ValueError, NotImplementedError) as error:
         raise RecipeError(
-            f"{stage}.trainer: TRL refuses it: {error}",
-            hint=f"change that under {stage}.trainer, then run the same command again",
+            f"{stage}.trainer: TRL rejects it: {error}",
+            hint=f"change that in {stage}.trainer, then run the same command again",
         ) from error
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
-    """The newest checkpoint whose every file has the hash its marker names.
-
-    Newer ones that do not verify are set aside, never deleted; by the main process, while the
-    others wait.
-    """
+    """Return the newest checkpoint whose files match its marker; move damaged ones aside."""
     state = PartialState()
     found = _newest_complete(work_dir) if state.is_main_process else None
     state.wait_for_everyone()
@@ -158,8 +154,8 @@ def _newest_complete(work_dir: Path) -> Path | None:
         aside.mkdir(exist_ok=True)
         folder.rename(aside / f"{folder.name}-{time.time_ns()}")
         note(
-            f"{folder.name} is incomplete or damaged; "
-            f"moved to {aside} and going on from an older one"
+            f"{folder.name} is incomplete or damaged: moved to {aside}; "
+            "resuming from an older checkpoint, if there is one"
         )
     return None
 
@@ -178,7 +174,7 @@ def _is_complete(folder: Path) -> bool:
 class RunCallback(TrainerCallback):
     """Progress, metrics.jsonl, checkpoint markers, kill points, and a stop on non-finite loss.
 
-    Of a mixture of experts the metrics also tell load per expert and gradients by kind of weight.
+    For a mixture of experts the metrics include expert load and gradient norms by kind of weight.
     """
 
     def __init__(self, stage: str, metrics: MetricsLog, *, seconds_before: float = 0.0) -> None:
@@ -194,15 +190,15 @@ class RunCallback(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Of training up to now, with those before the checkpoint that it goes on from."""
+        """Return the seconds of training so far, those before the resumed checkpoint included."""
         return self._seconds_before + time.monotonic() - self._started
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the bar; forget metrics past the checkpoint that training goes on from.
+        """Open the progress bar and remove metrics after the resumed checkpoint.
 
-        Raises AlreadyTrained where there is nothing left to do.
+        Raises AlreadyTrained if no steps are left.
         """
         if state.is_world_process_zero:
             self._metrics.rewind(state.global_step)
@@ -218,17 +214,17 @@ class RunCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note the gradients by kind of weight, as they are after clipping."""
+        """Record gradient norms by kind of weight, after clipping."""
         if self._moe is not None:
             self._gradient_norms = gradient_norms(kwargs["model"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count the step; log it where a checkpoint or the end of training follows.
+        """Count the step; log it if a checkpoint or the end of training follows.
 
-        Logging comes before saving, and the logged loss is of all steps since the last time: with a
-        number that is not finite among them no checkpoint is written.
+        Logging comes before saving, and the logged loss covers all steps since the last log: if one
+        of them was not finite, no checkpoint is written.
         """
         assert self._bar is not None
         if control.should_save or control.should_training_stop:
@@ -244,7 +240,7 @@ class RunCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Log where a checkpoint follows."""
+        """Log the step if a checkpoint follows."""
         if control.should_save:
             control.should_log = True
 
@@ -256,7 +252,7 @@ class RunCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append the numbers to metrics.jsonl; stop on a loss or gradient that is not finite."""
+        """Append the logs to metrics.jsonl; raise HealthStop on a loss or gradient not finite."""
         numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
         if self._moe is not None:
             numbers |= self._moe.take() | self._gradient_norms
@@ -285,8 +281,8 @@ class RunCallback(TrainerCallback):
             kill_point(f"{self._stage}.before_marker")
             assert args.output_dir is not None
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            # With an adapter in a subfolder, transformers resumes that one and leaves the trained
-            # one untouched. The reference is made anew from the policy that the stage starts from.
+            # From a checkpoint with an adapter in a subfolder, transformers would resume that one
+            # and not the trained one. The stage makes the reference again from its first policy.
             shutil.rmtree(folder / REFERENCE, ignore_errors=True)
             write_json(folder / SPENT, {"seconds": self.seconds})
             files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER)
@@ -297,14 +293,14 @@ class RunCallback(TrainerCallback):
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        """Close the bar, which tells whether training came to its end."""
+        """Close the progress bar, which shows if training finished."""
         self._stack.__exit__(*raised)
 
 
 class AlreadyTrained(Exception):
-    """The checkpoint that training goes on from is its last.
+    """Training was resumed from its last checkpoint.
 
-    transformers would train one step more; by then it has loaded weights and state.
+    transformers, which has loaded weights and state by then, would train one step more.
     """
 
 
@@ -313,12 +309,11 @@ def run_trainer(
 ) -> dict[str, Any]:
     """Train from the newest complete checkpoint; write `out_dir/policy` and metrics.
 
-    Returns the stage's summary. Its seconds and tokens are of all the steps that made the policy,
-    those of earlier attempts included.
+    Returns the stage's summary; its seconds and tokens include those of earlier attempts.
     """
     checkpoint = newest_checkpoint(work_dir)
     metrics = work_dir / "metrics.jsonl"
-    # It prints every row that goes to metrics.jsonl.
+    # It would print every row of metrics.jsonl.
     trainer.remove_callback(PrinterCallback)
     seconds_before = read_json(checkpoint / SPENT)["seconds"] if checkpoint else 0.0
     callback = RunCallback(stage, MetricsLog(metrics), seconds_before=seconds_before)
@@ -349,6 +344,6 @@ def run_trainer(
 
 
 def _num_tokens(state: TrainerState) -> int | None:
-    """What was counted up to the last logged step."""
+    """Return the tokens counted up to the last logged step."""
     counted = [row["num_tokens"] for row in state.log_history if "num_tokens" in row]
     return int(counted[-1]) if counted else None

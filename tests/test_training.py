@@ -90,7 +90,7 @@ def test_trl_itself_refuses_a_block_before_any_work() -> None:
             "dpo": {"trainer": {"lr_scheduler_type": "no_such_schedule"}},
         }
     )
-    with pytest.raises(RecipeError, match=r"dpo\.trainer: DPOConfig refuses it"):
+    with pytest.raises(RecipeError, match=r"dpo\.trainer: DPOConfig rejects it"):
         check_trainer_blocks(recipe)
 
 

