@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_run import RunServer, make_tiny_run
 
 from posttrain.sandbox.landlock import Landlock
 
@@ -24,3 +25,17 @@ def landlock() -> Iterator[Landlock]:
     made = Landlock(most=4)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def run_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunServer]:
+    """A process that runs recipes, with everything imported."""
+    server = RunServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(run_server: RunServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe and its finished run in `run`; do not write into it."""
+    return make_tiny_run(run_server, tmp_path_factory.mktemp("tiny"))
