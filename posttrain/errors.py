@@ -42,6 +42,3 @@ class Locked(PosttrainError):
     """Another process holds the run directory."""
 
     exit_code = 6
-
-
-EnvironmentFault = SetupError

@@ -20,7 +20,7 @@ from posttrain.engines import sync as sync_module
 from posttrain.engines.engine import ServesAdapters, Sleeps
 from posttrain.engines.parity import ExpectedLogprobs, check_parity, expected_logprobs
 from posttrain.engines.sync import has_experts, max_lora_rank, sync_policy
-from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
+from posttrain.errors import HealthStop, RecipeError, SetupError
 from posttrain.models import PolicyPath, load_policy, save_policy
 from posttrain.models.tiny import write_tiny_llama4
 from posttrain.recipe.models import EngineSpec, Lora, Model
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused_before_the_engine_starts(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on CUDA vLLM can")
 def test_adapters_on_a_mixture_are_refused_without_cuda(tiny_llama4: Path) -> None:
     pytest.importorskip("vllm")
-    with pytest.raises(EnvironmentFault, match="on CUDA only") as error:
+    with pytest.raises(SetupError, match="on CUDA only") as error:
         make_engine(SPEC, PolicyPath(base=tiny_llama4), dtype="float32", seed=0)
     assert error.value.hint == "set engine.sync: weights on this machine"
 

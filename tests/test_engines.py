@@ -9,7 +9,7 @@ import torch
 from posttrain.engines import Completion, Engine, SamplingRequest, make_engine
 from posttrain.engines.parity import check_parity, expected_logprobs, load_expected, save_expected
 from posttrain.engines.rollouts import roll_out
-from posttrain.errors import EnvironmentFault, HealthStop, RecipeError
+from posttrain.errors import HealthStop, RecipeError, SetupError
 from posttrain.lengths import check_prompt_lengths
 from posttrain.models import PolicyPath, live_tensors, load_tokenizer, prompt_ids
 from posttrain.models.loading import load_base
@@ -154,7 +154,7 @@ def test_a_missing_vllm_names_the_extra(tiny_llama4: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     spec = SPEC.model_copy(update={"kind": "vllm"})
-    with pytest.raises(EnvironmentFault) as caught:
+    with pytest.raises(SetupError) as caught:
         make_engine(spec, PolicyPath(base=tiny_llama4), dtype="float32", seed=0)
     assert "posttrain[vllm]" in caught.value.hint
 

@@ -13,7 +13,7 @@ import pytest
 
 from posttrain.engines import SamplingRequest
 from posttrain.engines.openai import OpenAIEngine, retry_after_seconds
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.models import load_tokenizer
 from posttrain.recipe.models import EngineSpec
 
@@ -200,7 +200,7 @@ def test_trouble_that_passes_is_waited_out(server, engine, trouble):
 
 def test_trouble_that_stays_names_the_endpoint_and_is_tried_so_often_only(server, engine):
     server.trouble = status(500, 10**6)
-    with pytest.raises(EnvironmentFault, match=r"returned status 500: .*no such luck") as caught:
+    with pytest.raises(SetupError, match=r"returned status 500: .*no such luck") as caught:
         engine.score([[5]], [[8]])
     assert server.url in caught.value.message
     assert "model m" in caught.value.message
@@ -211,7 +211,7 @@ def test_trouble_that_stays_names_the_endpoint_and_is_tried_so_often_only(server
 
 def test_broken_replies_that_stay_are_a_fault(server, engine):
     server.trouble = lambda handler, number: handler.reply(200, "{") or True
-    with pytest.raises(EnvironmentFault, match="broken reply"):
+    with pytest.raises(SetupError, match="broken reply"):
         engine.score([[5]], [[8]])
 
 
@@ -220,7 +220,7 @@ def test_broken_replies_that_stay_are_a_fault(server, engine):
 )
 def test_refusals_are_not_tried_again(server, engine, code, hint):
     server.trouble = status(code, 10**6)
-    with pytest.raises(EnvironmentFault) as caught:
+    with pytest.raises(SetupError) as caught:
         engine.score([[5]], [[8]])
     assert hint in caught.value.hint
     assert len(server.requests) == 1
@@ -228,7 +228,7 @@ def test_refusals_are_not_tried_again(server, engine, code, hint):
 
 def test_one_failure_cancels_the_rest(server, engine):
     server.trouble = status(401, 10**6)
-    with pytest.raises(EnvironmentFault):
+    with pytest.raises(SetupError):
         engine.score([[5]] * 200, [[8]] * 200)
     assert len(server.requests) < 50
 
@@ -236,7 +236,7 @@ def test_one_failure_cancels_the_rest(server, engine):
 def test_a_server_that_is_not_there_is_named():
     spec = EngineSpec(kind="openai", base_url="http://127.0.0.1:9/v1", model="m")
     one = OpenAIEngine(spec, max_attempts=2, first_wait_seconds=0.001)
-    with pytest.raises(EnvironmentFault, match=r"127\.0\.0\.1:9/v1 \(model m\) cannot be reached"):
+    with pytest.raises(SetupError, match=r"127\.0\.0\.1:9/v1 \(model m\) cannot be reached"):
         one.score([[1]], [[2]])
     one.close()
 
@@ -279,25 +279,25 @@ def test_a_server_without_vllms_additions_is_told_apart(server, engine):
     request = SamplingRequest(num_generations=1, max_tokens=1)
     for change in (without("token_ids"), without("logprobs")):
         server.change = change
-        with pytest.raises(EnvironmentFault, match="no token ids") as caught:
+        with pytest.raises(SetupError, match="no token ids") as caught:
             engine.generate([[1]], request)
         assert "vllm serve" in caught.value.hint
     server.change = without("prompt_logprobs")
-    with pytest.raises(EnvironmentFault, match="of the prompt"):
+    with pytest.raises(SetupError, match="of the prompt"):
         engine.score([[1]], [[2]])
     server.change = other_tokens
-    with pytest.raises(EnvironmentFault, match="other tokens"):
+    with pytest.raises(SetupError, match="other tokens"):
         engine.score([[1]], [[2]])
 
 
 def test_fewer_completions_than_asked_are_a_fault(server, engine):
     server.change = lambda reply: {**reply, "choices": reply["choices"][:1]}
-    with pytest.raises(EnvironmentFault, match="1 of 2"):
+    with pytest.raises(SetupError, match="1 of 2"):
         engine.generate([[1]], SamplingRequest(num_generations=2, max_tokens=1))
 
 
 def test_weights_are_refused(engine):
-    with pytest.raises(EnvironmentFault, match="judging only"):
+    with pytest.raises(SetupError, match="judging only"):
         engine.sync_weights([], 1)
 
 
@@ -320,6 +320,6 @@ def test_a_served_model_with_another_tokenizer_is_found_out(
     server.change = reading(0)
     engine.check_tokenizer(tokenizer)
     server.change = reading(1)
-    with pytest.raises(EnvironmentFault, match="has another tokenizer"):
+    with pytest.raises(SetupError, match="has another tokenizer"):
         engine.check_tokenizer(tokenizer)
     engine.close()

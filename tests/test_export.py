@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Llama4ForCausalLM
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.models import PolicyPath, load_policy, sequence_logprobs
 from posttrain.models.export import export_adapter, to_half_split
 from posttrain.models.moe_lora import LoraExperts
@@ -115,13 +115,13 @@ def test_an_adapter_of_another_base_is_refused(
     config = json.loads((tiny_llama4 / "config.json").read_text())
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "num_local_experts": 8}))
-    with pytest.raises(EnvironmentFault, match="does not fit the base"):
+    with pytest.raises(SetupError, match="does not fit the base"):
         export_adapter(trained[1], tmp_path / "out", base=tmp_path / "base", reader="vllm")
     odd = tmp_path / "odd"
     odd.mkdir()
     (odd / "adapter_config.json").write_text((trained[1] / "adapter_config.json").read_text())
     save_file({"something.weight": torch.ones(2, 2)}, odd / "adapter_model.safetensors")
-    with pytest.raises(EnvironmentFault, match=r"something\.weight is not a LoRA weight"):
+    with pytest.raises(SetupError, match=r"something\.weight is not a LoRA weight"):
         export_adapter(odd, tmp_path / "out", base=tiny_llama4, reader="peft")
 
 

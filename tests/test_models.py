@@ -7,7 +7,7 @@ import torch
 from transformers import Llama4ForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
-from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.errors import RecipeError, SetupError
 from posttrain.models import (
     PolicyPath,
     count_parameters,
@@ -100,7 +100,7 @@ def test_the_experts_of_an_upcycled_model_can_learn(tmp_path: Path, tiny_llama4:
 def test_upcycling_refuses_what_is_no_dense_llama(tmp_path: Path, tiny_llama4: Path) -> None:
     with pytest.raises(RecipeError, match="dense Llama"):
         upcycle(str(tiny_llama4), tmp_path / "x", experts=2)
-    with pytest.raises(EnvironmentFault, match="cannot load"):
+    with pytest.raises(SetupError, match="cannot load"):
         upcycle(str(tmp_path / "nothing"), tmp_path / "x", experts=2)
     source = make_dense(tmp_path / "dense", tiny_llama4)
     with pytest.raises(RecipeError, match="every: 5"):
@@ -188,7 +188,7 @@ def test_a_folder_that_is_no_model_is_refused(
 ) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(EnvironmentFault, match=message):
+    with pytest.raises(SetupError, match=message):
         resolve_base(Model(base=str(tmp_path)), cache_dir=tmp_path / "cache")
 
 

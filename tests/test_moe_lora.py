@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import Llama4ForCausalLM, Llama4TextConfig
 
-from posttrain.errors import EnvironmentFault, RecipeError
+from posttrain.errors import RecipeError, SetupError
 from posttrain.models import PolicyPath, live_tensors, load_policy, merge, merged_tensors
 from posttrain.models.experts import use_grouped_experts
 from posttrain.models.loading import load_base
@@ -164,7 +164,7 @@ def test_an_adapter_of_another_base_is_refused(
     config.num_hidden_layers = changes.get("hidden_layers", 4)
     other = Llama4ForCausalLM(config)
     use_grouped_experts(other)
-    with pytest.raises(EnvironmentFault, match="does not fit this base") as caught:
+    with pytest.raises(SetupError, match="does not fit this base") as caught:
         load_adapter(other, tmp_path, trainable=False)
     assert str(tiny_llama4) in str(caught.value.hint)
 

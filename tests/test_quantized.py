@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Llama4ForCausalLM
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.models import (
     PolicyPath,
     live_tensors,
@@ -231,10 +231,10 @@ def test_a_missing_and_a_short_shard_are_named(tiny_llama4: Path, tmp_path: Path
     content = files[1].read_bytes()
     files[1].write_bytes(content[: len(content) // 2])
     for frozen in (None, Frozen()):
-        with pytest.raises(EnvironmentFault, match=rf"{files[1].name} is damaged or cut short"):
+        with pytest.raises(SetupError, match=rf"{files[1].name} is damaged or cut short"):
             load_base(tmp_path, dtype="float32", frozen=frozen)
     files[1].unlink()
-    with pytest.raises(EnvironmentFault, match=rf"{files[1].name} is missing"):
+    with pytest.raises(SetupError, match=rf"{files[1].name} is missing"):
         load_base(tmp_path, dtype="float32", frozen=Frozen())
 
 
@@ -246,14 +246,12 @@ def test_experts_of_another_layout_are_refused(tiny_llama4: Path, tmp_path: Path
     tensors = load_file(file)
     name = next(n for n in tensors if n.endswith("experts.gate_up_proj"))
     save_file({**tensors, name: tensors[name].transpose(1, 2).contiguous()}, file, {"format": "pt"})
-    with pytest.raises(
-        EnvironmentFault, match=r"gate_up_proj has shape \[4, 128, 64\].*\[4, 64, 128\]"
-    ):
+    with pytest.raises(SetupError, match=r"gate_up_proj has shape \[4, 128, 64\].*\[4, 64, 128\]"):
         load_base(tmp_path / "model", dtype="float32")
     fused = tensors.pop(name)
     apart = {name.replace("gate_up_proj", f"{i}.gate_up.weight"): fused[i] for i in range(4)}
     save_file(tensors | {k: t.contiguous() for k, t in apart.items()}, file, {"format": "pt"})
-    with pytest.raises(EnvironmentFault, match=r"has no .*gate_up_proj") as caught:
+    with pytest.raises(SetupError, match=r"has no .*gate_up_proj") as caught:
         load_base(tmp_path / "model", dtype="float32")
     assert "one by one" in str(caught.value.hint)
 
@@ -270,7 +268,7 @@ def test_only_llama4_is_packed(tmp_path: Path, tiny_llama4: Path) -> None:
             num_attention_heads=2,
         )
     ).save_pretrained(tmp_path)
-    with pytest.raises(EnvironmentFault, match=r"model\.frozen quantises Llama 4 only"):
+    with pytest.raises(SetupError, match=r"model\.frozen quantises Llama 4 only"):
         load_base(tmp_path, dtype="float32", frozen=Frozen())
 
 

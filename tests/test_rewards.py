@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.records import Prompt
 from posttrain.rewards import VERIFIERS, check_reference, close_workers, verify, workers
 from posttrain.rewards import math as math_verifier
@@ -376,7 +376,7 @@ def test_an_unknown_verifier_is_a_value_error() -> None:
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     close_workers()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EnvironmentFault, match="math_verify") as caught:
+    with pytest.raises(SetupError, match="math_verify") as caught:
         verify(make("math", "x"), "y")
     assert caught.value.hint == "pip install math-verify"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.records import Prompt
 from posttrain.rewards import check_reference, instructions, verify
 from posttrain.rewards.instructions import constraint_kinds
@@ -200,6 +200,6 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         instructions.importlib.util, "find_spec", lambda name: None if name == "nltk" else name
     )
-    with pytest.raises(EnvironmentFault, match="needs nltk") as caught:
+    with pytest.raises(SetupError, match="needs nltk") as caught:
         check_reference(prompt(["punctuation:no_comma"], [{}]))
     assert "posttrain[instructions]" in caught.value.hint

@@ -13,7 +13,7 @@ from trl import GRPOTrainer
 
 from posttrain.curriculum import AdaptiveSpec
 from posttrain.data import levelled_families
-from posttrain.errors import EnvironmentFault, HealthStop
+from posttrain.errors import HealthStop, SetupError
 from posttrain.models import PolicyPath
 from posttrain.recipe.load import load_curriculum
 from posttrain.recipe.models import EngineSpec, Lora, Model
@@ -212,7 +212,7 @@ def test_a_checkpoint_of_an_older_version_is_named(tiny_llama4: Path, tmp_path: 
     folder = tmp_path / "checkpoint-2"
     write_json(folder / "curriculum.json", {"kind": "band"})
     session = RolloutSession.__new__(RolloutSession)
-    with pytest.raises(EnvironmentFault, match="does not read") as error:
+    with pytest.raises(SetupError, match="does not read") as error:
         session.restore(folder, 2)
     assert "start the RL stage over" in error.value.hint
 

@@ -19,7 +19,7 @@ import packaging
 import pytest
 
 from posttrain import sandbox as sandboxes
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.pipeline import preflight
 from posttrain.pipeline.keys import sandbox_limits
 from posttrain.recipe import load_recipe
@@ -413,7 +413,7 @@ def test_a_run_that_verifies_code_is_refused_early_and_others_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def none_holds(spec: SandboxSpec, *, note: Any) -> Sandbox:
-        raise EnvironmentFault("no sandbox holds here", hint="posttrain doctor --sandbox")
+        raise SetupError("no sandbox holds here", hint="posttrain doctor --sandbox")
 
     monkeypatch.setattr(preflight, "choose", none_holds)
     recipe = ROOT / "recipes" / "quickstart.yaml"
@@ -421,7 +421,7 @@ def test_a_run_that_verifies_code_is_refused_early_and_others_are_not(
     code = plain.recipe.model_copy(
         update={"rl": Rl(data=[DataSource(path="x", capability="code", verifier="code")])}
     )
-    with pytest.raises(EnvironmentFault, match="no sandbox holds here"):
+    with pytest.raises(SetupError, match="no sandbox holds here"):
         preflight.check_sandbox(dataclasses.replace(plain, recipe=code))
     no_code = plain.recipe.model_copy(
         update={

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.sandbox import SandboxSpec, choose, self_test, try_out
 from posttrain.sandbox.attacks import ATTACKS, Attack
 from posttrain.sandbox.base import Limits, Run, Sandbox
@@ -92,14 +92,14 @@ def test_auto_goes_on_to_the_next_and_refuses_when_none_is_left(landlock: Landlo
     def open_door() -> Landlock:
         return Landlock(Profile(readable=("/",)), most=4)
 
-    with pytest.raises(EnvironmentFault, match=r"no sandbox holds here.*landlock: \d+ of") as told:
+    with pytest.raises(SetupError, match=r"no sandbox holds here.*landlock: \d+ of") as told:
         choose(SandboxSpec(), auto=(open_door,))
     assert "pip install 'posttrain[sandbox]'" in told.value.hint
     assert told.value.exit_code == 3
     said: list[str] = []
     chosen = choose(SandboxSpec(), auto=(open_door, lambda: landlock), note=said.append)
     assert chosen is landlock
-    with pytest.raises(EnvironmentFault, match="no sandbox holds here"):
+    with pytest.raises(SetupError, match="no sandbox holds here"):
         choose(SandboxSpec(), auto=())
 
 
@@ -116,10 +116,10 @@ class Absent(Landlock):
         return "absent"
 
     def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
-        raise EnvironmentFault("the landlock sandbox needs sandlock", hint="pip install it")
+        raise SetupError("the landlock sandbox needs sandlock", hint="pip install it")
 
 
 def test_a_sandbox_that_cannot_be_had_says_why() -> None:
     assert try_out(Absent()) == "the landlock sandbox needs sandlock (pip install it)"
-    with pytest.raises(EnvironmentFault, match="needs sandlock"):
+    with pytest.raises(SetupError, match="needs sandlock"):
         choose(SandboxSpec(), auto=(Absent,))

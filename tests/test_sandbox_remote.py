@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.sandbox import SandboxSpec, choose, landlock_main, try_out
 from posttrain.sandbox.base import Limits, SandboxFailure
 from posttrain.sandbox.remote import Docker, Http
@@ -115,7 +115,7 @@ def test_docker_that_fails_of_itself_is_no_verdict(tmp_path: Path) -> None:
 
 def test_docker_that_is_not_there() -> None:
     made = Docker(image="IMAGE", program="docker-that-is-not-there")
-    with pytest.raises(EnvironmentFault, match="needs the docker command"):
+    with pytest.raises(SetupError, match="needs the docker command"):
         made.run("print(1)", b"", SHORT)
 
 
@@ -242,7 +242,7 @@ def test_a_server_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("url", ["", "file:///etc/passwd", "ftp://host", "http://me:pw@host", "x"])
 def test_urls_that_are_not_asked(url: str) -> None:
-    with pytest.raises(EnvironmentFault, match=r"sandbox\.url must be"):
+    with pytest.raises(SetupError, match=r"sandbox\.url must be"):
         Http(url=url)
     with pytest.raises(ValueError, match="kind"):
         SandboxSpec.model_validate({"kind": "http"})
@@ -260,5 +260,5 @@ def test_proxies_of_the_environment_are_not_used(
 def test_a_server_without_isolation_is_refused(fusion: Fusion) -> None:
     """Its self-test is the same battery."""
     spec = SandboxSpec(kind="http", url=fusion.url)
-    with pytest.raises(EnvironmentFault, match=r"http: \d+ of \d+ attacks held; through: files"):
+    with pytest.raises(SetupError, match=r"http: \d+ of \d+ attacks held; through: files"):
         choose(spec)

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain import tables
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.records import (
     Outcome,
     OutcomeKind,
@@ -340,7 +340,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_how_to_go_on(
         assert str(path) in done.stderr
     else:
         monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), full)
-        with pytest.raises(EnvironmentFault, match=r"t\.json") as caught:
+        with pytest.raises(SetupError, match=r"t\.json") as caught:
             tables.write_json(path, {"new": 2})
         assert "run the same command again" in caught.value.hint
     assert [p.name for p in tmp_path.iterdir()] == ["t.json"]

@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig
 
-from posttrain.errors import EnvironmentFault, HealthStop, PosttrainError, RecipeError
+from posttrain.errors import HealthStop, PosttrainError, RecipeError, SetupError
 from posttrain.recipe.schema import Recipe
 from posttrain.tables import MetricsLog, read_metrics
 from posttrain.training import (
@@ -99,7 +99,7 @@ def test_trl_itself_refuses_a_block_before_any_work() -> None:
     [
         (ValueError("eos_token is not known"), RecipeError),
         (NotImplementedError("no weights with aot"), RecipeError),
-        (ImportError("liger is not here"), EnvironmentFault),
+        (ImportError("liger is not here"), SetupError),
     ],
 )
 def test_what_trl_refuses_of_a_block_is_told_as_such(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,22 +26,22 @@ class SourceField:
 
 @functools.cache
 def package_folder(package: str) -> Path:
-    """The folder that holds an installed package's folder; raises EnvironmentFault."""
+    """The folder that holds an installed package's folder; raises SetupError."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise EnvironmentFault(f"the package {package} is not installed", hint="make env")
+        raise SetupError(f"the package {package} is not installed", hint="make env")
     return Path(spec.origin).parent.parent
 
 
 @functools.cache
 def source_tree(file: str) -> ast.Module:
-    """The parsed source of `package/module.py`; raises EnvironmentFault where it is not there."""
+    """The parsed source of `package/module.py`; raises SetupError where it is not there."""
     package = file.split("/", 1)[0]
     try:
         return ast.parse((package_folder(package) / file).read_text(encoding="utf-8"))
     except OSError as error:
         message = f"the installed {package} has no {file}: posttrain does not know this version"
-        raise EnvironmentFault(message, hint="make env") from error
+        raise SetupError(message, hint="make env") from error
 
 
 def class_fields(file: str, name: str) -> dict[str, SourceField]:

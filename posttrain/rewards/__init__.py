@@ -100,7 +100,7 @@ def verify(prompt: Prompt, text: str, *, truncated: bool = False) -> Outcome:
     """Decide one completion; a truncated or empty one fails, whatever it holds.
 
     A verifier's own failure is an outcome with passed None, never an exception. Raises ValueError
-    for an unknown verifier and EnvironmentFault where its package is missing.
+    for an unknown verifier and SetupError where its package is missing.
     """
     verifier = find_verifier(prompt.verifier)
     if outcome := _outcome_unseen(text, truncated=truncated):

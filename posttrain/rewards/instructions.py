@@ -64,7 +64,7 @@ def _verify(prompt: Prompt, text: str) -> Outcome:
 def _check(prompt: Prompt) -> str | None:
     """Refuse constraints that the checkers do not know, and those that lack a value.
 
-    Raises EnvironmentFault where lm-eval or what its checkers import is not installed.
+    Raises SetupError where lm-eval or what its checkers import is not installed.
     """
     PACKAGE.require("instructions")
     task = _read(prompt.reference)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.records import Outcome, OutcomeKind, Prompt
 
 SEVERAL_ANSWERS: Mapping[str, re.Pattern[str]] = {
@@ -37,9 +37,9 @@ class Package:
         return [name for name in self.modules if importlib.util.find_spec(name) is None]
 
     def require(self, verifier: str) -> None:
-        """Raise EnvironmentFault where a module is missing."""
+        """Raise SetupError where a module is missing."""
         if missing := self.missing:
-            raise EnvironmentFault(
+            raise SetupError(
                 f"the {verifier} verifier needs {', '.join(missing)}",
                 hint=f"pip install {shlex.quote(self.install)}",
             )

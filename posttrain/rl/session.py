@@ -17,7 +17,7 @@ from posttrain.data import question_hashes
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.parity import ExpectedLogprobs, check_parity, expected_logprobs
 from posttrain.engines.sync import sync_policy
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.kill_points import kill_point
 from posttrain.models import prompt_ids
 from posttrain.recipe.models import EngineSpec
@@ -324,10 +324,10 @@ class RolloutSession:
     def restore(self, checkpoint: Path, step: int) -> None:
         """Go on from a checkpoint at `step`; later steps' tables, to be made again, go aside.
 
-        Raises EnvironmentFault where the checkpoint is of a version that kept other state.
+        Raises SetupError where the checkpoint is of a version that kept other state.
         """
         if not (checkpoint / STATE_FILE).exists() and (checkpoint / OLD_STATE_FILE).exists():
-            raise EnvironmentFault(
+            raise SetupError(
                 f"{checkpoint} was written by a version of posttrain whose curriculum state this "
                 "one does not read",
                 hint=f"remove {checkpoint.parent} to start the RL stage over, or finish it with "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.sandbox.base import Limits, Run, Sandbox, SandboxFailure
 from posttrain.spec import Spec, wrong
 
@@ -79,7 +79,7 @@ def use(spec: SandboxSpec) -> None:
 
 
 def current() -> Sandbox:
-    """Return the sandbox of this process, chosen on first use; EnvironmentFault if none holds."""
+    """Return the sandbox of this process, chosen on first use; SetupError if none holds."""
     global _current
     with _lock:
         if _current is None:
@@ -106,7 +106,7 @@ def choose(
     """Return the sandbox that a spec asks for, after its self-test.
 
     `auto` lists what kind auto tries, landlock and wasm unless given; `note` gets what takes long.
-    Raises EnvironmentFault where the sandbox does not hold; for auto, where none of them does.
+    Raises SetupError where the sandbox does not hold; for auto, where none of them does.
     """
     # Recipes are checked without what the sandboxes import.
     from posttrain.sandbox.landlock import Landlock
@@ -131,7 +131,7 @@ def choose(
             return sandbox
         sandbox.close()
         failures.append(f"{sandbox.kind}: {why}")
-    raise EnvironmentFault(
+    raise SetupError(
         "no sandbox holds here, and programs that a model wrote are not run without one: "
         + "; ".join(failures),
         hint=HINT,
@@ -142,7 +142,7 @@ def try_out(sandbox: Sandbox, *, note: Callable[[str], None] = lambda _: None) -
     """Return why a sandbox must not be used; empty where it passes its self-test, or passed it."""
     try:
         return examine(sandbox, note=note).why_not
-    except EnvironmentFault as fault:
+    except SetupError as fault:
         return f"{fault.message} ({fault.hint})"
 
 

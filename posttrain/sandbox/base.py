@@ -74,7 +74,7 @@ class Sandbox(Protocol):
     def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
         """Run Python source as `__main__`, alone, with no trace of an earlier run.
 
-        Raises SandboxFailure where the sandbox broke, EnvironmentFault where this machine has none.
+        Raises SandboxFailure where the sandbox broke, SetupError where this machine has none.
         """
         ...
 

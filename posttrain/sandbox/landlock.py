@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.sandbox.base import Limits, Run, SandboxFailure, reason_of
 from posttrain.sandbox.helpers import Helper, Helpers, num_helpers
 from posttrain.sandbox.places import scratch_dir, unused_id
@@ -203,9 +203,9 @@ def _rlimits(profile: Profile, limits: Limits, user: int | None) -> dict[str, in
 
 
 def check_installed() -> None:
-    """Raise EnvironmentFault where sandlock cannot be used at all."""
+    """Raise SetupError where sandlock cannot be used at all."""
     if importlib.util.find_spec(PACKAGE) is None:
-        raise EnvironmentFault(
+        raise SetupError(
             "the landlock sandbox needs the package sandlock",
             hint="pip install 'posttrain[sandbox]'",
         )

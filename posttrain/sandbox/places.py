@@ -13,7 +13,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 
 _OF_ROOT = Path("/var/cache/posttrain")
 # User ids below 65536, so that containers that map only so many have them; no distribution gives
@@ -41,12 +41,12 @@ def kept_dir() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         found = folder.stat()
     except OSError as error:
-        raise EnvironmentFault(
+        raise SetupError(
             f"the sandbox cannot keep its files in {folder}: {error.strerror}",
             hint="name a folder of yours: export POSTTRAIN_CACHE=FOLDER",
         ) from error
     if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
-        raise EnvironmentFault(
+        raise SetupError(
             f"{folder} belongs to somebody else, or others may write there",
             hint="name a folder of yours: export POSTTRAIN_CACHE=FOLDER",
         )
@@ -99,7 +99,7 @@ def shared_packages(module: str, *distributions: str) -> Path:
     """Return a folder to import `module` and all the distributions from, which others may enter.
 
     Candidates of a root process run as another user, who often cannot enter the folder that
-    posttrain is installed in: then the packages are linked, or else copied. Raises EnvironmentFault
+    posttrain is installed in: then the packages are linked, or else copied. Raises SetupError
     where neither is possible.
     """
     spec = importlib.util.find_spec(module)
@@ -125,7 +125,7 @@ def shared_packages(module: str, *distributions: str) -> Path:
                     path.chmod(0o755)
             keep(target, folder)
     except OSError as error:
-        raise EnvironmentFault(
+        raise SetupError(
             f"the sandbox runs as another user than root, who cannot enter {installed}, and "
             f"cannot copy {', '.join(distributions)} to {folder}: {error}",
             hint="make room there, or name another folder: export POSTTRAIN_CACHE=FOLDER",

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.sandbox.base import Limits, Reason, Run, SandboxFailure, reason_of
 
 # Reads the length of the program and the program from stdin, and leaves the rest to the program.
@@ -83,7 +83,7 @@ class Docker:
     def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
         """See `Sandbox.run`."""
         if _find(self._program) is None:
-            raise EnvironmentFault(
+            raise SetupError(
                 "the docker sandbox needs the docker command", hint="install Docker, or take auto"
             )
         text = program.encode("utf-8", "surrogatepass")
@@ -200,7 +200,7 @@ class Http:
     def __init__(self, *, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-            raise EnvironmentFault(
+            raise SetupError(
                 f"sandbox.url must be http://HOST:PORT, not {url!r}",
                 hint="--set sandbox.url=http://localhost:8080",
             )

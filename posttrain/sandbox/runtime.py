@@ -20,7 +20,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.sandbox.places import keep, kept_dir
 
 _LEFT_OUT = (
@@ -80,7 +80,7 @@ class Runtime:
 def runtime(guard_package: str | None) -> Runtime:
     """The copy, made on first use (seconds); `guard_package` names a folder copied beside it.
 
-    Raises EnvironmentFault when it cannot be made.
+    Raises SetupError when it cannot be made.
     """
     standard_library = Path(sysconfig.get_path("stdlib"))
     guards = [Path(guard_package)] if guard_package else []
@@ -91,7 +91,7 @@ def runtime(guard_package: str | None) -> Runtime:
         try:
             _make(folder, standard_library, libraries, guards)
         except OSError as error:
-            raise EnvironmentFault(
+            raise SetupError(
                 f"the sandbox cannot copy Python to {folder}: {error}",
                 hint="make room there, or name another folder: export POSTTRAIN_CACHE=FOLDER",
             ) from error
@@ -138,7 +138,7 @@ def _libraries(extensions: Path, *guards: Path) -> list[Path]:
     try:
         found = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        raise EnvironmentFault(
+        raise SetupError(
             f"the sandbox cannot look into this Python: {error}", hint="posttrain doctor"
         ) from error
     return [Path(line) for line in found.stdout.splitlines()]

