@@ -21,6 +21,7 @@ import psutil
 from pydantic import TypeAdapter
 
 from posttrain import errors, sandbox
+from posttrain.curriculum import AnyCurriculumSpec
 from posttrain.errors import Interrupted, Locked, PosttrainError
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
@@ -72,7 +73,7 @@ def _read_call(run_dir: Path, stage: str) -> tuple[Any, StageContext]:
         recipe_path=Path(job["recipe_path"]),
         rubric=RubricJudge.model_validate(job["rubric"]) if job["rubric"] else None,
         judge=TypeAdapter[JudgeSpec](JudgeSpec).validate_python(judge) if judge else None,
-        curriculum=TypeAdapter[CurriculumSpec](CurriculumSpec).validate_python(curriculum)
+        curriculum=TypeAdapter[CurriculumSpec](AnyCurriculumSpec).validate_python(curriculum)
         if curriculum
         else None,
         run_dir=run_dir,
