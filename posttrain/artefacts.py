@@ -1,4 +1,4 @@
-"""What finished stages leave: the names of the files, and what is in them as typed values.
+"""Write and read the files of finished stages as typed values.
 
 Stages write through this module and everybody else reads through it, so that a format stands in one
 place.
@@ -31,7 +31,7 @@ PARITY = "parity.jsonl"
 SANDBOX = "sandbox.json"
 ANSWER_JUDGE = "answer_judge.json"
 EVALUATION = "eval-"
-"""What the names of evaluation stages begin with; the rest is the point of eval.after."""
+"""Prefix of the names of evaluation stages; the rest is a point of eval.after."""
 BASE = "base"
 """The point of eval.after before anything is trained; the others are training stages."""
 
@@ -117,7 +117,7 @@ class CapabilityResult:
     pass_at_1: Interval
     pass_at_k: Mapping[int, float]
     constant: float
-    """pass@1 of always giving the one answer that passes most often."""
+    """pass@1 of the best constant answer: the one that passes most prompts."""
     num_prompts: int
     tokens: int
     """Generated tokens."""
@@ -178,7 +178,7 @@ class EvaluationResult:
     suites: Mapping[str, SuiteResult]
     tokens: int
     seconds: float
-    """With the engine's start."""
+    """Seconds of the whole stage, including the start of the engine."""
 
     def write(self, folder: Path) -> None:
         """Write the stage's summary.json."""
@@ -225,7 +225,7 @@ def _interval(values: Mapping[str, Any]) -> Interval:
 
 
 def _number(value: Any) -> float:
-    """JSON has no name for NaN."""
+    """Return a JSON number; null stands for NaN."""
     return math.nan if value is None else float(value)
 
 

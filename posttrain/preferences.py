@@ -1,4 +1,4 @@
-"""Preference pairs from what RL left behind: same prompt, one pass and one fail."""
+"""Mine preference pairs from RL rollouts: one that passes and one that fails the same prompt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from posttrain.rewards.detectors import detect
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
-    """A rollout with where it came from."""
+    """A rollout and its origin."""
 
     rollout: Rollout
     step: int
@@ -29,7 +29,7 @@ class _Seen:
 def mine_pairs(
     groups: Iterable[RolloutGroup], prompts: Mapping[str, Prompt], spec: Pairs, *, seed: int
 ) -> list[PreferencePair]:
-    """Pairs of one prompt's passing and failing completions, newest first, at most `max_pairs`.
+    """Return pairs of passing and failing completions of a prompt, newest first.
 
     Chosen ones passed and ended by themselves; undecided ones are never used. The longer of the two
     has at most `max_length_ratio` times the other's tokens (an empty one counts as one token); both
@@ -69,17 +69,17 @@ def _reading_order(group: RolloutGroup) -> tuple[Any, ...]:
 
 
 def pair_summary(pairs: Sequence[PreferencePair]) -> dict[str, int]:
-    """Number of pairs per corner case, the commonest first."""
+    """Count pairs by corner case, the commonest first."""
     return dict(Counter(pair.corner_case for pair in pairs).most_common())
 
 
 def corner_case(rollout: Rollout, prompt: Prompt) -> str:
-    """What a failed completion did wrong, `prompt` as it was asked: the first that holds of these.
+    """Name what a failed completion did wrong: the first of these that holds.
 
-    What `rewards.detectors.detect` finds, in its order, where truncation counts as repetition when
-    the text was cut off while repeating itself, since that is the cause; format also where the
-    verifier could not read the answer, or the last line holds the reference among other text; else
-    wrong_answer.
+    What `rewards.detectors.detect` finds, in its order; a text cut off while it repeats itself is
+    repetition, not truncation, as that is the cause. Then `format`, if the verifier could not read
+    the answer or the last line holds the reference among other words; else `wrong_answer`.
+    `prompt` is the prompt as it was asked.
     """
     truncated = rollout.finish_reason == "length"
     found = detect(prompt, rollout.text, truncated=truncated)
@@ -93,7 +93,7 @@ def corner_case(rollout: Rollout, prompt: Prompt) -> str:
 def _pairs_of(
     prompt: Prompt, groups: Sequence[RolloutGroup], spec: Pairs, rng: random.Random
 ) -> Iterator[PreferencePair]:
-    """At most `max_pairs_per_prompt` pairs of one prompt's completions."""
+    """Yield at most `max_pairs_per_prompt` pairs of one prompt's completions."""
     chosen: list[_Seen] = []
     rejected: list[tuple[str, _Seen]] = []
     for group in groups:
@@ -136,7 +136,7 @@ def _pairs_of(
 
 
 def _newest_in_turn(rejected: Sequence[tuple[str, _Seen]]) -> list[tuple[str, _Seen]]:
-    """Newest step first; within a step one of each corner case, the rarest first, and again."""
+    """Sort by step, newest first; within a step take turns among corner cases, rarest first."""
     rarity = Counter(case for case, _ in rejected)
     turns: Counter[tuple[int, str]] = Counter()
     order: list[tuple[int, int, int, str]] = []
@@ -174,7 +174,7 @@ def _pair(prompt: Prompt, good: _Seen, bad: _Seen, case: str) -> PreferencePair:
 
 
 def _stands_within(reference: str, text: str) -> bool:
-    """Whether the last line of `text` has the reference as words of its own, and more beside it."""
+    """Return whether the last line of `text` holds the reference as whole words among others."""
     reference, text = reference.strip().casefold(), text.strip().casefold()
     if not reference or reference == text:
         return False

@@ -1,4 +1,4 @@
-"""Which samples are dropped as easy, and why."""
+"""Drop the easiest samples, with a reason for every sample."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class PruneDecision:
     capability: str
     score: float | None
     rank: int | None
-    """1 = easiest of its capability; None = unscored."""
+    """Rank by score in its capability, 1 the easiest; None if unscored."""
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneResult:
-    """Every sample exactly once, each list in the samples' order.
+    """Decisions on all samples, each once, in the samples' order.
 
     >>> PruneResult(kept=[], dropped=[], unscored=[], cuts={"math": 0.5}).cuts["math"]
     0.5
@@ -38,9 +38,9 @@ class PruneResult:
     kept: list[PruneDecision]
     dropped: list[PruneDecision]
     unscored: list[PruneDecision]
-    """Kept for training all the same: nobody said that they are easy."""
+    """Samples without a score; they are trained on, too."""
     cuts: Mapping[str, float]
-    """Capability -> score of its easiest kept sample; only where something was dropped and kept."""
+    """Score of the easiest kept sample by capability; only where some are kept and some dropped."""
 
 
 def prune(samples: Sequence[Sample], verdicts: Sequence[Verdict], spec: Prune) -> PruneResult:

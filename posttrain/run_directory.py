@@ -1,4 +1,4 @@
-"""The run directory: where things lie in it, and which of its stages are finished.
+"""Find files and finished stages in a run directory.
 
     runs/<name>/
       run.json  recipe.yaml  recipe.resolved.json  environment.json  report.html
@@ -46,7 +46,7 @@ class RunDirectory:
 
     @property
     def identity(self) -> Path:
-        """Whose run this is; every run directory has it."""
+        """Name and base model of the run; every run directory has it."""
         return self.path / "run.json"
 
     @property
@@ -117,22 +117,22 @@ class RunDirectory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a finished stage recorded of itself."""
+    """The record that a finished stage keeps of itself."""
 
     stage: str
     key: str
     key_parts: Mapping[str, Any]
-    """What the key is the hash of."""
+    """Values that the key is a hash of."""
     seed: int | None
     started: float
     """Seconds since the epoch."""
     seconds: float
     peak_rss_bytes: int | None
-    """Of the stage's own process; None where it had none."""
+    """Peak resident memory of the stage's process; None if it ran in the caller's."""
     counts: Mapping[str, float | int]
-    """Rows, tokens, steps."""
+    """Rows, tokens and steps by name."""
     files: Mapping[str, tuple[str, int]]
-    """File -> its sha256 and bytes."""
+    """sha256 and size in bytes by file name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -296,7 +296,7 @@ class FileHashes:
         return self._remember(path, "", file_sha256)
 
     def of_big(self, path: Path) -> str:
-        """As `of`, but past 64 MiB only the size and the first and last MiB count."""
+        """Return the sha256; of files over 64 MiB only that of size, first and last MiB."""
         if path.stat().st_size <= BIG_FILE_BYTES:
             return self.of(path)
         return self._remember(path, "#edges", _edges_sha256)

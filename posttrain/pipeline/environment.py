@@ -1,4 +1,4 @@
-"""What a run runs on, found without importing torch."""
+"""Describe the machine and the installed packages without importing torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, machine and commit, as JSON values."""
+    """Return versions, machine and commit as JSON values."""
     return {
         "packages": {"posttrain": posttrain.__version__, **_versions()},
         "python": sys.version.split()[0],
@@ -35,12 +35,12 @@ def describe_environment() -> dict[str, Any]:
 
 
 def has_package(name: str) -> bool:
-    """Whether a module can be imported; nothing is imported."""
+    """Return whether a module is installed, without importing it."""
     return importlib.util.find_spec(name) is not None
 
 
 def version_of(distribution: str) -> str | None:
-    """The installed version, None where it is not installed."""
+    """Return the installed version of a distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -48,7 +48,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def has_cuda() -> bool:
-    """Whether torch will see a CUDA device: a driver, a device that is not hidden, a CUDA build."""
+    """Return whether torch will see a CUDA device: a driver, a visible device, a CUDA build."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
         return False
     if (version_of("torch") or "+cpu").endswith("+cpu"):
@@ -57,7 +57,7 @@ def has_cuda() -> bool:
 
 
 def cuda_memory() -> list[int]:
-    """Bytes of each CUDA device that torch will see, as the driver says; empty without any."""
+    """Return the bytes of each CUDA device that torch will see, as the driver reports them."""
     if not has_cuda() or shutil.which("nvidia-smi") is None:
         return []
     asked = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
@@ -80,14 +80,14 @@ def cache_dir() -> Path:
 
 
 def num_cpus() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
-    """Physical memory, or what the control group allows where that is less."""
+    """Return the bytes of physical memory, or the control group's limit if that is lower."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         allowed = Path("/sys/fs/cgroup/memory.max").read_text().strip()
@@ -102,7 +102,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that posttrain runs from; None for an installed copy."""
+    """Return the commit of the checkout that posttrain runs from; None for an installed copy."""
     root = Path(posttrain.__file__).parent.parent
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None

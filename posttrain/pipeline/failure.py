@@ -1,4 +1,4 @@
-"""Turn what a stage raised into what a person can act on."""
+"""Turn an exception into a message that a person can act on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from posttrain.errors import Interrupted, PosttrainError, SetupError
 NO_SPACE = ("No space left on device", "Disk quota exceeded", "os error 28")
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 FULL_BYTES = 2**20
-SAME_AGAIN = "run the same command again: it goes on where it stopped"
+SAME_AGAIN = "run the same command again: it resumes where it stopped"
 
 
 def explain(error: BaseException, place: Path) -> PosttrainError | None:
-    """The PosttrainError that says the same; None for a bug."""
+    """Return the PosttrainError that describes an exception; None for a bug."""
     if isinstance(error, PosttrainError):
         return error
     if isinstance(error, KeyboardInterrupt):
@@ -46,7 +46,7 @@ def write_crash(run_dir: Path, what: str, error: BaseException) -> Path:
 
 
 def bug_message(what: str, error: BaseException, crash: Path) -> tuple[str, str]:
-    """Message and hint for a bug: what it was, where the traceback is."""
+    """Return message and hint for a bug: what it was, where the traceback is."""
     said = f"{what} failed: {type(error).__name__}: {_first_line(error)} (traceback in {crash})"
     return said, "this is a bug of posttrain: report it with that file"
 

@@ -1,4 +1,4 @@
-"""Whether a recipe fits the devices: parameters, bytes and operations as JSON values."""
+"""Check whether a recipe fits the devices: parameters, bytes and FLOPs as JSON values."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from posttrain.pipeline.environment import cuda_memory
 from posttrain.recipe.schema import Recipe
 
 LENGTHS = (2048, 4096, 8192)
-"""Tokens of a sequence that operations are told for."""
+"""Sequence lengths in tokens at which FLOPs are reported."""
 
 
 def devices_here() -> Devices | None:
-    """The CUDA devices of this machine, the smallest standing for all; None without any."""
+    """Return the CUDA devices of this machine, each counted as the smallest; None without any."""
     found = cuda_memory()
     return Devices(count=len(found), capacity=min(found)) if found else None
 
 
 def shapes_of(recipe: Recipe, base: Path | None) -> Shapes | None:
-    """The base model's shapes: of its folder, else as published; None where nothing tells."""
+    """Return the base model's shapes from its folder, else as published; None if unknown."""
     if base is not None and (base / "config.json").is_file():
         return shapes_in(base)
     return published_shapes(recipe.model.base) if isinstance(recipe.model.base, str) else None
 
 
 def memory_values(recipe: Recipe, base: Path | None, devices: Devices | None) -> dict[str, Any]:
-    """Everything that shapes tell; empty where they are not known yet."""
+    """Return parameters, bytes and FLOPs by stage; empty if the shapes are not known yet."""
     shapes = shapes_of(recipe, base)
     if shapes is None:
         return {}
@@ -106,7 +106,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
 
 
 def check_fit(memory: Mapping[str, Any], command: str) -> None:
-    """Raise SetupError, with the figures, where a plan has a stage that does not fit."""
+    """Raise SetupError, with the figures, if a stage of a plan does not fit."""
     failing = [stage for stage in memory.get("stages", ()) if stage["fits"] is False]
     if not failing:
         return
@@ -128,7 +128,7 @@ def check_fit(memory: Mapping[str, Any], command: str) -> None:
 
 
 def in_words(suggestion: Mapping[str, Any]) -> str:
-    """A suggestion as one writes it into the recipe, and what it brings."""
+    """Return a suggestion as recipe keys, and the memory that it saves."""
     changes = ", ".join(f"{key}: {_value(v)}" for key, v in suggestion["changes"].items())
     margin, saves = suggestion["margin"] / GB, suggestion["saves"] / GB
     saved = f" saves {saves:.1f} GB" if saves > 0 else ""

@@ -1,4 +1,4 @@
-"""What a run would do: which stages are finished, which run, and why."""
+"""Plan a run: which stages are finished, which run, and why."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from posttrain.run_directory import FileHashes, RunDirectory, verify_stage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedStage:
-    """One stage and what a run does with it."""
+    """A stage, and what a run does with it."""
 
     stage: Stage[Any]
     number: int
-    """Position in the table."""
+    """Position in the table, from 1."""
     section: Any
-    """The part of the recipe that the stage works by."""
+    """The stage's section of the recipe."""
     key: str
     key_parts: Mapping[str, Any]
     seed: int
     is_cached: bool
     is_broken: bool
-    """Its directory is there and does not verify."""
+    """Whether its directory exists and does not verify."""
     is_resumed: bool
-    """Unfinished work with these settings is there."""
+    """Whether unfinished work with the same key exists."""
     why: str
-    """Why it runs, in words; empty where it is cached."""
+    """Reason why it runs; empty if it is cached."""
 
 
 def plan(
     loaded: LoadedRecipe, run_dir: RunDirectory, table: Sequence[Stage[Any]], hashes: FileHashes
 ) -> list[PlannedStage]:
-    """Every stage of the recipe, in order; reads only."""
+    """Return every stage of the recipe in order; write nothing."""
     planned: list[PlannedStage] = []
     upstream: dict[str, str] = {}
     for number, stage in enumerate(table, start=1):

@@ -1,4 +1,4 @@
-"""The table of stages: one row each, in the order in which they run."""
+"""The table of stages, in running order. A new stage is a file here and a line below."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def run(context: StageContext, section: Recipe) -> Counts:
 
 
 def depends_on(loaded: LoadedRecipe, section: Recipe) -> Mapping[str, Any]:
-    """Every source of rows, and how many prompts are held out."""
+    """Return the sources of rows and the number of held-out prompts."""
     written = loaded.written
     part: dict[str, Any] = {"max_bad_rows": written["max_bad_rows"]}
     for name in ("sft", "rl"):
@@ -72,7 +72,7 @@ def depends_on(loaded: LoadedRecipe, section: Recipe) -> Mapping[str, Any]:
 
 
 def files(loaded: LoadedRecipe) -> Mapping[str, Path]:
-    """The data files, which the recipe names by path."""
+    """Return the data files that the recipe names by path."""
     return {key: path for key, path in loaded.files.items() if ".data." in key}
 
 

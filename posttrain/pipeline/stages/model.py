@@ -35,13 +35,13 @@ def run(context: StageContext, section: Model) -> Counts:
 
 
 def depends_on(loaded: LoadedRecipe, _section: Model) -> Mapping[str, Any]:
-    """Which base, in which precision."""
+    """Return the base model and its precision."""
     written = loaded.written["model"]
     return {"model": {name: written[name] for name in ("base", "revision", "dtype")}}
 
 
 def files(loaded: LoadedRecipe) -> Mapping[str, Path]:
-    """The folder of a local base model."""
+    """Return the folder of a local base model."""
     return {key: path for key, path in loaded.files.items() if key.startswith("model.")}
 
 

@@ -45,7 +45,7 @@ def run(context: StageContext, section: Pairs) -> Counts:
 
 
 def depends_on(loaded: LoadedRecipe, _section: Pairs) -> Mapping[str, Any]:
-    """Which pairs are asked for."""
+    """Return the limits on pairs."""
     return {"dpo": {"pairs": loaded.written["dpo"]["pairs"]}}
 
 

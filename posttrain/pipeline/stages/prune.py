@@ -18,7 +18,7 @@ from posttrain.tables import read_groups, write_json
 
 
 def run(context: StageContext, section: Prune) -> Counts:
-    """Split the samples into kept, dropped and unscored, and say how good the judge is."""
+    """Split the samples into kept, dropped and unscored; report how good the judge is."""
     from posttrain.judge import judge_summary
 
     samples = data.samples(context)
@@ -41,7 +41,7 @@ def run(context: StageContext, section: Prune) -> Counts:
 
 
 def depends_on(loaded: LoadedRecipe, _section: Prune) -> Mapping[str, Any]:
-    """The rule."""
+    """Return the share to drop."""
     return {"sft": {"prune": loaded.written["sft"]["prune"]}}
 
 
