@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.curriculum import Adaptive, AdaptiveSpec
-from posttrain.recipe.schema import Recipe
+from posttrain.recipe.schema import Recipe, Rl
 from posttrain.records import (
     Outcome,
     Prompt,
@@ -162,6 +162,11 @@ def data_recipe(
             "max_bad_rows": max_bad_rows,
         }
     )
+
+
+def rl_section(**keys: Any) -> Rl:
+    """Build the rl section of a recipe; its data stands for prompts that a test has already."""
+    return Rl.model_validate({"data": [file_source()], **keys})
 
 
 def file_source(path: str = "d.jsonl", **rest: Any) -> dict[str, Any]:
@@ -337,7 +342,7 @@ def side_by_side(monkeypatch: Any, places: Sequence[Any], work: Callable[[Any], 
 
     It is `gather_object` that they exchange them by.
     """
-    from posttrain.rl import likelihood, sampling
+    from posttrain.rl import sampling
 
     barrier = threading.Barrier(len(places), timeout=60)
     told: dict[int, list[Any]] = {}
@@ -352,8 +357,7 @@ def side_by_side(monkeypatch: Any, places: Sequence[Any], work: Callable[[Any], 
         barrier.wait()
         return everything
 
-    for module in (sampling, likelihood):
-        monkeypatch.setattr(module, "gather_object", gather)
+    monkeypatch.setattr(sampling, "gather_object", gather)
 
     def run(number: int, place: Any) -> None:
         rank.number = number

@@ -24,7 +24,7 @@ from posttrain.errors import HealthStop, RecipeError, SetupError
 from posttrain.models import PolicyPath, load_policy, save_policy
 from posttrain.models.tiny import write_tiny_llama4
 from posttrain.recipe.models import EngineSpec, Lora, Model
-from posttrain.rl.places import engine_place
+from posttrain.rl.sampling import engine_place
 from posttrain.tables import read_json
 
 PROMPTS = [[1, 20, 30, 40], [1, 50, 60], [1, 70, 80, 90, 100, 110]]
@@ -128,7 +128,7 @@ def test_consecutive_processes_share_an_engine_and_one_of_them_speaks() -> None:
     places = [engine_place(rank=r, world_size=6, tensor_parallel_size=2) for r in range(6)]
     assert [p.engine for p in places] == [0, 0, 1, 1, 2, 2]
     assert {p.num_engines for p in places} == {3}
-    assert [p.speaks for p in places] == [True, False] * 3
+    assert [p.is_engine_leader for p in places] == [True, False] * 3
     with pytest.raises(RecipeError, match=r"3 training processes .* engines of 2"):
         engine_place(rank=0, world_size=3, tensor_parallel_size=2)
 

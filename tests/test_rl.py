@@ -16,17 +16,17 @@ from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_tokenizer
 from posttrain.recipe.models import EngineSpec, Lora, Model
 from posttrain.records import Prompt
-from posttrain.rl import train, turns
+from posttrain.rl import RlInputs, train, weight_sync
 from posttrain.rl.collect import Batch, collect_batch
-from posttrain.rl.compact import compact
-from posttrain.rl.places import engine_place
-from posttrain.rl.trainer import _is_masked
+from posttrain.rl.sampling import engine_place
+from posttrain.rl.trainer import _is_masked, compact
 from posttrain.tables import read_groups, read_json, read_table
 from tests.builders import (
     ScriptedEngine,
     make_group,
     make_prompt,
     make_sampling,
+    rl_section,
     side_by_side,
     two_capabilities,
 )
@@ -174,20 +174,22 @@ def test_training_records_every_step_and_ends_with_the_weights_it_trained(
         "save_steps": 1,
     }
     model = Model(base=str(tiny_llama4), dtype="float32", lora=Lora(rank=4))
+    inputs = RlInputs(prompts=prompts, policy=PolicyPath(base=tiny_llama4))
     arguments: dict[str, Any] = {
-        "policy": PolicyPath(base=tiny_llama4), "model": model, "engine": spec,
-        "curriculum": UniformSpec(kind="uniform", max_refills=1), "trainer": block, "seed": 0,
+        "curriculum": UniformSpec(kind="uniform", max_refills=1), "model": model, "engine": spec,
+        "seed": 0,
     }  # fmt: skip
     out = tmp_path / "out"
     out.mkdir()
-    summary = train(prompts, **arguments, work_dir=tmp_path / "work", out_dir=out)
+    rl = rl_section(trainer=block)
+    summary = train(rl, inputs, **arguments, work_dir=tmp_path / "work", out_dir=out)
     assert summary["steps"] == 3
     offloaded = tmp_path / "offloaded"
     offloaded.mkdir()
     train(
-        prompts,
+        rl_section(trainer=block, offload_policy=True),
+        inputs,
         **arguments,
-        offload_policy=True,
         work_dir=tmp_path / "work-offloaded",
         out_dir=offloaded,
     )
@@ -213,6 +215,8 @@ def test_training_records_every_step_and_ends_with_the_weights_it_trained(
 class SleepyEngine:
     """Notes what is asked of it, in order, and how awake it was."""
 
+    policy_version = 0
+
     def __init__(self) -> None:
         self.calls: list[str] = []
 
@@ -224,7 +228,7 @@ class SleepyEngine:
 
 
 @pytest.mark.parametrize("offload", [True, False])
-def test_engine_and_policy_take_turns(offload: bool) -> None:
+def test_engine_and_policy_take_turns(tmp_path: Path, offload: bool) -> None:
     """Policy away, engine up; engine asleep, policy back: never both, and the same parameters."""
     engine, model = SleepyEngine(), torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -233,20 +237,28 @@ def test_engine_and_policy_take_turns(offload: bool) -> None:
     before = [p.detach().clone() for p in model.parameters()]
     objects = list(model.parameters())
     order = engine.calls
-    trainer = SimpleNamespace(
+    trainer: Any = SimpleNamespace(
         model=model,
         optimizer=optimizer,
         accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+        state=SimpleNamespace(global_step=0),
     )
     with pytest.MonkeyPatch.context() as patch:
-        real = turns.move
+        real = weight_sync.move
 
         def noted(*arguments: Any) -> None:
             order.append("policy moved")
             real(*arguments)
 
-        patch.setattr(turns, "move", noted)
-        with turns.engines_turn(engine, trainer, offload_policy=offload):  # type: ignore[arg-type]
+        patch.setattr(weight_sync, "move", noted)
+        weights = weight_sync.WeightSync(
+            engine,  # type: ignore[arg-type]
+            EngineSpec(kind="transformers"),
+            base=tmp_path,
+            offload_policy=offload,
+            work_dir=tmp_path,
+        )
+        with weights.engine_turn(trainer, []):
             order.append("rollouts")
     moved = ["policy moved"] * offload
     assert order == [*moved, "wake", "rollouts", "sleep", *moved]
@@ -262,7 +274,7 @@ def test_everything_that_training_keeps_moves_along() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    turns.move(model, optimizer, torch.device("meta"))
+    weight_sync.move(model, optimizer, torch.device("meta"))
     states = [s for kept in optimizer.state.values() for s in kept.values() if s.dim() > 0]
     assert len(states) == 4
     assert all(t.is_meta for t in (*model.parameters(), *states))
@@ -305,13 +317,11 @@ def test_offloading_is_for_one_process(
     monkeypatch.setattr(stage, "trainer_arguments", lambda *a, **k: two)
     with pytest.raises(RecipeError, match=r"rl\.offload_policy") as error:
         train(
-            two_capabilities(2),
-            policy=PolicyPath(base=tiny_llama4),
+            rl_section(offload_policy=True),
+            RlInputs(prompts=two_capabilities(2), policy=PolicyPath(base=tiny_llama4)),
+            curriculum=UniformSpec(kind="uniform"),
             model=Model(base=str(tiny_llama4)),
             engine=EngineSpec(kind="transformers"),
-            curriculum=UniformSpec(kind="uniform"),
-            trainer={},
-            offload_policy=True,
             seed=0,
             work_dir=tmp_path,
             out_dir=tmp_path,

@@ -20,12 +20,11 @@ from posttrain.recipe.models import EngineSpec, Lora, Model
 from posttrain.recipe.rows import DataSource
 from posttrain.recipe.schema import Variants
 from posttrain.records import Outcome, Prompt, content_hash
-from posttrain.rl import train
-from posttrain.rl.compact import compact
+from posttrain.rl import RlInputs, train
 from posttrain.rl.session import STATE_FILE, RolloutSession
-from posttrain.rl.trainer import CurriculumGRPOTrainer
+from posttrain.rl.trainer import CurriculumGRPOTrainer, compact
 from posttrain.tables import read_metrics, read_table, write_json
-from tests.builders import make_prompt
+from tests.builders import make_prompt, rl_section
 
 pytestmark = pytest.mark.slow
 
@@ -81,17 +80,16 @@ def run(
         "learning_rate": 1e-2,
         **how.pop("trainer", {}),
     }
+    given = {name: how.pop(name) for name in ("tags", "families") if name in how}
     return train(
-        list(prompts),
-        policy=PolicyPath(base=base),
+        rl_section(trainer=trainer, **how),
+        RlInputs(prompts=prompts, policy=PolicyPath(base=base), **given),
+        curriculum=curriculum,
         model=Model(base=str(base), dtype="float32", lora=Lora(rank=4)),
         engine=EngineSpec(kind="transformers", max_model_len=192, parity_tolerance=1e-3),
-        curriculum=curriculum,
-        trainer=trainer,
         seed=0,
         work_dir=folder / "work",
         out_dir=out,
-        **how,
     )
 
 
@@ -233,7 +231,7 @@ def test_a_dead_pool_is_said_trained_on_for_a_while_and_then_stopped(
     assert "max_steps_without_signal" in error.value.hint
     assert ("all passed" if passed else "all failed") in error.value.message
     said = capsys.readouterr()
-    assert (said.out + said.err).count("no group of") == 1
+    assert (said.out + said.err).count("groups had signal (") == 1
     assert "(stopped)" in said.err
     recorded = sorted((tmp_path / "work" / "rollouts").iterdir())
     assert len(recorded) == 3

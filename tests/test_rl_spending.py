@@ -17,12 +17,17 @@ from posttrain.curriculum import Proposal, Uniform, UniformSpec
 from posttrain.errors import HealthStop
 from posttrain.models import load_tokenizer
 from posttrain.records import Prompt, RolloutGroup
-from posttrain.rl.accounting import FATES, PURPOSES, group_columns, tokens_spent
-from posttrain.rl.collect import Batch, collect_batch
-from posttrain.rl.flow import curriculum_flow, flow_totals
-from posttrain.rl.health import check_health
+from posttrain.rl.collect import Batch, check_health, collect_batch
 from posttrain.rl.likelihood import MAX_ANSWER_TOKENS, answer_ids, score_references
-from posttrain.rl.places import engine_place
+from posttrain.rl.sampling import engine_place
+from posttrain.rl.step_tables import (
+    FATES,
+    PURPOSES,
+    curriculum_flow,
+    flow_totals,
+    group_columns,
+    tokens_spent,
+)
 from posttrain.tables import read_table, write_groups
 from tests.builders import (
     ScriptedEngine,
@@ -263,7 +268,7 @@ def test_the_accounts_sum_to_what_was_generated(
         sum(tokens[name] for name in PURPOSES) == sum(tokens[name] for name in FATES) == sum(made)
     )
     folder = tmp_path_factory.mktemp("rollouts")
-    table = folder / "step-000000.parquet"
+    table = folder / "rollouts" / "step-000000.parquet"
     write_groups(table, batch.groups, by_id, columns=group_columns(batch))
     totals = flow_totals(curriculum_flow(folder))
     assert totals == {

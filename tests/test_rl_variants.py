@@ -16,8 +16,7 @@ from posttrain.models import load_tokenizer
 from posttrain.models.policy import prompt_ids
 from posttrain.recipe.schema import Variants
 from posttrain.records import Prompt, RolloutGroup
-from posttrain.rl.places import engine_place
-from posttrain.rl.sampling import Sampling
+from posttrain.rl.sampling import Sampling, engine_place
 from posttrain.rl.variants import Variant, arithmetic_truth, false_positives, write_variants
 from tests.builders import make_group, make_prompt, side_by_side
 

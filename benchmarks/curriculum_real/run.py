@@ -32,17 +32,19 @@ from benchmarks.curriculum_real.pools import GROUP_SIZE, RealPool
 from benchmarks.curriculum_real.start import Exam, exam, model_spec, pass_rates
 from benchmarks.curriculum_real.tasks import MAX_ANSWER_TOKENS
 from benchmarks.curriculum_rows import COSTS, Trace
-from posttrain.curriculum import CurriculumSpec, build_curriculum
+from posttrain.curriculum import CurriculumSpec
 from posttrain.engines import Completion, Engine, SamplingRequest, make_engine
 from posttrain.engines.engine import OnDone
 from posttrain.errors import HealthStop
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.progress import Bar, progress
 from posttrain.recipe.models import EngineSpec
+from posttrain.recipe.rows import DataSource
+from posttrain.recipe.schema import Rl
 from posttrain.records import Prompt
-from posttrain.rl.accounting import FATES, PURPOSES
-from posttrain.rl.levels import LevelledPrompts
+from posttrain.rl import RlInputs
 from posttrain.rl.session import RolloutSession
+from posttrain.rl.step_tables import FATES, PURPOSES
 from posttrain.rl.trainer import CurriculumGRPOTrainer
 from posttrain.training import trainer_arguments
 
@@ -198,7 +200,6 @@ def train_arm(
     started = time.perf_counter()
     tokenizer = load_tokenizer(policy.base)
     engine = Metered(make_engine(ENGINE, policy, dtype="float32", seed=seed))
-    chooser = build_curriculum(spec, pool.prompts, seed=seed, tags=pool.tags)
     metrics: dict[str, float] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -220,24 +221,17 @@ def train_arm(
             work_dir=Path(folder),
         )
         session = RolloutSession(
-            curriculum=chooser,
-            spec=spec,
-            pilot_prompts=0,
-            systems=(),
-            variants=None,
-            held=frozenset(),
-            shaping=None,
-            levels=LevelledPrompts((), pool.prompts, held_out=frozenset(), seed=seed),
-            prompts={p.prompt_id: p for p in pool.prompts},
+            # The prompts are drawn already; a section needs a source.
+            Rl(data=[DataSource(path="pool.jsonl", capability="strings")]),
+            RlInputs(prompts=pool.prompts, policy=policy, tags=pool.tags),
+            curriculum=spec,
             engine=engine,
+            engine_spec=ENGINE,
             tokenizer=tokenizer,
             request=SamplingRequest(
                 num_generations=GROUP_SIZE, max_tokens=MAX_ANSWER_TOKENS, seed=seed
             ),
             num_groups=BATCH,
-            engine_spec=ENGINE,
-            base=policy.base,
-            offload_policy=False,
             work_dir=Path(folder),
         )
         set_seed(seed)
@@ -256,13 +250,14 @@ def train_arm(
             metrics["stopped_for_health"] = 1.0
             watch.measure(grpo.accelerator.unwrap_model(grpo.model))
     engine.close()
+    curriculum = session.curriculum
     return Trace(
         points=watch.points,
         purposes=dict(watch.fates),
-        reliability=chooser.reliability(),
+        reliability=curriculum.reliability(),
         metrics=metrics
         | {f"tokens/{name}": float(num) for name, num in watch.purposes.items()}
-        | {name: value for name, value in chooser.metrics().items() if math.isfinite(value)},
+        | {name: value for name, value in curriculum.metrics().items() if math.isfinite(value)},
         wall_seconds=time.perf_counter() - started,
     )
 

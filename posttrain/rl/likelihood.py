@@ -1,7 +1,7 @@
-"""How likely the policy finds reference answers: one scoring pass instead of a group of rollouts.
+"""Log-likelihood of reference answers: one scoring pass instead of a group of rollouts.
 
-At temperature 1, where an answer has one accepted form, the probability of answer and end of turn
-is the pass rate. What a curriculum makes of it is the curriculum's.
+At temperature 1, for an answer with one accepted form, the probability of answer and end of turn is
+the pass rate. The curriculum decides what to make of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.models import prompt_ids
@@ -21,72 +20,85 @@ from posttrain.rewards import find_verifier
 from posttrain.rl.sampling import Sampling
 
 MAX_ANSWER_TOKENS = 32
-"""End of turn included; a longer reference is one of too many accepted forms to say anything."""
+"""Longest answer that is scored, end of turn included; longer ones have too many accepted forms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
-    """One prompt whose reference answer was scored, or could not be."""
+class ScoredReference:
+    """One prompt's reference answer, scored if it could be."""
 
     prompt_id: str
     capability: str
     logprob: float
-    """Nats, summed over the answer and its end of turn; NaN where there is nothing to score."""
+    """Nats, summed over the answer and its end of turn; NaN without an answer to score."""
     num_tokens: int
-    """That went through the engine, the prompt's included."""
+    """Tokens that went through the engine, the prompt's included."""
     num_answer_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LikelihoodProbe:
-    """What one step's scoring found and took."""
+class ScoredReferences:
+    """One step's scored references, and the seconds they took."""
 
-    scored: list[Scored]
+    scored: list[ScoredReference]
     seconds: float
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that went through the engine."""
+        return sum(one.num_tokens for one in self.scored)
+
+    @property
+    def logprobs(self) -> dict[str, float | None]:
+        """Prompt_id -> log-likelihood, None without an answer to score."""
+        return {
+            one.prompt_id: None if math.isnan(one.logprob) else one.logprob for one in self.scored
+        }
 
 
 def score_references(
-    prompt_ids_wanted: Sequence[str], sampling: Sampling, *, max_model_len: int
-) -> LikelihoodProbe:
-    """The log-likelihood of each prompt's reference under the policy, as this step asks it.
+    wanted: Sequence[str], sampling: Sampling, *, max_model_len: int
+) -> ScoredReferences:
+    """Score the reference of each prompt id under the policy, with this step's system instruction.
 
     Every process returns the same: each engine scores its share, and all exchange them.
     """
     started = time.monotonic()
-    place = sampling.place
-    mine = list(enumerate(prompt_ids_wanted))[place.engine :: place.num_engines]
+    mine = sampling.place.share(wanted)
     prefixes: list[list[int]] = []
     answers: list[list[int]] = []
     for _, prompt_id in mine:
-        prefix, answer = _in_tokens(prompt_id, sampling)
+        prefix, answer = _tokens(prompt_id, sampling)
         prefixes.append(prefix)
         # One place is left free: engines score a sequence by generating one token after it.
         answers.append(answer if len(prefix) + len(answer) < max_model_len else [])
-    asked = [i for i, answer in enumerate(answers) if answer]
+    scorable = [i for i, answer in enumerate(answers) if answer]
     logprobs = (
-        sampling.engine.score([prefixes[i] for i in asked], [answers[i] for i in asked])
-        if asked
+        sampling.engine.score([prefixes[i] for i in scorable], [answers[i] for i in scorable])
+        if scorable
         else []
     )
-    sums = {i: math.fsum(of_one) for i, of_one in zip(asked, logprobs, strict=True)}
+    sums = {i: math.fsum(of_one) for i, of_one in zip(scorable, logprobs, strict=True)}
     local = [
-        Scored(
-            prompt_id=prompt_id,
-            capability=sampling.prompts[prompt_id].capability,
-            logprob=sums.get(i, math.nan),
-            num_tokens=len(prefixes[i]) + len(answers[i]) if i in sums else 0,
-            num_answer_tokens=len(answers[i]),
+        (
+            number,
+            ScoredReference(
+                prompt_id=prompt_id,
+                capability=sampling.prompts[prompt_id].capability,
+                logprob=sums.get(i, math.nan),
+                num_tokens=len(prefixes[i]) + len(answers[i]) if i in sums else 0,
+                num_answer_tokens=len(answers[i]),
+            ),
         )
-        for i, (_, prompt_id) in enumerate(mine)
+        for i, (number, prompt_id) in enumerate(mine)
     ]
-    told = [(n, one) for (n, _), one in zip(mine, local, strict=True)] if place.speaks else []
-    gathered = sorted(gather_object(told), key=lambda pair: pair[0])
-    return LikelihoodProbe(scored=[one for _, one in gathered], seconds=time.monotonic() - started)
+    scored = sampling.place.gather(local)
+    return ScoredReferences(scored=scored, seconds=time.monotonic() - started)
 
 
-def _in_tokens(prompt_id: str, sampling: Sampling) -> tuple[list[int], list[int]]:
-    """The prompt's tokens and its answer's, the latter empty where there is nothing to score."""
-    prompt = sampling.asked(prompt_id)
+def _tokens(prompt_id: str, sampling: Sampling) -> tuple[list[int], list[int]]:
+    """Return the prompt's tokens and its answer's, [] without an answer to score."""
+    prompt = sampling.prompt(prompt_id)
     prefix = prompt_ids(sampling.tokenizer, prompt.messages)
     if not find_verifier(prompt.verifier).is_scorable:
         return prefix, []
@@ -96,9 +108,9 @@ def _in_tokens(prompt_id: str, sampling: Sampling) -> tuple[list[int], list[int]
 def answer_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str
 ) -> list[int]:
-    """An answer's tokens and the chat template's end of turn; empty where they are not to be had.
+    """Return an answer's tokens and the chat template's end of turn; [] if there are none.
 
-    That is where the answer is empty or too long, or where the template writes it otherwise than
+    There are none if the answer is empty or too long, or if the template does not write it right
     after the prompt, or ends it with no special token.
     """
     if not answer.strip():

@@ -8,6 +8,7 @@ tests/test_upstream.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -15,37 +16,39 @@ import torch
 from trl import GRPOTrainer
 
 from posttrain.records import Message, RolloutGroup
-from posttrain.rl.compact import SUMMED_LOSSES, compact
 from posttrain.rl.shared_prompts import is_exact, pays, share_prompts
 
 Row = dict[str, Any]
 
+SUMMED_LOSSES = frozenset({"dapo", "cispo", "vespo", "bnpo"})
+"""TRL's loss types that sum over the tokens that count; the others also divide by the rows."""
+
 
 class BatchSource(Protocol):
-    """Where a step's groups come from, and what must be saved with a checkpoint."""
+    """Gives a step's groups to the trainer, and keeps its own state in the checkpoints."""
 
     def next_groups(self, trainer: GRPOTrainer) -> list[RolloutGroup]:
-        """Groups for the step at hand, for all ranks, those with signal first."""
+        """Return the groups of this step, for all ranks, those with signal first."""
         ...
 
     def messages(self, group: RolloutGroup) -> list[Message]:
-        """The conversation that a group answers."""
+        """Return the conversation that a group answers."""
         ...
 
     def prompt_ids(self, group: RolloutGroup) -> list[int]:
-        """That conversation's tokens, as the engine saw them."""
+        """Return that conversation's tokens, as the engine saw them."""
         ...
 
     def rewards(self, group: RolloutGroup) -> list[float | None]:
-        """(G,) what each answer is worth; None where it could not be decided."""
+        """Return (G,) rewards; None for an undecided answer."""
         ...
 
     def advantages(self, group: RolloutGroup, *, scale: bool) -> list[float] | None:
-        """Advantages that replace the group's own, divided by a deviation where `scale` is set."""
+        """Return advantages in place of TRL's, normalised if `scale`; None keeps TRL's."""
         ...
 
     def take_metrics(self) -> dict[str, float]:
-        """What the steps since the last call measured."""
+        """Return the means of what the steps since the last call measured."""
         ...
 
     def save(self, checkpoint: str) -> None:
@@ -81,7 +84,7 @@ class CurriculumGRPOTrainer(GRPOTrainer):
         return output
 
     def _note_lengths(self, groups: list[RolloutGroup]) -> None:
-        """Log how long the answers are: TRL takes those of groups without signal for empty."""
+        """Log the lengths of all answers: TRL counts those of groups without signal as empty."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         ended = [one for one in rollouts if one.finish_reason == "stop"]
         for name, some in (("", rollouts), ("_terminated", ended)):
@@ -100,7 +103,7 @@ class CurriculumGRPOTrainer(GRPOTrainer):
         if advantages is None:
             advantages = [None] * len(rewards)
         else:
-            masked = False  # even a group that is all right teaches, against what was believed
+            masked = False  # against a belief even a group that all passed has a gradient
         return [
             {
                 "prompt": self._source.messages(group),
@@ -117,7 +120,7 @@ class CurriculumGRPOTrainer(GRPOTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """TRL's loss, of what can move it."""
+        """Compute TRL's loss on the rows and columns that can move it."""
         # TRL gathers clip ratios by row, so that processes must have as many; a load-balancing loss
         # is of all tokens, whether the policy's loss counts them or not.
         drop_rows = (
@@ -168,7 +171,7 @@ class CurriculumGRPOTrainer(GRPOTrainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log what the source measured beside TRL's own."""
+        """Log the source's metrics beside TRL's own."""
         super().log({**logs, **self._source.take_metrics()}, start_time)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -180,16 +183,16 @@ class CurriculumGRPOTrainer(GRPOTrainer):
 
 
 def _is_masked(group: RolloutGroup, groups: list[RolloutGroup]) -> bool:
-    """Whether a group is left out of the loss's token count: it has no signal while another has.
+    """Return whether to leave a group out of the loss's token count: zero advantage beside others.
 
-    Its advantages are zero either way; counted, its tokens would thin out the others' gradient.
-    Where no group has signal nothing is masked, since a count of zero would make the loss 0/0.
+    Counted, its tokens would thin out the other groups' gradient. If no group has signal nothing is
+    masked, since a count of zero would make the loss 0/0.
     """
     return not group.has_signal and any(g.has_signal for g in groups)
 
 
 def _hand_over(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]:
-    """TRL's rollout_func: the tokens that were already generated."""
+    """Return the tokens that were already generated, as TRL's rollout_func."""
     assert isinstance(trainer, CurriculumGRPOTrainer)
     rows = trainer._rollouts
     return {
@@ -199,5 +202,41 @@ def _hand_over(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any]]
 
 
 def verified(*, reward: list[float | None], **_: Any) -> list[float | None]:
-    """TRL's reward function: what the source said."""
+    """Return the source's rewards, as TRL's reward function."""
     return reward
+
+
+def compact(inputs: Mapping[str, Any], *, drop_rows: bool) -> dict[str, Any]:
+    """Return TRL's inputs without columns of padding, and without rows in which no token counts.
+
+    Prompts (B, P) are padded on the left, all else (B, C) on the right. Rows are dropped only with
+    `drop_rows`, and one always stays. Inputs with more than text are returned as they
+    are.
+    """
+    small = dict(inputs)
+    if "token_type_ids" in small or "num_images" in small:
+        return small
+    if drop_rows:
+        counts = small["completion_mask"] * small.get("tool_mask", 1)
+        kept = counts.any(dim=1)
+        kept[0] |= ~kept.any()
+        small = {key: value[kept] if _has_rows(value) else value for key, value in small.items()}
+    whole = small["completion_ids"].size(1)
+    start = _first(small["prompt_mask"])
+    end = whole - _first(small["completion_mask"].flip(1))
+    for key, value in small.items():
+        if _has_rows(value) and value.dim() == 2:
+            if key.startswith("prompt_"):
+                small[key] = value[:, start:]
+            elif value.size(1) == whole:
+                small[key] = value[:, :end]
+    return small
+
+
+def _has_rows(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
+
+
+def _first(mask: torch.Tensor) -> int:
+    """Return the first column that is not masked in all rows."""
+    return int(mask.any(dim=0).int().argmax())

@@ -1,8 +1,8 @@
-"""New prompts from interaction: the policy writes harder variants, agreement stands in for truth.
+"""Variants: the policy writes harder prompts, answered by the majority of its rollouts.
 
-Off by default. Only questions that no verifier data exist for can gain by it, and there the answer
-that most rollouts agree on may be wrong: where a question is plain arithmetic its true answer is
-computed, so that the false-positive rate is measured and not guessed.
+Off by default. It is for questions without verified data, and there the majority's answer may be
+wrong: for a question of plain arithmetic the true answer is computed, so that the rate of wrong
+references is measured, not guessed.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ _EXPRESSION = re.compile(r"\d{1,9}(?:\s*[-+*]\s*\d{1,9})+")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One question that the policy wrote, and what became of it."""
+    """One question that the policy wrote, and whether it became a prompt."""
 
     parent_id: str
     capability: str
     question: str
     answer: str
-    """What most rollouts said; empty where none were drawn."""
+    """Answer of most rollouts; empty if none were drawn."""
     agreement: float
-    """Their share."""
+    """Share of rollouts with that answer."""
     truth: str | None
-    """The true answer where it is known; it decides nothing."""
+    """The true answer if it is known; it decides nothing."""
     why: str
-    """`accepted`, or why not."""
+    """`accepted`, or the reason why not."""
     num_tokens: int
-    """Generated for it."""
+    """Tokens generated for it."""
     prompt_id: str | None = None
-    """Of the prompt that it became."""
+    """Id of the prompt that it became."""
 
 
 def write_variants(
@@ -59,12 +59,12 @@ def write_variants(
     known: Set[str],
     room: int,
 ) -> tuple[list[Variant], list[Prompt]]:
-    """Ask the policy for variants of prompts in its medium band; prompts of those that hold.
+    """Let the policy write harder variants of prompts; return all, and those that became prompts.
 
-    Parents are the step's groups with a pass rate within `spec`'s band, none of them written by the
-    policy itself. A variant holds where it ended, asks nothing `known` (question hashes), and as
-    many of its answers agree as `spec` asks, yet not so many that it is solved. At most `room`
-    come.
+    Parents are this step's groups with a pass rate within `spec`'s band, none of them written by
+    the policy itself. A variant becomes a prompt if it ended, its question is not among `known`
+    (hashes), and the share of answers that agree is within `spec`'s bounds: not too few, nor so
+    many that it is solved. At most `room` are asked for.
     """
     parents = _parents(groups, spec, sampling)[: min(spec.per_step, room)]
     if not parents:
@@ -135,7 +135,7 @@ def write_variants(
 
 
 def arithmetic_truth(question: str) -> str | None:
-    """The value of the one sum, difference or product in a question; None where there is not one.
+    """Return the value of the one arithmetic expression in a question; None if there is not one.
 
     >>> arithmetic_truth("What is 12 + 3 * 2?"), arithmetic_truth("How many r are in 3 words?")
     ('18', None)
@@ -149,13 +149,13 @@ def arithmetic_truth(question: str) -> str | None:
 
 
 def false_positives(variants: Sequence[Mapping[str, object]]) -> tuple[int, int]:
-    """How many accepted variants have a known truth, and how many of these a wrong answer."""
+    """Return how many accepted variants have a known truth, and how many of these are wrong."""
     known = [v for v in variants if v["why"] == "accepted" and v["truth"] is not None]
     return len(known), sum(v["truth"] != v["answer"] for v in known)
 
 
 def _parents(groups: Sequence[RolloutGroup], spec: Variants, sampling: Sampling) -> list[Prompt]:
-    """By lot among the prompts in the band, so that no capability's order decides."""
+    """Return the prompts in the band in random order, so that no capability comes first."""
     found = [
         sampling.prompts[g.prompt_id]
         for g in groups
@@ -209,7 +209,7 @@ def _verdict(prompt: Prompt, agreement: float, spec: Variants) -> str:
 
 
 def _majority(texts: Sequence[str]) -> tuple[str, int]:
-    """The commonest final answer and its votes; the first said of equals."""
+    """Return the commonest final answer and its votes; the first given of equals."""
     votes = Counter(answer for text in texts if (answer := tidy(final_answer(text))))
     return votes.most_common(1)[0] if votes else ("", 0)
 

@@ -42,31 +42,29 @@ def run(context: StageContext, section: Rl) -> Counts:
         max_model_len=recipe.engine.max_model_len,
         systems=section.system_prompts,
     )
+    inputs = rl.RlInputs(
+        prompts=prompts,
+        policy=policy,
+        tags=judge.tags(context),
+        families=[
+            family
+            for i, source in enumerate(section.data)
+            for family in levelled_families(source, f"rl.data[{i}]")
+        ],
+        held_out=frozenset(
+            hashed
+            for suite in data.suites(context).values()
+            for prompt in suite
+            for hashed in question_hashes(prompt)
+        ),
+    )
     with verifiers_ready(context, prompts):
         summary = rl.train(
-            prompts,
-            policy=policy,
+            section,
+            inputs,
+            curriculum=context.curriculum,
             model=recipe.model,
             engine=recipe.engine,
-            curriculum=context.curriculum,
-            trainer=section.trainer,
-            pilot_prompts=section.pilot_prompts,
-            system_prompts=section.system_prompts,
-            variants=section.variants,
-            shaping=section.shaping,
-            tags=judge.tags(context),
-            families=[
-                family
-                for i, source in enumerate(section.data)
-                for family in levelled_families(source, f"rl.data[{i}]")
-            ],
-            held=frozenset(
-                hashed
-                for suite in data.suites(context).values()
-                for prompt in suite
-                for hashed in question_hashes(prompt)
-            ),
-            offload_policy=section.offload_policy,
             seed=context.seed,
             work_dir=context.work_dir,
             out_dir=context.out_dir,
