@@ -1,4 +1,7 @@
-"""Measures of scored rollouts, each with its uncertainty; pure numpy."""
+"""Measures of scored rollouts, each with its uncertainty; numpy, and scipy where it is used."""
+
+# scipy brings no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,10 +151,13 @@ def paired_difference(
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation with average ranks for ties; NaN where either side is constant."""
-    x_N, y_N = (average_ranks(side) for side in _paired_arrays(x, y))
+    """Return the rank correlation, ties at their average rank; NaN if either side is constant."""
+    from scipy.stats import rankdata
+
+    x_N, y_N = (rankdata(side) for side in _paired_arrays(x, y))
     if len(x_N) < 2 or np.ptp(x_N) == 0.0 or np.ptp(y_N) == 0.0:
         return math.nan
+    # Not scipy's spearmanr, which leaves a perfect order at 1 - 2e-16.
     x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
     return float(x_N @ y_N / math.sqrt(float(x_N @ x_N) * float(y_N @ y_N)))
 
@@ -181,34 +188,18 @@ def spearman_interval(
     return Interval(mean=mean, low=min(low, mean), high=max(high, mean))
 
 
-def average_ranks(values: Sequence[float] | Floats) -> Floats:
-    """1 for the smallest, 2 for the next, ...; equal values share the mean of their ranks."""
-    array = np.asarray(values, dtype=np.float64)
-    ordered = np.sort(array)
-    below = np.searchsorted(ordered, array, side="left")
-    up_to = np.searchsorted(ordered, array, side="right")
-    return (below + up_to + 1) / 2.0
-
-
 def rise_p_value(hits: int, num: int, hits_before: int, num_before: int) -> float:
-    """The chance of a share at least as much higher than before, were both the same.
+    """Return the p-value of a share of `hits` in `num` that is higher than before.
 
-    Fisher's exact test, one-sided: with all hits dealt out at random, the hypergeometric chance
-    that at least `hits` fall among the `num`. 1 where there is nothing to compare.
+    Fisher's exact test, one-sided. 1 if there is nothing to compare.
     """
+    from scipy.stats import fisher_exact
+
     if not num or not num_before:
         return 1.0
-    all_hits = hits + hits_before
-    log_ways = _log_choose(num + num_before, all_hits)
-    chances = (
-        math.exp(_log_choose(num, k) + _log_choose(num_before, all_hits - k) - log_ways)
-        for k in range(max(hits, all_hits - num_before), min(num, all_hits) + 1)
-    )
-    return min(1.0, math.fsum(chances))
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    table = [[hits, num - hits], [hits_before, num_before - hits_before]]
+    found: Any = fisher_exact(table, alternative="greater")
+    return float(found.pvalue)
 
 
 def best_constant_answer(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from report_run import build_run
-from scipy.stats import fisher_exact
 
 from posttrain.metrics import rise_p_value
 from posttrain.records import Outcome, Prompt
@@ -91,8 +92,10 @@ def test_a_rise_is_seen_and_noise_is_not() -> None:
      (700, 3_000, 4_000, 20_000), (64, 64, 576, 576)],
 )  # fmt: skip
 def test_rise_p_value_is_fishers_exact_test(a: int, n: int, b: int, m: int) -> None:
-    exact = fisher_exact([[a, n - a], [b, m - b]], alternative="greater")[1]  # pyright: ignore[reportIndexIssue, reportGeneralTypeIssues] untyped
-    assert rise_p_value(a, n, b, m) == pytest.approx(exact, rel=1e-6)
+    """By the ways to deal all hits out, of which at least `a` fall among the `n`."""
+    ways = [math.comb(n, k) * math.comb(m, a + b - k) for k in range(a, min(n, a + b) + 1)]
+    exact = Fraction(sum(ways), math.comb(n + m, a + b))
+    assert rise_p_value(a, n, b, m) == pytest.approx(float(exact), rel=1e-6)
     assert rise_p_value(0, 5, 0, 5) == rise_p_value(0, 0, 1, 2) == 1.0
 
 

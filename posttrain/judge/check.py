@@ -18,7 +18,7 @@ from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.rollouts import roll_out
 from posttrain.kill_points import kill_point
 from posttrain.lengths import tokens_if_too_long
-from posttrain.metrics import Interval, average_ranks, pass_rates, spearman_interval
+from posttrain.metrics import Interval, pass_rates, spearman_interval
 from posttrain.progress import progress
 from posttrain.prune import PruneResult
 from posttrain.recipe.schema import Pilot
@@ -146,8 +146,10 @@ def judge_summary(
 
 def _ranked(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return scores and failure rates as ranks in (0, 1) with mean 0.5, to pool capabilities."""
+    from scipy.stats import rankdata
+
     scores, failures = (
-        ((average_ranks([pair[side] for pair in pairs]) - 0.5) / max(1, len(pairs))).tolist()
+        ((rankdata([pair[side] for pair in pairs]) - 0.5) / max(1, len(pairs))).tolist()
         for side in (0, 1)
     )
     return list(zip(scores, failures, strict=True))
