@@ -43,6 +43,8 @@ format: env
 	$(BIN)/ruff format
 
 docs: env
+	$(BIN)/python docs/make_trainer_blocks.py
+	$(BIN)/python docs/make_families.py
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python docs/make_memory.py
 

@@ -1,4 +1,4 @@
-"""Write docs/recipe.md from the schema: `make docs`."""
+"""Write docs/recipe.md and the schema.json files from the schema: `make docs`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.recipe import recipe_json_schema
-from posttrain.recipe.export import SchemaKind
+from posttrain.recipe.export import SHIPPED_AS, SchemaKind
+from posttrain.recipe.trainer_blocks import SharedBlock
+from posttrain.tables import write_json
 
-PAGE = Path(__file__).parent / "recipe.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "recipe.md"
+BLOCKS = {block.__name__: block.config_class for block in SharedBlock.__subclasses__()}
+"""Sections that TRL documents -> its config class."""
+TRL_PAGES = {
+    "SFTConfig": "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig",
+    "GRPOConfig": "https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig",
+    "DPOConfig": "https://huggingface.co/docs/trl/dpo_trainer#trl.DPOConfig",
+}
 Node = Mapping[str, Any]
 
 HEAD = """# The recipe
 
 <!-- Written by docs/make_reference.py (`make docs`) from the models in posttrain/recipe. -->
 
-One YAML file says everything a run does. Unknown keys are errors; all errors are told at once with
-file, line and the nearest valid key:
+One YAML file describes a whole run. Unknown keys are errors. `check` lists all errors at once, each
+with file, line and the nearest valid key:
 
 ```console
 posttrain check recipes/starter.yaml
@@ -31,14 +41,21 @@ posttrain check recipes/starter.yaml --set sft.data.0.size=200 --set rl.trainer.
 ```
 
 Relative paths start at the recipe's folder, then at the recipes, judges and curricula that come
-with posttrain. The three `trainer` blocks take the names of TRL's own `SFTConfig`, `GRPOConfig` and
-`DPOConfig` and are checked against them. Editors check a recipe while it is written when its first
-line names the schema, as in the shipped ones; `posttrain schema` prints it.
+with posttrain. A judge, a rubric or a curriculum is the name of a file, or the content of such a
+file in its place.
+
+The three `trainer` blocks take the keys of TRL's `SFTConfig`, `GRPOConfig` and `DPOConfig`, except
+those that posttrain sets itself; what a recipe leaves out keeps TRL's default, but for `save_steps`
+(0.2: five checkpoints per run), `save_total_limit` (2), `logging_steps` (1), `report_to` (none)
+and, in DPO, `num_train_epochs` (1).
+
+Editors complete and check a recipe while it is written if its first line names the schema, as in
+the shipped ones; `posttrain schema` prints it.
 """
 
 
 def page() -> str:
-    """The whole page: the recipe's sections, then those of judge and curriculum files."""
+    """Return the page: the recipe's sections, then those of judge and curriculum files."""
     recipe = recipe_json_schema("recipe")
     lines = [HEAD, "## Top level", "", *_table(recipe, recipe["$defs"])]
     for name in _sections(recipe):
@@ -49,19 +66,21 @@ def page() -> str:
     )
     for kind, title in others:
         schema = recipe_json_schema(kind)
-        lines += [f"## {title}", "", "One of these, told apart by `kind`.", ""]
+        lines += [f"## {title}", "", "`kind` chooses one of these.", ""]
         for option in schema["oneOf"]:
             lines += _section(_target(option), schema["$defs"])
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _sections(schema: Node) -> list[str]:
-    """The definitions that a recipe reaches, in the order in which one meets them."""
+    """Return the definitions of the recipe file itself, in the order of its keys."""
     found: list[str] = []
+    others = [recipe_json_schema("judge"), recipe_json_schema("curriculum")]
+    left_out = {*BLOCKS, *(_target(option) for other in others for option in other["oneOf"])}
 
     def visit(node: Any) -> None:
         if isinstance(node, Mapping):
-            if "$ref" in node and (name := _target(node)) not in found:
+            if "$ref" in node and (name := _target(node)) not in (*found, *left_out):
                 found.append(name)
                 visit(schema["$defs"][name])
             for value in node.values():
@@ -106,6 +125,9 @@ def _type_names(value: Node, definitions: Node) -> Iterator[str]:
     for node in _alternatives(value):
         if "$ref" in node:
             name = _target(node)
+            if name in BLOCKS:
+                yield f"[{BLOCKS[name]}]({TRL_PAGES[BLOCKS[name]]})"
+                continue
             yield f"[{name}](#{name.lower()})" if "properties" in definitions[name] else name
         elif "const" in node:
             yield f"`{node['const']}`"
@@ -123,7 +145,8 @@ def _type_names(value: Node, definitions: Node) -> Iterator[str]:
 
 
 def _alternatives(value: Node) -> list[Node]:
-    return list(value.get("anyOf") or value.get("oneOf") or value.get("allOf") or [value])
+    options = value.get("anyOf") or value.get("oneOf") or value.get("allOf")
+    return [inner for option in options for inner in _alternatives(option)] if options else [value]
 
 
 def _limits(value: Node) -> str:
@@ -158,4 +181,6 @@ def _target(node: Node) -> str:
 
 
 if __name__ == "__main__":
+    for kind, file in SHIPPED_AS.items():
+        write_json(ROOT / file, recipe_json_schema(kind))
     PAGE.write_text(page())

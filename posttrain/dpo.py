@@ -8,13 +8,14 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
-from trl import DPOConfig, DPOTrainer
+from trl import DPOTrainer
 
 from posttrain.engines.parity import expected_logprobs, save_expected
 from posttrain.lengths import TOO_LONG_FILE, TooLong, leave_out_too_long
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
 from posttrain.models.sharded import is_sharded_run, reads_weights
 from posttrain.recipe.models import Model
+from posttrain.recipe.trainer_blocks import DPOBlock
 from posttrain.records import Message, PreferencePair
 from posttrain.tables import write_records
 from posttrain.training import build_trainer, run_trainer, trainer_arguments
@@ -25,7 +26,7 @@ def train(
     *,
     policy: PolicyPath,
     model: Model,
-    trainer: dict[str, Any],
+    trainer: DPOBlock,
     seed: int,
     work_dir: Path,
     out_dir: Path,
@@ -37,8 +38,7 @@ def train(
     pairs trained on and left out.
     """
     args = trainer_arguments(
-        DPOConfig,
-        {"num_train_epochs": 1, **trainer},
+        trainer,
         stage="dpo",
         dtype=model.dtype,
         seed=seed,

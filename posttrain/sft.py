@@ -13,6 +13,7 @@ from posttrain.engines.parity import expected_logprobs, save_expected
 from posttrain.lengths import TOO_LONG_FILE, TooLong, leave_out_too_long
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
 from posttrain.recipe.models import Model
+from posttrain.recipe.trainer_blocks import SFTBlock
 from posttrain.records import Sample
 from posttrain.tables import write_records
 from posttrain.training import build_trainer, run_trainer, trainer_arguments
@@ -23,7 +24,7 @@ def train(
     *,
     policy: PolicyPath,
     model: Model,
-    trainer: dict[str, Any],
+    trainer: SFTBlock,
     seed: int,
     work_dir: Path,
     out_dir: Path,
@@ -34,9 +35,7 @@ def train(
     too_long.parquet. Resumes from `work_dir`. Returns the stage's summary: seconds, steps, tokens,
     final loss, samples trained on and left out.
     """
-    args = trainer_arguments(
-        SFTConfig, trainer, stage="sft", dtype=model.dtype, seed=seed, work_dir=work_dir
-    )
+    args = trainer_arguments(trainer, stage="sft", dtype=model.dtype, seed=seed, work_dir=work_dir)
     tokenizer = load_tokenizer(policy.base)
     samples, too_long = leave_out_too_long(
         samples,

@@ -36,7 +36,7 @@ from posttrain.models.sharded import configure_sharding, patch_accelerate_for_cp
 from posttrain.models.trl_shim import score_only_labels_on_cpu
 from posttrain.progress import Bar, note, progress
 from posttrain.recipe.schema import Recipe
-from posttrain.recipe.trainer import CONFIG_CLASSES
+from posttrain.recipe.trainer import TrainerBlock
 from posttrain.tables import MetricsLog, file_sha256, read_json, write_json
 
 MARKER = "COMPLETE.json"
@@ -51,27 +51,14 @@ Built = TypeVar("Built")
 
 
 def trainer_arguments(
-    config_class: type[Any],
-    block: dict[str, Any],
-    *,
-    stage: str,
-    dtype: str,
-    seed: int,
-    work_dir: Path,
+    block: TrainerBlock, *, stage: str, dtype: str, seed: int, work_dir: Path
 ) -> Any:
-    """Build TRL's config from the recipe's `trainer` block, our defaults and fixed settings.
+    """Build TRL's config from a `trainer` block and what posttrain decides itself.
 
-    By default there are five checkpoints per run; learning rate and schedule are TRL's. Raises
-    RecipeError if TRL rejects the values.
+    Raises RecipeError where TRL refuses the values.
     """
+    config_class = getattr(trl, block.config_class)
     on_cpu = not torch.cuda.is_available()
-    defaults = {
-        "save_strategy": "steps",
-        "save_steps": 0.2,
-        "save_total_limit": 2,
-        "logging_steps": 1,
-        "report_to": "none",
-    }
     own = {
         "output_dir": str(work_dir / "checkpoints"),
         "seed": seed,
@@ -83,33 +70,27 @@ def trainer_arguments(
         "logging_nan_inf_filter": False,
     }
     try:
-        arguments = config_class(**{**defaults, **block, **own})
+        arguments = config_class(**{**block.arguments(), **own})
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"{stage}.trainer: {config_class.__name__} rejects it: {error}",
-            hint="see `posttrain check` and TRL's documentation of " + config_class.__name__,
+            f"{stage}.trainer: {block.config_class} rejects it: {error}",
+            hint="see `posttrain check` and TRL's documentation of " + block.config_class,
         ) from error
     patch_accelerate_for_cpu()
     return arguments
 
 
 def check_trainer_blocks(recipe: Recipe) -> None:
-    """Build every stage's TRL config, so that the last stage's fails before the first stage runs.
-
-    Raises RecipeError if TRL rejects one.
-    """
-    for stage, (_, config_class) in CONFIG_CLASSES.items():
-        section = getattr(recipe, stage)
-        if section is not None:
-            with TemporaryDirectory() as folder:
-                trainer_arguments(
-                    getattr(trl, config_class),
-                    section.trainer,
-                    stage=stage,
-                    dtype=recipe.model.dtype,
-                    seed=recipe.seed,
-                    work_dir=Path(folder),
-                )
+    """Build every stage's TRL config before the first stage runs; raise RecipeError as above."""
+    for stage, section in recipe.training.items():
+        with TemporaryDirectory() as folder:
+            trainer_arguments(
+                section.trainer,
+                stage=stage,
+                dtype=recipe.model.dtype,
+                seed=recipe.seed,
+                work_dir=Path(folder),
+            )
 
 
 def build_trainer(make: Callable[..., Built], *, stage: str, **given: Any) -> Built:

@@ -9,12 +9,13 @@ from datasets import Dataset
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.models.llama4.modeling_llama4 import Llama4TextDecoderLayer
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from posttrain.models import PolicyPath, live_tensors, load_policy, load_tokenizer
 from posttrain.models.loading import load_base
 from posttrain.models.sharded import full_tensor
 from posttrain.recipe.models import Frozen, Lora, Model
+from posttrain.recipe.trainer_blocks import SFTBlock
 from posttrain.tables import write_json
 from posttrain.training import run_trainer, trainer_arguments
 
@@ -23,10 +24,8 @@ def main(base: Path, out: Path, kind: str) -> None:
     """Train in bfloat16 on a base of the given kind; write rank-N.json."""
     frozen = None if kind == "none" else Frozen.model_validate({"experts": kind, "linears": kind})
     spec = Model(base=str(base), dtype="bfloat16", lora=Lora(rank=4), frozen=frozen)
-    block = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
-    args = trainer_arguments(
-        SFTConfig, block, stage="sft", dtype=spec.dtype, seed=1, work_dir=out / "work"
-    )
+    block = SFTBlock(max_steps=2, per_device_train_batch_size=4, learning_rate=1e-2)
+    args = trainer_arguments(block, stage="sft", dtype=spec.dtype, seed=1, work_dir=out / "work")
     tokenizer = load_tokenizer(base)
     model = load_policy(PolicyPath(base=base), spec, trainable=True)
     on_meta = any(p.is_meta for p in model.parameters())

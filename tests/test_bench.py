@@ -185,7 +185,7 @@ def test_a_contender_lives_in_its_own_process(tiny_llama4: Path, tmp_path: Path)
     work = work_of(loaded, cache_dir=tmp_path, num_prompts=3)
     assert len(work.prompts_P) == 3
     assert loaded.recipe.rl is not None
-    assert work.request.num_generations == loaded.recipe.rl.trainer["num_generations"]
+    assert work.request.num_generations == loaded.recipe.rl.trainer.num_generations
     with Contender("ours", work, "posttrain") as contender:
         first, other, again = (contender.measure(seed) for seed in (1, 2, 1))
     assert first.digest == again.digest != other.digest

@@ -12,6 +12,7 @@ from trl import DPOConfig, DPOTrainer
 from posttrain import dpo
 from posttrain.models import PolicyPath, load_policy, load_tokenizer, sequence_logprobs
 from posttrain.recipe.models import Lora, Model
+from posttrain.recipe.trainer_blocks import DPOBlock
 from posttrain.records import PreferencePair
 
 IDS = [[1, 20, 30, 40], [1, 50, 60]]
@@ -125,7 +126,7 @@ def test_a_stage_saves_what_it_trained_and_never_the_reference(
     ]
     out = tmp_path / "out"
     out.mkdir()
-    block = {"per_device_train_batch_size": 2, "learning_rate": 1e-3}
+    block = DPOBlock(per_device_train_batch_size=2, learning_rate=1e-3)
     summary = dpo.train(
         pairs,
         policy=policy,

@@ -20,7 +20,7 @@ from posttrain.judge.check import pilot_samples
 from posttrain.judge.rubric import conversation, fill
 from posttrain.prune import prune
 from posttrain.recipe.judges import JudgeSpec, LikelihoodJudge, RubricJudge
-from posttrain.recipe.schema import Pilot, Prune
+from posttrain.recipe.schema import JudgeCheck, Prune
 from posttrain.records import Outcome, Rollout, RolloutGroup, Sample
 
 EOS = 3
@@ -327,7 +327,7 @@ def test_pilot_tries_verifiable_samples_that_fit_and_keeps_their_ids():
     samples.append(sample("long " * 500, verifier="exact", reference="4"))
 
     def pilot(num_samples: int) -> list[RolloutGroup]:
-        spec = Pilot(num_samples=num_samples, num_generations=3)
+        spec = JudgeCheck(num_samples=num_samples, num_generations=3)
         return attempt_samples(samples, engine, tokenizer, spec, max_model_len=1000, seed=0)
 
     groups = pilot(8)

@@ -13,6 +13,7 @@ from posttrain.errors import RecipeError
 from posttrain.lengths import TooLong, count_tokens, leave_out_too_long
 from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.recipe.models import Lora, Model
+from posttrain.recipe.trainer_blocks import DPOBlock, SFTBlock
 from posttrain.records import Message, PreferencePair, Sample
 from posttrain.tables import read_records
 from tests.builders import make_sample
@@ -141,7 +142,7 @@ def test_a_pair_stays_where_both_of_its_answers_fit(
         PAIRS,
         policy=PolicyPath(base=tiny_llama4),
         model=spec(tiny_llama4),
-        trainer={"max_length": limit, "per_device_train_batch_size": 1},
+        trainer=DPOBlock(max_length=limit, per_device_train_batch_size=1),
         seed=0,
         work_dir=tmp_path / "work",
         out_dir=out,
@@ -185,7 +186,7 @@ def test_sft_trains_on_whole_rows_and_tells_which_it_left_out(
         SAMPLES,
         policy=PolicyPath(base=tiny_llama4),
         model=spec(tiny_llama4),
-        trainer={"num_train_epochs": 1, "per_device_train_batch_size": 1, **block},
+        trainer=SFTBlock(num_train_epochs=1, per_device_train_batch_size=1, **block),
         seed=0,
         work_dir=tmp_path / "work",
         out_dir=out,

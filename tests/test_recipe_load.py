@@ -14,6 +14,7 @@ from posttrain.recipe import (
     RecipeProblems,
     cross,
     find,
+    load_curriculum,
     load_judge,
     load_recipe,
 )
@@ -46,11 +47,9 @@ def failing(path: Path, *overrides: str) -> RecipeProblems:
 def test_what_is_loaded(recipe: Path) -> None:
     loaded = load_recipe(recipe)
     assert loaded.recipe.name == "mine"
-    assert loaded.judge is None
-    assert loaded.curriculum is not None
-    assert loaded.curriculum.kind == "adaptive"
     assert loaded.files["rl.data.0.path"] == recipe.parent / "rows.jsonl"
     assert loaded.recipe.rl is not None
+    assert loaded.recipe.rl.curriculum.kind_name() == "adaptive"
     assert loaded.recipe.rl.data[0].path == str(recipe.parent / "rows.jsonl")
     assert loaded.find("rows.jsonl") == recipe.parent / "rows.jsonl"
 
@@ -59,10 +58,10 @@ def test_trainer_numbers_have_trl_types(recipe: Path) -> None:
     loaded = load_recipe(recipe, ["rl.trainer.learning_rate=1e-4", "rl.trainer.weight_decay=0"])
     assert loaded.recipe.rl is not None
     trainer = loaded.recipe.rl.trainer
-    assert trainer["learning_rate"] == 1e-4
-    assert isinstance(trainer["weight_decay"], float)
-    assert isinstance(trainer["logging_steps"], float)
-    assert isinstance(trainer["max_steps"], int)
+    assert trainer.learning_rate == 1e-4
+    assert isinstance(trainer.weight_decay, float)
+    assert isinstance(trainer.logging_steps, float)
+    assert isinstance(trainer.max_steps, int)
 
 
 def test_resolved_is_json_and_comes_back(recipe: Path) -> None:
@@ -79,10 +78,10 @@ def test_resolved_is_json_and_comes_back(recipe: Path) -> None:
         ("seed=3", lambda r: r.seed, 3),
         ("name=other", lambda r: r.name, "other"),
         ("rl.data.1.size=5", lambda r: r.rl.data[1].size, 5),
-        ("rl.trainer.beta=0.01", lambda r: r.rl.trainer["beta"], 0.01),
+        ("rl.trainer.beta=0.01", lambda r: r.rl.trainer.beta, 0.01),
         ("model.lora=null", lambda r: r.model.lora, None),
         ("model.lora.targets=[attention]", lambda r: r.model.lora.targets, ["attention"]),
-        ("dpo.trainer.beta=0.2", lambda r: r.dpo.trainer, {"beta": 0.2}),
+        ("dpo.trainer.beta=0.2", lambda r: r.dpo.trainer.model_dump(), {"beta": 0.2}),
         ("model.base.upcycle.from=x", None, "model.base is 'some/model', not a section"),
         ("rl.data.2.size=5", None, "rl.data is a list: take a position, 0 to 1"),
         ("rl.data.x.size=5", None, "rl.data is a list"),
@@ -130,7 +129,8 @@ def test_own_files_come_before_shipped_ones(recipe: Path) -> None:
     (own / "adaptive.yaml").write_text("kind: adaptive\ncentre: 0.2\n")
     loaded = load_recipe(recipe)
     assert loaded.files["rl.curriculum"] == own / "adaptive.yaml"
-    assert getattr(loaded.curriculum, "centre", None) == 0.2
+    assert loaded.recipe.rl is not None
+    assert loaded.recipe.rl.curriculum == load_curriculum(own / "adaptive.yaml")
 
 
 def test_named_files_are_checked_in_the_same_pass(recipe: Path) -> None:

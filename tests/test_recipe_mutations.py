@@ -105,7 +105,7 @@ CASES = [
     Case("packing: false", "num_generations: 4", "num_generations: 4",
          "sft.trainer.num_generations", "rl.trainer"),
     Case("pilot:", "refill_below: 0.2\n  pilot:", "refill_below", "sft.refill_below",
-         "curriculum's file"),
+         "belongs in rl.curriculum"),
     Case("pairs:\n", "judge: x.yaml\n  pairs:\n", "judge: x", "dpo.judge", "belongs in sft"),
     Case("    max_pairs: 100", "    1: 100", "1: 100", "dpo.pairs.1", "unknown key"),
     # Wrong types.
@@ -180,7 +180,7 @@ CASES = [
     Case("  trainer:\n    beta: 0.1", "  trainer: [0.1]", "trainer: [", "dpo.trainer",
          "expected a section"),
     Case("packing: false", "save_strategy: best", "best", "sft.trainer.save_strategy",
-         "write steps, epoch or no"),
+         "'no', 'steps' or 'epoch'"),
     Case("1e-4", "-1e-4", "1e-4", "sft.trainer.learning_rate", "at least 0"),
     Case("packing: false", "max_steps: 0", "max_steps", "sft.trainer.max_steps", "or -1 for"),
     Case("packing: false", "max_steps: -2", "max_steps", "sft.trainer.max_steps", "is -2"),
@@ -197,8 +197,8 @@ CASES = [
     Case("save_steps: 10", "top_p: 1.5", "top_p", "rl.trainer.top_p", "at most 1"),
     Case("save_steps: 10", "loss_type: gropo", "gropo", "rl.trainer.loss_type", "'grpo'?"),
     Case("beta: 0.1", "beta: 0", "beta: 0", "dpo.trainer.beta", "above 0"),
-    Case("beta: 0.1", "loss_type: [sigmoid, hing]", "hing", "dpo.trainer.loss_type", "'hinge'?"),
-    Case("beta: 0.1", "loss_type: []", "loss_type", "dpo.trainer.loss_type", "names no loss"),
+    Case("beta: 0.1", "loss_type: [sigmoid, hing]", "hing", "dpo.trainer.loss_type.1", "'hinge'?"),
+    Case("beta: 0.1", "loss_type: []", "loss_type", "dpo.trainer.loss_type", "needs at least 1"),
     # Rules between keys.
     Case("num_generations: 8", "num_generations: 6", "generations: 6", "rl.trainer.num_generations",
          "4 x 2 x 2 = 16"),

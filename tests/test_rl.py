@@ -317,9 +317,8 @@ def test_offloading_is_for_one_process(
     monkeypatch.setattr(stage, "trainer_arguments", lambda *a, **k: two)
     with pytest.raises(RecipeError, match=r"rl\.offload_policy") as error:
         train(
-            rl_section(offload_policy=True),
+            rl_section(curriculum=UniformSpec(kind="uniform"), offload_policy=True),
             RlInputs(prompts=two_capabilities(2), policy=PolicyPath(base=tiny_llama4)),
-            curriculum=UniformSpec(kind="uniform"),
             model=Model(base=str(tiny_llama4)),
             engine=EngineSpec(kind="transformers"),
             seed=0,

@@ -82,9 +82,8 @@ def run(
     }
     given = {name: how.pop(name) for name in ("tags", "families") if name in how}
     return train(
-        rl_section(trainer=trainer, **how),
+        rl_section(trainer=trainer, curriculum=curriculum, **how),
         RlInputs(prompts=prompts, policy=PolicyPath(base=base), **given),
-        curriculum=curriculum,
         model=Model(base=str(base), dtype="float32", lora=Lora(rank=4)),
         engine=EngineSpec(kind="transformers", max_model_len=192, parity_tolerance=1e-3),
         seed=0,

@@ -6,10 +6,10 @@ from typing import cast
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
-from trl import SFTConfig
 
 from posttrain.errors import HealthStop, PosttrainError, RecipeError, SetupError
 from posttrain.recipe.schema import Recipe
+from posttrain.recipe.trainer_blocks import SFTBlock
 from posttrain.tables import MetricsLog, read_metrics
 from posttrain.training import (
     MARKER,
@@ -74,10 +74,8 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path: Path, name: str, va
 
 
 def test_arguments_follow_the_recipe(tmp_path: Path) -> None:
-    block = {"learning_rate": 3e-4, "save_total_limit": 7}
-    args = trainer_arguments(
-        SFTConfig, block, stage="sft", dtype="float32", seed=5, work_dir=tmp_path
-    )
+    block = SFTBlock(learning_rate=3e-4, save_total_limit=7)
+    args = trainer_arguments(block, stage="sft", dtype="float32", seed=5, work_dir=tmp_path)
     assert (args.learning_rate, args.save_total_limit, args.seed, args.bf16) == (3e-4, 7, 5, False)
 
 
@@ -87,7 +85,7 @@ def test_trl_itself_refuses_a_block_before_any_work() -> None:
         {
             "model": {"base": "x"},
             "rl": section,
-            "dpo": {"trainer": {"lr_scheduler_type": "no_such_schedule"}},
+            "dpo": {"trainer": {"warmup_steps": -1}},
         }
     )
     with pytest.raises(RecipeError, match=r"dpo\.trainer: DPOConfig rejects it"):

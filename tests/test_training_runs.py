@@ -12,6 +12,7 @@ from posttrain import dpo, sft
 from posttrain.errors import HealthStop
 from posttrain.models import PolicyPath
 from posttrain.recipe.models import Lora, Model
+from posttrain.recipe.trainer_blocks import DPOBlock, SFTBlock
 from posttrain.records import PreferencePair
 from posttrain.tables import file_sha256, read_json, read_metrics, write_json
 from posttrain.training import MARKER, SPENT, newest_checkpoint
@@ -29,13 +30,15 @@ def run(base: Path, folder: Path, stage: str, **block: Any) -> dict[str, Any]:
     shared: dict[str, Any] = {
         "policy": PolicyPath(base=base),
         "model": Model(base=str(base), dtype="float32", lora=Lora(rank=2, targets=["attention"])),
-        "trainer": {
-            "max_steps": 6,
-            "save_steps": 2,
-            "per_device_train_batch_size": 1,
-            "learning_rate": 1e-3,
-            **block,
-        },
+        "trainer": (SFTBlock if stage == "sft" else DPOBlock)(
+            **{
+                "max_steps": 6,
+                "save_steps": 2,
+                "per_device_train_batch_size": 1,
+                "learning_rate": 1e-3,
+                **block,
+            }
+        ),
         "seed": 0,
         "work_dir": folder / "work",
         "out_dir": out,

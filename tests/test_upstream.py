@@ -33,7 +33,7 @@ from trl.trainer import utils as trl_utils
 
 from posttrain.models.policy import load_tokenizer
 from posttrain.models.trl_shim import apply_trl_shim, score_only_labels_on_cpu
-from posttrain.recipe.trainer_limits import LOSS_TYPES
+from posttrain.recipe.trainer_blocks import DPOLoss, GRPOBlock, SFTBlock, SharedBlock
 from posttrain.training import TOKENS
 
 PARAMETERS: dict[Callable[..., Any], list[str]] = {
@@ -67,15 +67,19 @@ def test_trl_still_has_the_rollout_seam() -> None:
     assert "gather(masked_seq_mean(" in loss, "rows may be left out with several processes now?"
 
 
+def losses_of(block: type[SharedBlock]) -> set[str]:
+    return set(get_args(block.model_fields["loss_type"].annotation))
+
+
 def test_trl_knows_the_losses_that_a_recipe_may_name() -> None:
     said = re.findall(r"args\.loss_type not in \((.*?)\)", inspect.getsource(SFTTrainer.__init__))
     said += re.findall(r"self\.loss_type == (.*?):", inspect.getsource(SFTConfig.__post_init__))
-    assert set(re.findall(r'"(\w+)"', " ".join(said))) == set(LOSS_TYPES["sft"])
+    assert set(re.findall(r'"(\w+)"', " ".join(said))) == losses_of(SFTBlock)
     source = inspect.getsource(GRPOTrainer._compute_loss)
     losses = " ".join(re.findall(r"self\.loss_type (?:==|in) (.*?):", source))
-    assert set(re.findall(r'"(\w+)"', losses)) == set(LOSS_TYPES["rl"])
+    assert set(re.findall(r'"(\w+)"', losses)) == losses_of(GRPOBlock)
     source = inspect.getsource(DPOTrainer._compute_loss)
-    assert set(re.findall(r'loss_type == "(\w+)"', source)) == set(LOSS_TYPES["dpo"])
+    assert set(re.findall(r'loss_type == "(\w+)"', source)) == set(get_args(DPOLoss))
 
 
 def test_trl_copies_an_adapter_as_the_reference() -> None:

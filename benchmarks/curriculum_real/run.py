@@ -41,6 +41,7 @@ from posttrain.progress import Bar, progress
 from posttrain.recipe.models import EngineSpec
 from posttrain.recipe.rows import DataSource
 from posttrain.recipe.schema import Rl
+from posttrain.recipe.trainer_blocks import GRPOBlock
 from posttrain.records import Prompt
 from posttrain.rl import RlInputs
 from posttrain.rl.session import RolloutSession
@@ -222,9 +223,8 @@ def train_arm(
         )
         session = RolloutSession(
             # The prompts are drawn already; a section needs a source.
-            Rl(data=[DataSource(path="pool.jsonl", capability="strings")]),
+            Rl(data=[DataSource(path="pool.jsonl", capability="strings")], curriculum=spec),
             RlInputs(prompts=pool.prompts, policy=policy, tags=pool.tags),
-            curriculum=spec,
             engine=engine,
             engine_spec=ENGINE,
             tokenizer=tokenizer,
@@ -263,20 +263,18 @@ def train_arm(
 
 
 def _arguments(*, seed: int, max_steps: int, learning_rate: float, work_dir: Path) -> GRPOConfig:
-    trainer = {
-        "learning_rate": learning_rate,
-        "lr_scheduler_type": "constant_with_warmup",  # no decay: arms end at different steps
-        "warmup_steps": WARMUP_STEPS,
-        "max_steps": max_steps,
-        "num_generations": GROUP_SIZE,
-        "per_device_train_batch_size": BATCH * GROUP_SIZE,
-        "max_completion_length": MAX_ANSWER_TOKENS,
-        "temperature": 1.0,
-        "beta": 0.0,
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "logging_steps": 1,
-    }
-    return trainer_arguments(
-        GRPOConfig, trainer, stage="rl", dtype="float32", seed=seed, work_dir=work_dir
+    trainer = GRPOBlock(
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant_with_warmup",  # no decay: arms end at different steps
+        warmup_steps=WARMUP_STEPS,
+        max_steps=max_steps,
+        num_generations=GROUP_SIZE,
+        per_device_train_batch_size=BATCH * GROUP_SIZE,
+        max_completion_length=MAX_ANSWER_TOKENS,
+        temperature=1.0,
+        beta=0.0,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        logging_steps=1,
     )
+    return trainer_arguments(trainer, stage="rl", dtype="float32", seed=seed, work_dir=work_dir)

@@ -21,6 +21,7 @@ from benchmarks.curriculum_rows import Floats
 from posttrain import sft
 from posttrain.models import PolicyPath, prompt_ids, sequence_logprobs
 from posttrain.recipe.models import Model
+from posttrain.recipe.trainer_blocks import SFTBlock
 from posttrain.records import Prompt, content_hash
 from posttrain.rl.likelihood import answer_ids
 from posttrain.tables import write_json
@@ -62,15 +63,15 @@ def starting_policy(folder: Path, *, seed: int, num_steps: int = NUM_STEPS) -> P
         samples,
         policy=PolicyPath(base=base),
         model=model_spec(base),
-        trainer={
-            "learning_rate": LEARNING_RATE,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": min(20, num_steps // 2),
-            "per_device_train_batch_size": BATCH_SIZE,
-            "num_train_epochs": 1,
-            "gradient_checkpointing": False,
-            "save_strategy": "no",
-        },
+        trainer=SFTBlock(
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="cosine",
+            warmup_steps=min(20, num_steps // 2),
+            per_device_train_batch_size=BATCH_SIZE,
+            num_train_epochs=1,
+            gradient_checkpointing=False,
+            save_strategy="no",
+        ),
         seed=seed,
         work_dir=home / "work",
         out_dir=home / "out",

@@ -21,7 +21,8 @@ from posttrain.curriculum import (
     UniformSpec,
     build_curriculum,
 )
-from posttrain.curriculum.pool import Choice, Mask
+from posttrain.curriculum.arrays import Mask
+from posttrain.curriculum.pool import Choice
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
 
 BATCH, GROUP_SIZE = 32, 8

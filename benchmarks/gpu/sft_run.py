@@ -8,6 +8,7 @@ from pathlib import Path
 from posttrain import sft
 from posttrain.models import PolicyPath
 from posttrain.recipe.models import Frozen, Lora, Model
+from posttrain.recipe.trainer_blocks import SFTBlock
 from posttrain.records import Sample
 
 STEPS = 8
@@ -31,12 +32,7 @@ def main(base: Path, out: Path, format: str) -> None:
         samples,
         policy=PolicyPath(base=base, frozen=frozen),
         model=Model(base=str(base), lora=Lora(rank=8), frozen=frozen),
-        trainer={
-            "max_steps": STEPS,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-        },
+        trainer=SFTBlock(max_steps=STEPS, per_device_train_batch_size=8, learning_rate=1e-2),
         seed=0,
         work_dir=out / "work",
         out_dir=out,

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 from posttrain.bench.measure import Result, spread_of, take_turns
 from posttrain.engines import SamplingRequest
 from posttrain.errors import SetupError
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec
+from posttrain.recipe.trainer_blocks import GRPOBlock
 from posttrain.records import content_hash
 
 Kind = Literal["posttrain", "raw", "raw-logprobs"]
@@ -75,7 +76,7 @@ def work_of(loaded: LoadedRecipe, *, cache_dir: Path, num_prompts: int) -> Work:
             "the recipe has no RL prompts to measure with", hint="name a recipe with an rl section"
         )
     tokenizer = load_tokenizer(base)
-    trainer: Mapping[str, Any] = recipe.rl.trainer if recipe.rl else {}
+    block = recipe.rl.trainer if recipe.rl else GRPOBlock()
     kind = recipe.engine.kind
     if kind == "auto":
         kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
@@ -85,9 +86,9 @@ def work_of(loaded: LoadedRecipe, *, cache_dir: Path, num_prompts: int) -> Work:
         dtype=recipe.model.dtype,
         prompts_P=[prompt_ids(tokenizer, prompt.messages) for prompt in prompts],
         request=SamplingRequest(
-            num_generations=trainer.get("num_generations", 8),
-            max_tokens=trainer.get("max_completion_length", 256),
-            temperature=trainer.get("temperature", 1.0),
+            num_generations=block.num_generations,
+            max_tokens=block.max_completion_length,
+            temperature=block.temperature,
             seed=recipe.seed,
         ),
     )

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
+from posttrain.curriculum.arrays import Ints, np
 from posttrain.curriculum.beliefs import Beliefs
 from posttrain.curriculum.beta import (
     best_pilot,
@@ -18,7 +18,7 @@ from posttrain.curriculum.beta import (
     signal_per_remaining_rollout,
 )
 from posttrain.curriculum.counts import Inbox
-from posttrain.curriculum.pool import Ints, Pool, check_kind
+from posttrain.curriculum.pool import Pool, check_kind
 from posttrain.curriculum.protocol import CurriculumSpec, Proposal
 from posttrain.curriculum.selection import Selection
 from posttrain.records import Prompt, RolloutGroup

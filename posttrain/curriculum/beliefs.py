@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
+from posttrain.curriculum.arrays import Floats, Ints, np
 from posttrain.curriculum.beta import Calibration, mixed_probability, probability_above
 from posttrain.curriculum.counts import StepCounts
 from posttrain.curriculum.evidence import DiscountChoice, Evidence, Untried
-from posttrain.curriculum.pool import Floats, Ints, Pool
+from posttrain.curriculum.pool import Pool
 from posttrain.curriculum.priors import LikelihoodMap, StratumPrior
 from posttrain.records import Prompt
 

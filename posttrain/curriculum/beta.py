@@ -13,9 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from posttrain.curriculum.pool import Floats, Ints
+from posttrain.curriculum.arrays import Floats, Ints, np
 
 PILOT_SIZES = (2, 3, 4, 6)
 # A pilot must promise a tenth more signal per rollout than the whole group at once.

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from posttrain.curriculum.pool import Ints, Pool
+from posttrain.curriculum.arrays import Ints, np
+from posttrain.curriculum.pool import Pool
 from posttrain.records import RolloutGroup
 
 

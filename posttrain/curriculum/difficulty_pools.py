@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from posttrain.curriculum.pool import Choice, Mask, gumbel_top
+from posttrain.curriculum.arrays import Mask, np
+from posttrain.curriculum.pool import Choice, gumbel_top
 from posttrain.curriculum.protocol import CurriculumSpec
 from posttrain.curriculum.uniform import Uniform
 from posttrain.records import Prompt

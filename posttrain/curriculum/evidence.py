@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from posttrain.curriculum.arrays import Floats, Ints, Mask, np
 from posttrain.curriculum.beta import log_predictive
 from posttrain.curriculum.counts import StepCounts
-from posttrain.curriculum.pool import Floats, Ints, Mask
 
 DISCOUNTS = (0.3, 0.5, 0.7, 0.9, 1.0)
 """Candidate weights left to a prompt's older groups at each new one."""
@@ -22,17 +20,17 @@ _MIN_REVISITS = 32
 # Steps that an unsolved prompt waits at most.
 _MAX_WAIT = 512
 
-# Attribute (one array over the pool) -> its name in a saved state, its type.
-_FIELDS: Mapping[str, tuple[str, type]] = {
-    "passed_P": ("passed", np.float32),
-    "failed_P": ("failed", np.float32),
-    "proposed_P": ("proposed", np.int32),
-    "due_P": ("due", np.int32),
-    "failures_P": ("failures", np.uint8),
-    "solved_P": ("solved", np.bool_),
-    "logprob_P": ("logprob", np.float32),
-    "scored_P": ("probed", np.int32),
-    "unscorable_P": ("mute", np.bool_),
+# Attribute (one array over the pool) -> its name in a saved state, its dtype.
+_FIELDS: Mapping[str, tuple[str, str]] = {
+    "passed_P": ("passed", "float32"),
+    "failed_P": ("failed", "float32"),
+    "proposed_P": ("proposed", "int32"),
+    "due_P": ("due", "int32"),
+    "failures_P": ("failures", "uint8"),
+    "solved_P": ("solved", "bool"),
+    "logprob_P": ("logprob", "float32"),
+    "scored_P": ("probed", "int32"),
+    "unscorable_P": ("mute", "bool"),
 }
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
+from posttrain.curriculum.arrays import Mask, np
 from posttrain.curriculum.counts import StepCounts
-from posttrain.curriculum.pool import Choice, Mask
+from posttrain.curriculum.pool import Choice
 from posttrain.curriculum.protocol import CurriculumSpec
 from posttrain.curriculum.uniform import Uniform
 from posttrain.records import Prompt

@@ -7,16 +7,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from posttrain.curriculum.arrays import Bytes, Floats, Ints, Mask, np
 from posttrain.curriculum.protocol import Proposal, Reason
 from posttrain.errors import RecipeError
 from posttrain.records import Prompt
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,11 +193,11 @@ def take_from_richest(left_C: Ints, num: int) -> Ints:
     return given_C
 
 
-def _keys(prompt_ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
+def _keys(prompt_ids: Sequence[str]) -> Bytes:
     return np.array([prompt_id.encode() for prompt_id in prompt_ids], dtype=np.bytes_)
 
 
-def _difference(saved: npt.NDArray[np.bytes_], here: npt.NDArray[np.bytes_]) -> str:
+def _difference(saved: Bytes, here: Bytes) -> str:
     gone, new = np.setdiff1d(saved, here), np.setdiff1d(here, saved)
     parts: list[str] = []
     if len(gone):

@@ -9,11 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from posttrain.curriculum.arrays import Floats, Ints, np
 from posttrain.curriculum.beta import log_predictive
 from posttrain.curriculum.counts import StepCounts
-from posttrain.curriculum.pool import Floats, Ints
 from posttrain.records import Prompt
 
 Stratum = tuple[str, str, int]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import numpy as np
-
-from posttrain.curriculum.pool import Choice, Mask
+from posttrain.curriculum.arrays import Mask, np
+from posttrain.curriculum.pool import Choice
 from posttrain.curriculum.protocol import CurriculumSpec
 from posttrain.curriculum.uniform import Uniform
 from posttrain.records import Prompt

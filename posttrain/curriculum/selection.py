@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
+from posttrain.curriculum.arrays import Floats, Ints, Mask, np
 from posttrain.curriculum.beliefs import LIKELIHOOD_HALF_LIFE, Beliefs
 from posttrain.curriculum.beta import expected_variance, mixed_probability, signal_pass_rate
-from posttrain.curriculum.pool import Choice, Floats, Ints, Mask, Pool, largest
+from posttrain.curriculum.pool import Choice, Pool, largest
 from posttrain.curriculum.protocol import Reason
 
 # Of the prompts with evidence of their own, at most this many are scored per proposal, at random.

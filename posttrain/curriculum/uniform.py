@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal
 
-import numpy as np
-
+from posttrain.curriculum.arrays import Ints, Mask, np
 from posttrain.curriculum.counts import History, StepCounts
-from posttrain.curriculum.pool import Choice, Ints, Mask, Pool, check_kind
+from posttrain.curriculum.pool import Choice, Pool, check_kind
 from posttrain.curriculum.protocol import CurriculumSpec, Proposal
 from posttrain.records import Prompt, RolloutGroup
 

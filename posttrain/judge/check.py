@@ -21,7 +21,7 @@ from posttrain.lengths import tokens_if_too_long
 from posttrain.metrics import Interval, pass_rates, spearman_interval
 from posttrain.progress import progress
 from posttrain.prune import PruneResult
-from posttrain.recipe.schema import Pilot
+from posttrain.recipe.schema import JudgeCheck
 from posttrain.records import Prompt, RolloutGroup, Sample, Verdict
 
 MIN_MEASURED = 10
@@ -34,7 +34,7 @@ def attempt_samples(
     samples: Sequence[Sample],
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
-    spec: Pilot,
+    spec: JudgeCheck,
     *,
     max_model_len: int,
     seed: int,

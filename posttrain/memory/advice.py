@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.memory.per_device import Devices, setting
+from posttrain.memory.per_device import Devices
 from posttrain.memory.plan import Phase, fits, plan_memory
 from posttrain.memory.shapes import Shapes
-from posttrain.recipe.cross import cross_faults
-from posttrain.recipe.schema import Recipe, training_stages
+from posttrain.recipe.cross import check_sections
+from posttrain.recipe.schema import Dpo, Recipe, Sft, TrainingSection
 
 Change = Mapping[str, Any]
 """Dotted key -> new value; keys that belong combined form one change."""
@@ -77,7 +77,7 @@ def changed(recipe: Recipe, change: Change) -> Recipe | None:
             node = node.setdefault(name, {})
         node[leaf] = value
     found = Recipe.model_validate(data)
-    return None if cross_faults(found, frozenset()) else found
+    return None if check_sections(found, frozenset()) else found
 
 
 def _combined(
@@ -131,10 +131,8 @@ def _planned(
 
 def _changes(shapes: Shapes, recipe: Recipe, devices: Devices) -> Iterator[Change]:
     """Yield changes that may help, the gentlest first."""
-    for stage in training_stages():
-        section = getattr(recipe, stage)
-        if section is not None:
-            yield from _trainer_changes(stage, section.trainer)
+    for stage, section in recipe.training.items():
+        yield from _trainer_changes(stage, section)
     if recipe.model.lora is not None:
         packings = ("fp8", "nf4") if any(shapes.is_moe) else ()
         for packing in packings:
@@ -165,15 +163,17 @@ def _changes(shapes: Shapes, recipe: Recipe, devices: Devices) -> Iterator[Chang
             yield {**turns, "engine.sync": "adapter", "engine.gpu_memory_utilization": 0.9}
 
 
-def _trainer_changes(stage: str, block: Mapping[str, Any]) -> Iterator[Change]:
-    size: int = setting(stage, block, "per_device_train_batch_size")
+def _trainer_changes(stage: str, section: TrainingSection) -> Iterator[Change]:
+    block = section.trainer
+    size = block.per_device_train_batch_size
     if size > 1:
-        steps: int = setting(stage, block, "gradient_accumulation_steps")
         yield {
             f"{stage}.trainer.per_device_train_batch_size": 1,
-            f"{stage}.trainer.gradient_accumulation_steps": steps * size,
+            f"{stage}.trainer.gradient_accumulation_steps": block.gradient_accumulation_steps
+            * size,
         }
-    if not setting(stage, block, "gradient_checkpointing"):
+    if not block.gradient_checkpointing:
         yield {f"{stage}.trainer.gradient_checkpointing": True}
-    if stage != "rl" and (length := setting(stage, block, "max_length")) and length > 1024:
+    length = section.trainer.max_length if isinstance(section, Sft | Dpo) else None
+    if length and length > 1024:
         yield {f"{stage}.trainer.max_length": length // 2}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from posttrain.errors import RecipeError
 from posttrain.memory.activations import FP32, Pass, PassBytes, pass_bytes
@@ -18,8 +16,7 @@ from posttrain.memory.shapes import (
     parameters_by_kind,
 )
 from posttrain.recipe.models import EngineSpec, Frozen, Lora, Model
-from posttrain.recipe.schema import Recipe
-from posttrain.recipe.trainer import trainer_fields
+from posttrain.recipe.schema import Dpo, Recipe, Rl, Sft
 
 GB = 10**9
 UNITS = {"gb": GB, "gib": 2**30}
@@ -177,11 +174,6 @@ class TrainingBytes:
         return self.resident + self.gathered + self.gradients + self.work.peak
 
 
-def setting(stage: str, block: Mapping[str, Any], key: str) -> Any:
-    """Return a trainer setting: the recipe's value, else TRL's default."""
-    return block[key] if key in block else trainer_fields(stage)[key].default
-
-
 def pass_of(recipe: Recipe, stage: str) -> Pass:
     """Return a stage's largest pass: a full batch of sequences of the greatest length.
 
@@ -189,19 +181,20 @@ def pass_of(recipe: Recipe, stage: str) -> Pass:
     engine.max_model_len. A mask is needed if sequences are packed or may be padded: not for a
     single one, except in RL, which pads to the longest of a whole generation batch.
     """
-    section = getattr(recipe, stage)
-    block: Mapping[str, Any] = section.trainer
-    sequences: int = setting(stage, block, "per_device_train_batch_size")
-    limit = recipe.engine.max_model_len
-    length = limit if stage == "rl" else setting(stage, block, "max_length") or limit
-    is_packed = stage == "sft" and bool(setting(stage, block, "packing"))
-    sequences *= 2 if stage == "dpo" else 1
+    section = recipe.training[stage]
+    sequences = section.trainer.per_device_train_batch_size
+    length, is_masked = recipe.engine.max_model_len, True
+    if isinstance(section, Sft | Dpo):
+        length = section.trainer.max_length or length
+        sequences *= 2 if isinstance(section, Dpo) else 1
+        is_packed = isinstance(section, Sft) and section.trainer.packing
+        is_masked = sequences > 1 or is_packed
     lora = recipe.model.lora
     return Pass(
         sequences=sequences,
         length=length,
         value=VALUE_BYTES[recipe.model.dtype],
-        is_masked=stage == "rl" or sequences > 1 or is_packed,
+        is_masked=is_masked,
         rank=lora.rank if lora else 0,
         targets=lora.targets if lora else (),
         is_full=lora is None,
@@ -212,15 +205,17 @@ def pass_of(recipe: Recipe, stage: str) -> Pass:
 def training_bytes(shapes: Shapes, recipe: Recipe, stage: str) -> TrainingBytes:
     """Count the bytes of a training stage on one device."""
     model, launch = recipe.model, recipe.launch
-    block: Mapping[str, Any] = getattr(recipe, stage).trainer
+    section = recipe.training[stage]
     shards = launch.num_processes if launch.strategy == "fsdp" else 1
     trained = trained_parameters(shapes, model)
     value = FP32 if model.lora is not None else VALUE_BYTES[model.dtype]
-    has_reference = stage == "dpo" or (stage == "rl" and setting(stage, block, "beta") > 0)
+    has_reference = isinstance(section, Dpo) or (
+        isinstance(section, Rl) and section.trainer.beta > 0
+    )
     copies = 2 if launch.num_processes > 1 and shards == 1 else 1
     weights = training_weight_bytes(shapes, model)
-    states = _state_copies(str(block.get("optim", "adamw"))) * value * trained
-    is_checkpointed = bool(block.get("gradient_checkpointing", True))
+    states = _state_copies(section.trainer.optim) * value * trained
+    is_checkpointed = section.trainer.gradient_checkpointing
     return TrainingBytes(
         weights=weights // shards,
         gathered=_gathered(shapes, model) if shards > 1 else 0,

@@ -18,7 +18,7 @@ from posttrain.memory.per_device import (
 )
 from posttrain.memory.shapes import Shapes, matrices
 from posttrain.recipe.models import EngineSpec
-from posttrain.recipe.schema import Recipe, training_stages
+from posttrain.recipe.schema import Recipe, Rl
 
 CONTEXT = int(1.5 * GB)
 """Allowance for CUDA's context, cuBLAS and NCCL of a process; not measured."""
@@ -72,11 +72,9 @@ def _phases(shapes: Shapes, recipe: Recipe, devices: Devices | None) -> Iterator
         judge = recipe.sft.judge_engine or recipe.engine
         if judge.kind in OUR_ENGINES:
             yield _engine_phase("judge", shapes, recipe, judge, devices)
-    for stage in training_stages():
-        if getattr(recipe, stage) is None:
-            continue
-        if stage == "rl":
-            yield from _rl_phases(shapes, recipe, devices)
+    for stage, section in recipe.training.items():
+        if isinstance(section, Rl):
+            yield from _rl_phases(shapes, recipe, section, devices)
         else:
             yield _training_phase(stage, shapes, recipe, devices)
     if recipe.eval.suites:
@@ -111,15 +109,16 @@ def _training_phase(name: str, shapes: Shapes, recipe: Recipe, devices: Devices 
     )
 
 
-def _rl_phases(shapes: Shapes, recipe: Recipe, devices: Devices | None) -> Iterator[Phase]:
+def _rl_phases(
+    shapes: Shapes, recipe: Recipe, section: Rl, devices: Devices | None
+) -> Iterator[Phase]:
     """Yield RL's phases: the engine beside the idle trainer, and the trainer beside the engine."""
-    assert recipe.rl is not None
     spec, number = recipe.engine, recipe.launch.num_processes
     training = training_bytes(shapes, recipe, "rl")
     engine = engine_bytes(shapes, spec, recipe.model, devices)
     policy = training.weights + training.adapters + training.reference
-    is_away = recipe.rl.offload_policy and spec.sync == "adapter"
-    host = (policy if recipe.rl.offload_policy else 0) + engine.host * (
+    is_away = section.offload_policy and spec.sync == "adapter"
+    host = (policy if section.offload_policy else 0) + engine.host * (
         number // spec.tensor_parallel_size
     )
     resident: dict[str, int] = {"optimizer": training.optimizer}

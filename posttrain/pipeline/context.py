@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from posttrain.artefacts import POLICY, read_base_path
 from posttrain.progress import is_main_process
-from posttrain.recipe import CurriculumSpec, JudgeSpec, LoadedRecipe
-from posttrain.recipe.judges import RubricJudge
+from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe
 from posttrain.run_directory import SUMMARY
 from posttrain.tables import write_json
@@ -31,10 +30,6 @@ class StageContext:
     key: str
     recipe: Recipe
     recipe_path: Path
-    judge: JudgeSpec | None
-    rubric: RubricJudge | None
-    """answer_judge's."""
-    curriculum: CurriculumSpec | None
     run_dir: Path
     seed: int
     """The stage's own, derived from recipe.seed; all evaluations share one."""

@@ -23,18 +23,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from posttrain.errors import SetupError
 from posttrain.pipeline.context import Stage
 from posttrain.recipe import LoadedRecipe
-from posttrain.recipe.schema import Recipe
-from posttrain.recipe.sources import needs
+from posttrain.recipe.schema import Recipe, needs
+from posttrain.recipe.trainer_blocks import SharedBlock
 from posttrain.records import content_hash
 from posttrain.run_directory import FileHashes
-
-TRL_BATCH_SIZE = 8
-"""TRL's own default."""
 
 ENGINE_KEYS_THAT_DO_NOT_MATTER = frozenset(
     {
@@ -74,8 +69,7 @@ def answer_judge_values(loaded: LoadedRecipe) -> Mapping[str, Any]:
     spec = loaded.written["answer_judge"]
     if spec is None:
         return {}
-    said = {**spec, "rubric": values(loaded.rubric), "engine": engine_values(spec["engine"])}
-    return {"answer_judge": said}
+    return {"answer_judge": {**spec, "engine": engine_values(spec["engine"])}}
 
 
 def sandbox_limits(loaded: LoadedRecipe) -> Mapping[str, Any]:
@@ -105,18 +99,10 @@ def trainer_values(loaded: LoadedRecipe, section: str) -> Mapping[str, Any]:
     }
 
 
-def values(spec: BaseModel | None) -> dict[str, Any] | None:
-    """Return a file's content as JSON values, defaults written out."""
-    return None if spec is None else spec.model_dump(mode="json", by_alias=True)
-
-
-def batch_size(block: Mapping[str, Any], recipe: Recipe) -> int:
+def batch_size(block: SharedBlock, recipe: Recipe) -> int:
     """Return the samples of one optimizer step, over all processes."""
-    return (
-        block.get("per_device_train_batch_size", TRL_BATCH_SIZE)
-        * block.get("gradient_accumulation_steps", 1)
-        * recipe.launch.num_processes
-    )
+    per_device = block.per_device_train_batch_size * block.gradient_accumulation_steps
+    return per_device * recipe.launch.num_processes
 
 
 def stage_key_parts(

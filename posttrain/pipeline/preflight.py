@@ -10,7 +10,7 @@ from posttrain.pipeline.environment import has_cuda, has_package
 from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec
-from posttrain.recipe.sources import needs
+from posttrain.recipe.schema import needs
 from posttrain.sandbox import choose
 
 GIB = 2**30

@@ -18,18 +18,14 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
-from pydantic import TypeAdapter
 
 from posttrain import errors, sandbox
-from posttrain.curriculum import AnyCurriculumSpec
 from posttrain.errors import Interrupted, Locked, PosttrainError
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
 from posttrain.pipeline.launch import CALL, ERROR, PARENT_VARIABLE, RESULT
 from posttrain.pipeline.stages import STAGES
 from posttrain.progress import is_main_process
-from posttrain.recipe import CurriculumSpec, JudgeSpec
-from posttrain.recipe.judges import RubricJudge
 from posttrain.recipe.schema import Recipe
 from posttrain.tables import read_json, write_json
 
@@ -65,17 +61,11 @@ def _read_call(run_dir: Path, stage: str) -> tuple[Any, StageContext]:
     job = read_json(run_dir / "work" / "job.json")
     call = read_json(run_dir / "work" / stage / CALL)
     module, _, name = call["function"].partition(":")
-    judge, curriculum = job["judge"], job["curriculum"]
     context = StageContext(
         stage=stage,
         key=call["key"],
         recipe=Recipe.model_validate(job["recipe"]),
         recipe_path=Path(job["recipe_path"]),
-        rubric=RubricJudge.model_validate(job["rubric"]) if job["rubric"] else None,
-        judge=TypeAdapter[JudgeSpec](JudgeSpec).validate_python(judge) if judge else None,
-        curriculum=TypeAdapter[CurriculumSpec](AnyCurriculumSpec).validate_python(curriculum)
-        if curriculum
-        else None,
         run_dir=run_dir,
         seed=call["seed"],
         inputs={name: Path(path) for name, path in call["inputs"]},

@@ -58,9 +58,8 @@ def _answer_judge(context: StageContext) -> Generator[AnswerVerifier]:
     from posttrain.models import PolicyPath, load_tokenizer, resolve_base
     from posttrain.recipe.models import Model
 
-    spec, rubric = context.recipe.answer_judge, context.rubric
-    assert spec is not None
-    assert rubric is not None
+    spec = context.recipe.answer_judge
+    assert spec is not None, "a recipe with verifier: judge has an answer_judge"
     base = read_base_path(context.inputs["model"])
     if spec.model is not None:
         base = resolve_base(Model(base=spec.model, revision=spec.revision), cache_dir=cache_dir())
@@ -72,7 +71,7 @@ def _answer_judge(context: StageContext) -> Generator[AnswerVerifier]:
         if isinstance(engine, OpenAIEngine):
             engine.check_tokenizer(tokenizer)
         judge = AnswerVerifier(
-            rubric,
+            spec.rubric,
             engine,
             tokenizer,
             max_model_len=spec.engine.max_model_len,

@@ -99,17 +99,8 @@ def describe(loaded: LoadedRecipe, run_dir: RunDirectory) -> None:
     write_bytes(run_dir.recipe, loaded.path.read_bytes())
     write_json(run_dir.resolved_recipe, loaded.resolved)
     write_json(run_dir.environment, describe_environment())
-    write_json(
-        run_dir.job,
-        {
-            "recipe": loaded.resolved,
-            "recipe_path": str(loaded.path),
-            "judge": loaded.judge and loaded.judge.model_dump(mode="json", by_alias=True),
-            "rubric": loaded.rubric and loaded.rubric.model_dump(mode="json", by_alias=True),
-            "curriculum": loaded.curriculum
-            and loaded.curriculum.model_dump(mode="json", by_alias=True),
-        },
-    )
+    job = {"recipe": loaded.resolved, "recipe_path": str(loaded.path)}
+    write_json(run_dir.job, job)
 
 
 def begin_work(run_dir: RunDirectory, stage: str, key: str) -> str:

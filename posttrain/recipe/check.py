@@ -1,15 +1,17 @@
-"""Plain values against the schema: every fault at once, each with the nearest valid key."""
+"""Validate plain values against the schema: every mistake at once, in words, with a suggestion."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, cast, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from posttrain.recipe.problems import Fault, Path, dotted, nearest, show
+from posttrain.recipe.document import as_map
+from posttrain.recipe.problems import KeyPath, Mistake, dotted, nearest, show
+from posttrain.spec import Spec
 
 SYNONYMS = {
     "lr": "learning_rate",
@@ -41,7 +43,7 @@ SYNONYMS = {
     "datasets": "data",
     "evaluation": "eval",
 }
-"""What other tools call it -> what it is called here or in TRL."""
+"""Names in other tools -> names here or in TRL."""
 
 UNKNOWN = "unknown key"
 MISSING = "is required and not given"
@@ -59,89 +61,84 @@ TYPE_ERRORS = {
     "model_attributes_type": "a section (key: value lines)",
 }
 
-Section = TypeVar("Section", bound=BaseModel)
+MANY_CHOICES = 16
+"""A message lists no more names than these."""
 
-Places = Mapping[str, Sequence[Path]]
+Places = Mapping[str, Sequence[KeyPath]]
 """Key -> the sections it is valid in."""
 
-Section = TypeVar("Section", bound=BaseModel)
 
-
-def validate(
-    model: type[Section], data: Mapping[str, Any], places: Places
-) -> tuple[Section | None, list[Fault]]:
-    """Validate without conversions ("5" is no number); the model is None where there are faults."""
+def validate(annotation: Any, data: Mapping[str, Any], places: Places) -> tuple[Any, list[Mistake]]:
+    """Validate without conversions ("5" is no number); the value is None if there are mistakes."""
     try:
-        return model.model_validate(dict(data), strict=True), []
+        return TypeAdapter[Any](annotation).validate_python(dict(data), strict=True), []
     except ValidationError as error:
         found = _merge_unions(error.errors(include_url=False), data)
-        return None, _without_echoes([_fault(model, p, details, places) for p, details in found])
+        mistakes = [_mistake(annotation, data, *one, places) for one in found]
+        return None, _without_echoes(mistakes)
 
 
-def _without_echoes(faults: list[Fault]) -> list[Fault]:
-    """Leave out that a key is missing where it stands there misspelt."""
-    misspelt = {(*f.path[:-1], f.suggestion) for f in faults if f.message.startswith(UNKNOWN)}
-    return [f for f in faults if not (f.message == MISSING and f.path in misspelt)]
+def _without_echoes(mistakes: list[Mistake]) -> list[Mistake]:
+    """Leave out that a key is missing where it is there, misspelt."""
+    misspelt = {
+        (*one.path[:-1], one.suggestion) for one in mistakes if one.message.startswith(UNKNOWN)
+    }
+    return [one for one in mistakes if not (one.message == MISSING and one.path in misspelt)]
 
 
-def children(annotation: Any) -> list[type[BaseModel]]:
-    """Every section class inside an annotation, through unions, lists and mappings."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def children(annotation: Any) -> list[type[Spec]]:
+    """Return every section class inside an annotation, through unions, lists and mappings."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
         return [annotation]
     return [model for part in get_args(annotation) for model in children(part)]
 
 
 def keys_of(model: type[BaseModel]) -> dict[str, Any]:
-    """The YAML keys of a section -> their annotations."""
+    """Return the YAML keys of a section with their annotations."""
     return {info.alias or name: info.annotation for name, info in model.model_fields.items()}
 
 
-def key_places(
-    model: type[BaseModel], extra: Mapping[Path, Sequence[str]]
-) -> dict[str, list[Path]]:
-    """Every key below `model` and in the open sections of `extra` -> the sections it stands in."""
-    places: dict[str, list[Path]] = {}
+def key_places(model: type[Spec]) -> dict[str, list[KeyPath]]:
+    """Return every key below `model` with the sections it is valid in."""
+    places: dict[str, list[KeyPath]] = {}
 
-    def walk(section: type[BaseModel], path: Path) -> None:
+    def walk(section: type[Spec], path: KeyPath) -> None:
         for key, annotation in keys_of(section).items():
-            places.setdefault(key, []).append(path)
+            homes = places.setdefault(key, [])
+            if path not in homes:
+                homes.append(path)
             for child in children(annotation):
                 walk(child, (*path, key))
 
     walk(model, ())
-    for path, keys in extra.items():
-        for key in keys:
-            places.setdefault(key, []).append(path)
     return places
 
 
-def unknown_key(path: Path, valid: Sequence[str], places: Places) -> Fault:
-    """The fault of a key that its section does not have: a near key here, or where it belongs."""
+def unknown_key(path: KeyPath, valid: Sequence[str], places: Places) -> Mistake:
+    """Return the mistake of a key that its section lacks: a near key here, or where it belongs."""
     *parents, key = path
     word = str(key)
     meant = SYNONYMS.get(word, word)
     section = tuple(part for part in parents if isinstance(part, str))
     near = meant if meant in valid else nearest(word, valid, 0.75)
     if near is None and meant in places:
-        homes = sorted(
-            dict.fromkeys(places[meant]), key=lambda home: home[: len(section)] != section
-        )
+        homes = places[meant]
         inside = [home for home in homes if home[: len(section)] == section]
         names = [
             dotted(home) or "the top of the file"
             for home in (inside if section and inside else homes)
         ]
         what = "it belongs" if meant == word else f"{meant!r} belongs"
-        return Fault(path=path, message=f"{UNKNOWN} here; {what} in {_either(names[:3])}")
+        return Mistake(path=path, message=f"{UNKNOWN} here; {what} in {_either(names[:3])}")
     if near is None:
         near = nearest(word, valid)
     known = ", ".join(sorted(valid))
-    listed = f"; known here: {known}" if near is None and len(valid) <= 16 else ""
-    return Fault(path=path, message=f"{UNKNOWN}{listed}", suggestion=near)
+    listed = f"; known here: {known}" if near is None and len(valid) <= MANY_CHOICES else ""
+    return Mistake(path=path, message=f"{UNKNOWN}{listed}", suggestion=near)
 
 
 def expected_instead(expected: str, value: Any) -> str:
-    """`expected`, what stands there instead and, for the well-known traps, what to write."""
+    """Say what was expected, what was found and, for the well-known traps, what to write."""
     if value is None:
         return f"is empty (null): expected {expected}"
     return f"expected {expected}, found {show(value)}{_advice(expected, value)}"
@@ -195,9 +192,9 @@ def _either(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
 
 
-def _merge_unions(errors: list[ErrorDetails], data: Any) -> Iterator[tuple[Path, ErrorDetails]]:
+def _merge_unions(errors: list[ErrorDetails], data: Any) -> Iterator[tuple[KeyPath, ErrorDetails]]:
     """Drop pydantic's union labels from the paths, and the branches that were not meant."""
-    unions: dict[Path, dict[str, list[tuple[Path, ErrorDetails]]]] = {}
+    unions: dict[KeyPath, dict[str, list[tuple[KeyPath, ErrorDetails]]]] = {}
     for details in errors:
         path, union = _real_path(details, data)
         if union is None:
@@ -210,9 +207,9 @@ def _merge_unions(errors: list[ErrorDetails], data: Any) -> Iterator[tuple[Path,
 
 
 def _meant_branch(
-    at: Path, branches: Mapping[str, list[tuple[Path, ErrorDetails]]]
-) -> Iterator[tuple[Path, ErrorDetails]]:
-    def shallow(found: list[tuple[Path, ErrorDetails]]) -> bool:
+    at: KeyPath, branches: Mapping[str, list[tuple[KeyPath, ErrorDetails]]]
+) -> Iterator[tuple[KeyPath, ErrorDetails]]:
+    def shallow(found: list[tuple[KeyPath, ErrorDetails]]) -> bool:
         return all(path == at and d["type"] in (*TYPE_ERRORS, "literal_error") for path, d in found)
 
     deep = [found for found in branches.values() if not shallow(found)]
@@ -221,14 +218,16 @@ def _meant_branch(
         return
     details = [d for found in branches.values() for _, d in found]
     wanted = dict.fromkeys(_expectation(d) for d in details)
-    choices = [c for d in details if d["type"] == "literal_error" for c in _choices(d)]
+    choices = [
+        c for d in details if d["type"] == "literal_error" for c in _choices(_expectation(d))
+    ]
     context = {"expected": " or ".join(wanted), "choices": choices}
     yield at, {**details[0], "type": "union", "ctx": context}
 
 
-def _real_path(details: ErrorDetails, data: Any) -> tuple[Path, tuple[Path, str] | None]:
+def _real_path(details: ErrorDetails, data: Any) -> tuple[KeyPath, tuple[KeyPath, str] | None]:
     path: list[str | int] = []
-    union: tuple[Path, str] | None = None
+    union: tuple[KeyPath, str] | None = None
     here: Any = data
     loc = details["loc"]
     for position, part in enumerate(loc):
@@ -253,42 +252,57 @@ def _expectation(details: ErrorDetails) -> str:
     return TYPE_ERRORS[details["type"]]
 
 
-def _choices(details: ErrorDetails) -> list[str]:
-    listed = str(details.get("ctx", {})["expected"]).replace(" or ", ", ").split(", ")
-    return [part.strip("'") for part in listed]
+def _choices(expected: str) -> list[str]:
+    return [part.strip("'") for part in expected.replace(" or ", ", ").split(", ")]
 
 
-def _fault(model: type[BaseModel], path: Path, details: ErrorDetails, places: Places) -> Fault:
+def _mistake(
+    annotation: Any, data: Any, path: KeyPath, details: ErrorDetails, places: Places
+) -> Mistake:
     kind = details["type"]
     context = details.get("ctx", {})
     value = details["input"]
     if kind == "extra_forbidden":
-        sections = _sections_at(model, path[:-1])
-        valid = [key for section in sections for key in keys_of(section)]
-        return unknown_key(path, list(dict.fromkeys(valid)), places)
+        return _unknown_key(_sections_at(annotation, data, path[:-1]), path, places)
     if kind == "missing":
-        return Fault(path=path, message=MISSING)
+        return Mistake(path=path, message=MISSING)
+    if kind == "union_tag_not_found":
+        kinds = [_kinds(section)[0] for section in _sections_at(annotation, data, path)]
+        message = f"{MISSING}: one of {', '.join(kinds)}"
+        return Mistake(path=(*path, "kind"), message=message)
+    if kind == "union_tag_invalid":
+        return _no_choice((*path, "kind"), context["expected_tags"], as_map(value)["kind"])
     if kind == "union":
         near = nearest(value, context["choices"]) if isinstance(value, str) else None
         message = expected_instead(context["expected"], value)
-        return Fault(path=path, message=message, suggestion=near)
+        return Mistake(path=path, message=message, suggestion=near)
     if kind in TYPE_ERRORS:
-        return Fault(path=path, message=expected_instead(TYPE_ERRORS[kind], value))
+        return Mistake(path=path, message=expected_instead(TYPE_ERRORS[kind], value))
     if kind == "literal_error":
-        choices = _choices(details)
         word = str(path[-1]) if details["loc"][-1] == "[key]" else value
-        near = nearest(word, choices) if isinstance(word, str) else None
-        return Fault(
-            path=path,
-            message=f"expected {context['expected']}, found {show(word)}",
-            suggestion=near,
-        )
+        return _no_choice(path, context["expected"], word)
     if kind == "posttrain":
-        return Fault(path=(*path, *context["at"]), message=details["msg"])
+        return Mistake(path=(*path, *context["at"]), message=details["msg"])
     if kind == "value_error":
-        return Fault(path=path, message=details["msg"].removeprefix("Value error, "))
+        return Mistake(path=path, message=details["msg"].removeprefix("Value error, "))
     said = details["msg"].removeprefix("Input should be ").replace("List should have", "needs")
-    return Fault(path=path, message=_limit(kind, context, value) or f"{said}, found {show(value)}")
+    message = _limit(kind, context, value) or f"{said}, found {show(value)}"
+    return Mistake(path=path, message=message)
+
+
+def _unknown_key(sections: Sequence[type[Spec]], path: KeyPath, places: Places) -> Mistake:
+    reserved = [why for section in sections if (why := section.reserved(str(path[-1])))]
+    if reserved:
+        return Mistake(path=path, message=f"posttrain sets this itself: {reserved[0]}")
+    valid = dict.fromkeys(key for section in sections for key in keys_of(section))
+    return unknown_key(path, list(valid), places)
+
+
+def _no_choice(path: KeyPath, expected: str, value: Any) -> Mistake:
+    choices = _choices(expected)
+    near = nearest(value, choices) if isinstance(value, str) else None
+    shown = expected if len(choices) <= MANY_CHOICES else f"one of {len(choices)} names"
+    return Mistake(path=path, message=f"expected {shown}, found {show(value)}", suggestion=near)
 
 
 def _limit(kind: str, context: Mapping[str, Any], value: Any) -> str | None:
@@ -314,15 +328,21 @@ def _limit(kind: str, context: Mapping[str, Any], value: Any) -> str | None:
             return None
 
 
-def _sections_at(model: type[BaseModel], path: Path) -> list[type[BaseModel]]:
-    here: list[type[BaseModel]] = [model]
+def _sections_at(annotation: Any, data: Any, path: KeyPath) -> list[type[Spec]]:
+    """Return the classes of the section at `path`: one, or all of a union where `kind` is wrong."""
+    here = _of_kind(children(annotation), data)
     for part in path:
-        if isinstance(part, int):
-            continue
-        here = [
-            child
-            for section in here
-            if part in keys_of(section)
-            for child in children(keys_of(section)[part])
-        ]
+        data = data[part]
+        if isinstance(part, str):
+            found = [keys_of(section)[part] for section in here if part in keys_of(section)]
+            here = _of_kind([child for one in found for child in children(one)], data)
     return here
+
+
+def _of_kind(sections: list[type[Spec]], data: Any) -> list[type[Spec]]:
+    kind = as_map(data).get("kind")
+    return [section for section in sections if kind in _kinds(section)] or sections
+
+
+def _kinds(section: type[Spec]) -> Sequence[Any]:
+    return get_args(keys_of(section).get("kind"))

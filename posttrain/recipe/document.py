@@ -1,71 +1,86 @@
-"""A YAML file as plain values, with the line of every key."""
+"""A YAML file as plain values, with the file and line of every key."""
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any, cast
 
-from posttrain.recipe.problems import Fault, Path, Problem, RecipeProblems, dotted, show
-from posttrain.recipe.yaml_text import YamlNode, compose, decode, line_of
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import RoundTripConstructor, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
 
+from posttrain.recipe.problems import KeyPath, Mistake, Problem, RecipeProblems, dotted, show
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 40
 MAX_VALUES = 50_000
-"""Aliases written out; a document past it is a bomb, not a recipe."""
-
-YAML_TAG = "tag:yaml.org,2002:"
+"""Values of a document whose aliases are written out; one with more is an attack, not a recipe."""
+MAX_INTEGER = 10**18
+_TAG = "tag:yaml.org,2002:"
+_NOT_YAML = (YAMLError, RecursionError, ValueError, IndexError, AttributeError, AssertionError,
+             TypeError, KeyError)  # fmt: skip
+"""What ruamel raises on text that is far from YAML."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One YAML file's values and where each of them was written."""
+    """The values of a YAML file and of the files it names, and where each was written."""
 
     file: str
-    """As people call it."""
+    """As the user calls it."""
     data: dict[str, Any]
-    lines: dict[Path, int]
-    overrides: dict[Path, str] = field(default_factory=dict[Path, str])
-    """What `--set` brought in."""
+    lines: dict[KeyPath, int]
+    """Lines of keys and list items, counted from 1."""
+    overrides: dict[KeyPath, str] = field(default_factory=dict[KeyPath, str])
+    """Values that `--set` gave -> its argument."""
+    included: dict[KeyPath, str] = field(default_factory=dict[KeyPath, str])
+    """Values that another file holds -> that file."""
 
-    def locate(self, fault: Fault) -> Problem:
-        """Give a fault the line of its key, or of the nearest section around it."""
-        line = override = None
-        for end in range(len(fault.path), -1, -1):
-            override = self.overrides.get(fault.path[:end])
-            line = self.lines.get(fault.path[:end])
-            if override is not None or line is not None:
+    def locate(self, mistake: Mistake) -> Problem:
+        """Add the file and line of the mistake's key, or of the nearest section around it."""
+        path = mistake.path
+        inside = [at for at in self.included if len(at) < len(path) and path[: len(at)] == at]
+        start = max(map(len, inside), default=0)
+        line, override = 1, None
+        for end in range(len(path), start - 1, -1):
+            at = path[:end]
+            if at in self.overrides and not start:
+                override = self.overrides[at]
+                break
+            if at in self.lines and (end > start or not start):
+                line = self.lines[at]
                 break
         return Problem(
-            file=self.file,
-            line=1 if line is None else line,
-            key=dotted(fault.path),
-            message=fault.message,
-            suggestion=fault.suggestion,
+            file=self.included[path[:start]] if start else self.file,
+            line=line,
+            key=dotted(path[start:]),
+            message=mistake.message,
+            suggestion=mistake.suggestion,
             override=override,
         )
 
-    def came_from_override(self, path: Path) -> bool:
-        """Whether the value at `path` was given by `--set`."""
+    def include(self, path: KeyPath, other: Document) -> None:
+        """Replace the value at `path`, the name of a file, by what that file holds."""
+        section: Any = self.data
+        for part in path[:-1]:
+            section = section[part]
+        section[path[-1]] = other.data
+        self.included[path] = other.file
+        self.lines.update({(*path, *at): line for at, line in other.lines.items() if at})
+
+    def is_from_override(self, path: KeyPath) -> bool:
+        """Return whether `--set` gave the value at `path`."""
         return any(path[:end] in self.overrides for end in range(len(path) + 1))
 
 
-def read_document(raw: bytes, file: str) -> tuple[Document, list[Problem]]:
-    """Read YAML 1.2; what can be read past is listed, what cannot be read raises RecipeProblems."""
-    text = decode(raw, file)
-    root = compose(text, file)
-    if root is None:
-        raise RecipeProblems([Problem(file=file, line=1, message="the file is empty")])
-    if root.id != "mapping":
-        found = "a list" if root.id == "sequence" else "a single value"
-        message = f"{found} at the top: expected sections such as 'model:'"
-        raise RecipeProblems([Problem(file=file, line=line_of(root), message=message)])
-    reader = _Reader(file)
-    reader.lines[()] = line_of(root)
-    data = reader.mapping(root, ())
-    return Document(file=file, data=data, lines=reader.lines), reader.problems
-
-
-def read_file(file: FilePath, shown: str) -> tuple[Document, list[Problem]]:
-    """`read_document` of a file that people know as `shown`."""
+def read_file(file: Path, shown: str) -> tuple[Document, list[Problem]]:
+    """Read a YAML file that the user knows as `shown`; see `read_document`."""
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -74,133 +89,224 @@ def read_file(file: FilePath, shown: str) -> tuple[Document, list[Problem]]:
     return read_document(raw, shown)
 
 
+def read_document(raw: bytes, file: str) -> tuple[Document, list[Problem]]:
+    """Read YAML 1.2 and list what is wrong in it; raise RecipeProblems where that ends reading."""
+    text = _decode(raw, file)
+    constructed, repeated = _parse(text, file)
+    if constructed is None:
+        raise RecipeProblems([Problem(file=file, line=1, message="the file is empty")])
+    if not isinstance(constructed, CommentedMap):
+        found = "a list" if isinstance(constructed, CommentedSeq) else "a single value"
+        message = f"{found} at the top: expected sections such as 'model:'"
+        raise RecipeProblems([Problem(file=file, line=1, message=message)])
+    reader = _PlainValues(file, text.splitlines(), repeated)
+    data = reader.mapping(constructed, ())
+    return Document(file=file, data=data, lines=reader.lines), reader.problems
+
+
 def as_map(value: Any) -> dict[str, Any]:
-    """The value where it is a section, else an empty one."""
+    """Return the value where it is a section, else an empty one."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def as_list(value: Any) -> list[Any]:
-    """The value where it is a list, else an empty one."""
+    """Return the value where it is a list, else an empty one."""
     return cast("list[Any]", value) if isinstance(value, list) else []
 
 
-class _Reader:
-    """Turns nodes into values; keeps lines and problems."""
+def _decode(raw: bytes, file: str) -> str:
+    """Return the text; raise RecipeProblems unless it is UTF-8 of a reasonable size."""
 
-    def __init__(self, file: str) -> None:
+    def stop(message: str, line: int = 1) -> RecipeProblems:
+        return RecipeProblems([Problem(file=file, line=line, message=message)])
+
+    if len(raw) > MAX_BYTES:
+        raise stop(f"{len(raw)} bytes: more than a recipe can need ({MAX_BYTES})")
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise stop("UTF-16 text: save the file as UTF-8")
+    if (at := raw.find(b"\0")) >= 0:
+        raise stop("holds a NUL byte: this is not a text file", raw.count(b"\n", 0, at) + 1)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise stop("not UTF-8 text: save the file as UTF-8", line) from error
+    for number, row in enumerate(text.splitlines(), start=1):
+        if row.startswith("%YAML") and row.split()[1:2] != ["1.2"]:
+            raise stop("recipes are YAML 1.2: leave the %YAML line out", number)
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Stands where a value cannot be constructed, so that reading goes on."""
+
+    message: str
+
+
+Repeated = dict[int, list[tuple[str, int]]]
+"""id of a mapping -> the keys that it holds once more, each with its line."""
+
+
+_Safe: Any = SafeConstructor
+
+
+class _Constructor(RoundTripConstructor):
+    """Mappings and lists that know their lines, of plain scalars; keys are text, as written."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        cast("Any", super()).__init__(*args, **kwargs)
+        self.repeated: Repeated = {}
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if node in cast("Any", self).recursive_objects:
+            return _Unreadable("an alias inside the value that it names")
+        try:
+            return cast("Any", super()).construct_object(node, deep)
+        except (ValueError, KeyError):
+            tag = str(node.tag).removeprefix(_TAG)
+            return _Unreadable(f"{show(node.value)} cannot be read as {tag}")
+
+    def flatten_mapping(self, node: Any) -> Any:
+        merged = cast("Any", super()).flatten_mapping(node)
+        for key_node, _ in node.value:
+            if key_node.id == "scalar":
+                key_node.tag = f"{_TAG}str"  # `1: 0.2` means the label '1'
+        return merged
+
+    def check_mapping_key(
+        self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any
+    ) -> bool:
+        if key in mapping:
+            line = int(key_node.start_mark.line) + 1
+            self.repeated.setdefault(id(mapping), []).append((key, line))
+            return False
+        return True
+
+
+for _name, _construct in (
+    ("int", _Safe.construct_yaml_int),
+    ("float", _Safe.construct_yaml_float),
+    ("bool", _Safe.construct_yaml_bool),
+    ("timestamp", _Safe.construct_yaml_str),
+):
+    cast("Any", _Constructor).add_constructor(_TAG + _name, _construct)
+
+
+def _parse(text: str, file: str) -> tuple[Any, Repeated]:
+    yaml: Any = YAML(typ="rt", pure=True)
+    yaml.max_depth = MAX_DEPTH
+    yaml.Constructor = _Constructor
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about anchors defined twice, which YAML allows
+            return yaml.load(text), yaml.constructor.repeated
+    except ReaderError as error:
+        at = int(cast("Any", error).position)
+        message = f"holds the control character U+{ord(text[at]):04X}: remove it"
+        problem = Problem(file=file, line=text.count("\n", 0, at) + 1, message=message)
+    except MarkedYAMLError as error:
+        problem = _syntax_problem(error, file)
+    except _NOT_YAML as error:
+        problem = Problem(file=file, line=1, message=f"not YAML: {error or type(error).__name__}")
+    raise RecipeProblems([problem])
+
+
+def _syntax_problem(error: Any, file: str) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    line = 1 if mark is None else int(mark.line) + 1
+    said = str(error.problem or error.context or "cannot be read")
+    if "found another document" in said:
+        said = "a second document ('---'): a recipe is one document"
+    elif r"'\t'" in said:
+        said = "a tab where YAML wants spaces: indent with spaces"
+    elif "maximum depth" in said:
+        said = f"nested deeper than {MAX_DEPTH} levels"
+    elif "mapping values are not allowed" in said:
+        said = "a ':' where no key can stand: check the indentation, or put the text in quotes"
+    elif error.context_mark is not None and error.context_mark.line + 1 != line:
+        said += f" ({error.context}, begun on line {error.context_mark.line + 1})"
+    return Problem(file=file, line=line, message=f"broken YAML: {said}")
+
+
+class _PlainValues:
+    """Turns what ruamel constructed into dicts and lists; collects lines and problems."""
+
+    def __init__(self, file: str, rows: list[str], repeated: Repeated) -> None:
         self.file = file
-        self.lines: dict[Path, int] = {}
+        self.rows = rows
+        self.repeated = repeated
+        self.lines: dict[KeyPath, int] = {(): 1}
         self.problems: list[Problem] = []
         self.num_values = 0
-        self.open: set[int] = set()
 
-    def say(self, node: YamlNode, path: Path, message: str) -> None:
-        self.problems.append(
-            Problem(file=self.file, line=line_of(node), key=dotted(path), message=message)
-        )
+    def say(self, path: KeyPath, message: str, line: int | None = None) -> None:
+        at = self.lines.get(path, 1) if line is None else line
+        self.problems.append(Problem(file=self.file, line=at, key=dotted(path), message=message))
 
-    def value(self, node: YamlNode, path: Path) -> Any:
+    def value(self, value: Any, path: KeyPath, line: int, column: int) -> Any:
         self.num_values += 1
         if self.num_values > MAX_VALUES:
             message = f"its aliases write out to more than {MAX_VALUES} values"
-            line = self.lines.get(path[:1], 1)
-            raise RecipeProblems([Problem(file=self.file, line=line, message=message)])
-        if id(node) in self.open:
-            self.say(node, path, "an alias inside the value that it names")
+            at = self.lines[path[:1]]
+            raise RecipeProblems([Problem(file=self.file, line=at, message=message)])
+        if (tag := getattr(getattr(value, "tag", None), "value", None)) is not None:
+            self.say(path, f"the tag {tag} means nothing here: remove it")
             return None
-        if node.id == "scalar":
-            return self.scalar(node, path)
-        self.open.add(id(node))
-        try:
-            if node.id == "mapping":
-                return self.mapping(node, path)
-            return self.sequence(node, path)
-        finally:
-            self.open.discard(id(node))
+        if isinstance(value, CommentedMap):
+            return self.mapping(value, path)
+        if isinstance(value, CommentedSeq):
+            return self.sequence(value, path)
+        if isinstance(value, _Unreadable):
+            self.say(path, value.message)
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return self.integer(value, path, self.rows[line][column:])
+        if isinstance(value, str):
+            return str(value)
+        if value is None or isinstance(value, bool | float):
+            return value
+        self.say(path, "is no text, number, list or section")
+        return None
 
-    def sequence(self, node: YamlNode, path: Path) -> list[Any]:
-        self.check_tag(node, path, "seq")
-        for index, item in enumerate(node.value):
-            self.lines[(*path, index)] = line_of(item)
-        return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+    def sequence(self, values: Any, path: KeyPath) -> list[Any]:
+        marks = [values.lc.data[index] for index in range(len(values))]
+        for index, (line, _) in enumerate(marks):
+            self.lines[(*path, index)] = line + 1
+        return [
+            self.value(value, (*path, index), *marks[index]) for index, value in enumerate(values)
+        ]
 
-    def mapping(self, node: YamlNode, path: Path) -> dict[str, Any]:
-        self.check_tag(node, path, "map")
-        values: dict[str, Any] = {}
-        own: set[str] = set()
-        # What is merged in comes first, so that the section's own keys win.
-        for key_node, value_node in node.value:
-            if key_node.tag == YAML_TAG + "merge":
-                self.merge(values, value_node, path)
-        for key_node, value_node in node.value:
-            if key_node.tag == YAML_TAG + "merge":
+    def mapping(self, values: Any, path: KeyPath) -> dict[str, Any]:
+        plain: dict[str, Any] = {}
+        marks = dict(_marks(values))
+        for key, value in values.items():
+            line = marks[key][0] + 1
+            if not isinstance(key, str):
+                self.say(path, "a key must be a word, not a list or a section", line)
                 continue
-            if key_node.id != "scalar":
-                self.say(key_node, path, "a key must be a word, not a list or a section")
-                continue
-            # Keys are text whatever they look like: `1: 0.2` means the label '1'.
-            key = str(key_node.value)
+            here = (*path, str(key))
+            self.lines[here] = line
+            plain[str(key)] = self.value(value, here, *marks[key][2:])
+        for key, line in self.repeated.get(id(values), []):
             here = (*path, key)
-            if key in own:
-                first = self.lines[here]
-                self.say(key_node, here, f"given twice, first on line {first}: keep one")
-                continue
-            own.add(key)
-            self.lines[here] = line_of(key_node)
-            values[key] = self.value(value_node, here)
-        return values
+            self.say(here, f"given twice, first on line {self.lines[here]}: keep one", line)
+        return plain
 
-    def merge(self, values: dict[str, Any], source: YamlNode, path: Path) -> None:
-        sources: list[YamlNode] = source.value if source.id == "sequence" else [source]
-        # The first of several wins, so it is laid on last.
-        for one in reversed(sources):
-            if one.id != "mapping" or id(one) in self.open:
-                self.say(source, (*path, "<<"), "merges sections only")
-            else:
-                values.update(self.value(one, path))
-
-    def check_tag(self, node: YamlNode, path: Path, expected: str) -> None:
-        if node.tag != YAML_TAG + expected:
-            self.say(node, path, f"the tag {node.tag} means nothing here: remove it")
-
-    def scalar(self, node: YamlNode, path: Path) -> Any:
-        text = str(node.value)
-        tag = str(node.tag).removeprefix(YAML_TAG)
-        try:
-            match tag:
-                case "null":
-                    return None
-                case "bool":
-                    return {"true": True, "false": False}[text.lower()]
-                case "int":
-                    return self.integer(node, text, path)
-                case "float":
-                    return _float(text)
-                case "str" | "timestamp" | "value" | "merge":
-                    return text
-                case _:
-                    self.say(node, path, f"the tag {node.tag} means nothing here: remove it")
-        except (ValueError, KeyError):
-            self.say(node, path, f"{show(text)} cannot be read as {tag}")
-        return text
-
-    def integer(self, node: YamlNode, text: str, path: Path) -> int:
-        digits = text.replace("_", "").lstrip("+-")
-        sign = -1 if text.startswith("-") else 1
-        if len(digits) > 18:
-            self.say(node, path, "too large a number")
-            return 0
-        if digits[:2] in ("0x", "0o", "0b"):
-            return sign * int(digits, 0)
-        if len(digits) > 1 and digits.startswith("0"):
-            plain = digits.lstrip("0") or "0"
-            message = f"{text} is octal in some YAML and decimal here: write {plain}, or 0o{plain}"
-            self.say(node, path, message)
-        return sign * int(digits)
+    def integer(self, value: int, path: KeyPath, written: str) -> int:
+        if abs(value) >= MAX_INTEGER:
+            self.say(path, "too large a number")
+        elif re.match(r"[-+]?0\d", written):
+            message = f"octal in some YAML and decimal here: write {value}, or 0o{abs(value)}"
+            self.say(path, message)
+        return value
 
 
-def _float(text: str) -> float:
-    plain = text.replace("_", "").lower()
-    if plain.lstrip("+-") in (".inf", ".nan"):
-        plain = plain.replace(".", "")
-    return float(plain)
+def _marks(values: Any) -> Iterator[tuple[Any, list[int]]]:
+    """Yield each key of a mapping with the line and column of it and of its value.
+
+    Of the mappings merged into it, the last one comes first: later items replace earlier ones.
+    """
+    for merged in reversed(list(values.merge)):
+        yield from _marks(merged)
+    yield from cast("Mapping[Any, list[int]]", values.lc.data or {}).items()

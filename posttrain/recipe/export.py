@@ -1,4 +1,4 @@
-"""The JSON schemas that editors check recipes, judges and curricula with."""
+"""Make the JSON schemas by which editors check recipes, judges and curricula."""
 
 from __future__ import annotations
 

@@ -1,10 +1,14 @@
-"""Where the files that a recipe names are found: beside the recipe, then among the shipped ones."""
+"""Find the files that a recipe names: beside the recipe, then among the shipped ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 from posttrain.recipe.problems import nearest
 
@@ -13,31 +17,50 @@ Kind = Literal["recipes", "judges", "curricula", "data"]
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 PATH_PREFIXES = ("./", "../", "/", "~")
 
+
+@dataclass(frozen=True, slots=True)
+class FileOrSection:
+    """Annotates a key whose section may stand in a file of its own: YAML then names that file."""
+
+    kind: Kind
+    default: str | None = None
+    """File that is read where the key is left out."""
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Allow a string besides the section."""
+        section = handler(core_schema)
+        alternatives = section.get("anyOf", [section])
+        schema: dict[str, Any] = {"anyOf": [{"type": "string"}, *alternatives]}
+        return schema if self.default is None else {**schema, "default": self.default}
+
+
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def shipped_root() -> Path:
-    """The folder with the recipes/, judges/ and curricula/ that come with posttrain."""
+    """Return the folder of the recipes/, judges/ and curricula/ that come with posttrain."""
     packaged = PACKAGE / "_shipped"
     return packaged if packaged.is_dir() else PACKAGE.parent
 
 
 def shipped_dir(kind: Kind) -> Path:
-    """The shipped folder of one kind; data files stand beside the recipes."""
+    """Return the shipped folder of one kind; data files stand beside the recipes."""
     return shipped_root() / ("recipes" if kind == "data" else kind)
 
 
 def shipped_files(kind: Kind) -> list[Path]:
-    """The shipped YAML files of one kind, sorted."""
+    """Return the shipped YAML files of one kind, sorted."""
     return sorted(shipped_dir(kind).glob("*.yaml"))
 
 
 def find(name: str, kind: Kind, *, folder: Path, from_cwd: bool = False) -> Path:
-    """The file called `name`: beside `folder`, then among the shipped ones of its kind.
+    """Find the file called `name`: beside `folder`, then among the shipped ones of its kind.
 
-    `from_cwd` looks in the working directory before both: for names typed on a command line.
-    Raises FileNotFoundError: `strerror` is fit for an error message, `filename2` the nearest name
-    that exists.
+    `from_cwd` looks in the working directory first, for names typed on a command line. Raises
+    FileNotFoundError: `strerror` is fit for an error message, `filename2` is the nearest name that
+    exists.
     """
     wanted = Path(name).expanduser()
     for place in _places(kind, folder, from_cwd):
@@ -49,12 +72,12 @@ def find(name: str, kind: Kind, *, folder: Path, from_cwd: bool = False) -> Path
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name means a place on disk rather than a name on the hub."""
+    """Return whether a name means a place on disk rather than one on the hub."""
     return name.startswith(PATH_PREFIXES) or name in (".", "..")
 
 
 def is_data_file(name: str) -> bool:
-    """Whether a data `path` means a file rather than a `datasets` name."""
+    """Return whether a data `path` means a file rather than a `datasets` name."""
     return looks_like_path(name) or name.endswith(DATA_SUFFIXES)
 
 
@@ -86,7 +109,7 @@ def _missing(wanted: Path, kind: Kind, folder: Path) -> str:
 
 
 def _near(wanted: Path, kind: Kind, folder: Path) -> str | None:
-    """The file with the most similar name, among the shipped ones and those in the same folder."""
+    """Return the most similar name among the shipped files and those in the same folder."""
     names: dict[str, str] = {}
     for path in sorted(_entries((folder / wanted).parent)):
         if kind == "data" or path.suffix in (".yaml", ".yml"):

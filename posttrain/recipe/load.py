@@ -1,7 +1,8 @@
-"""A recipe file, the files it names and the `--set` settings -> one checked `LoadedRecipe`."""
+"""Load a recipe: its file, the files it names and the `--set` settings, checked as a whole."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,86 +11,97 @@ from typing import Any
 
 from posttrain.curriculum import AnyCurriculumSpec, CurriculumSpec
 from posttrain.recipe import files
-from posttrain.recipe.cross import baseline_faults, notes, quota_faults
-from posttrain.recipe.document import read_file
-from posttrain.recipe.judges import JudgeSpec, RubricJudge
-from posttrain.recipe.named import NamedFiles
+from posttrain.recipe.check import Places, key_places, validate
+from posttrain.recipe.cross import check_sections, notes
+from posttrain.recipe.document import Document, as_map, read_file
+from posttrain.recipe.families import check_families, check_levels
+from posttrain.recipe.judges import JudgeSpec
+from posttrain.recipe.named import NamedFiles, data_sources
 from posttrain.recipe.overrides import apply_overrides
-from posttrain.recipe.problems import Path as Place
-from posttrain.recipe.problems import Problem, RecipeProblems, dotted
+from posttrain.recipe.problems import KeyPath, Mistake, Problem, RecipeProblems, dotted
 from posttrain.recipe.schema import Recipe
-from posttrain.recipe.sections import check_kind, check_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedRecipe:
-    """A recipe that is sound, with everything it names."""
+    """A recipe without mistakes, and where it came from."""
 
     recipe: Recipe
-    """Paths absolute, name filled in, trainer numbers of the type that TRL wants."""
+    """Paths absolute, name filled in; judge and curriculum files are read into it."""
     path: Path
     resolved: dict[str, Any]
-    """As JSON values, defaults written out, paths absolute; Recipe.model_validate takes it back."""
+    """The recipe as JSON values, defaults written out; Recipe.model_validate takes it back."""
     written: dict[str, Any]
-    """The same with names as they were written: it does not change when the files are moved."""
-    judge: JudgeSpec | None
-    rubric: RubricJudge | None
-    """answer_judge's."""
-    curriculum: CurriculumSpec | None
-    """None where there is no rl section."""
+    """The same with paths as they were written, so that moving files does not change it."""
     files: Mapping[str, Path]
-    """Dotted key -> the file or folder that its relative path means."""
+    """Dotted key -> the file or folder that it names."""
     notes: tuple[Problem, ...]
-    """What is set and has no effect; worth a warning."""
+    """Warnings: what is set and has no effect."""
 
     def find(self, name: str) -> Path:
-        """The data file that a `path` in this recipe means; raises FileNotFoundError."""
+        """Return the data file that a `path` in this recipe names; raise FileNotFoundError."""
         return files.find(name, "data", folder=self.path.parent)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Load and check all that can be checked without a model; raises RecipeProblems.
+    """Load a recipe and check all that needs no model; raise RecipeProblems with every problem.
 
     A path that does not exist is looked for among the shipped recipes. Relative paths inside the
-    recipe start at its folder, then at the shipped files; those given in `overrides` start at the
-    working directory.
+    recipe start at its folder, then at the shipped files; those in `overrides` start at the working
+    directory.
     """
     file = find_recipe(path)
     document, problems = read_file(file, str(path))
     problems += apply_overrides(document, overrides)
-    recipe, faults = check_recipe(document)
-    problems += [document.locate(fault) for fault in faults]
     named = NamedFiles(document, file.parent)
     named.collect()
-    judge = named.judge(JudgeSpec)
-    rubric = named.rubric(JudgeSpec)
-    curriculum = named.curriculum(AnyCurriculumSpec)
-    if recipe is not None and curriculum is not None:
-        named.say_of(("rl", "curriculum"), quota_faults(recipe, curriculum))
-        problems += [document.locate(fault) for fault in baseline_faults(recipe, curriculum)]
-    problems += named.problems
+    recipe, mistakes = _check(document, named.unread)
+    problems += [document.locate(mistake) for mistake in mistakes] + named.problems
     if problems or recipe is None:
         raise RecipeProblems(sorted(problems, key=_order(str(path))))
     fill = {} if recipe.name else {"name": _run_name(file)}
-    written = recipe.model_copy(update=fill).model_dump(mode="json", by_alias=True)
-    resolved = Recipe.model_validate(written).model_dump(mode="json", by_alias=True)
+    recipe = recipe.model_copy(update=fill)
+    written = recipe.model_dump(mode="json", by_alias=True)
+    resolved = recipe.model_dump(mode="json", by_alias=True)
     for place, found in named.found.items():
-        _set(resolved, place, str(found))
+        if place not in document.included:
+            _set(resolved, place, str(found))
     return LoadedRecipe(
         recipe=Recipe.model_validate(resolved),
         path=file,
         resolved=resolved,
         written=written,
-        judge=judge,
-        rubric=rubric,
-        curriculum=curriculum,
         files={dotted(place): found for place, found in named.found.items()},
-        notes=tuple(document.locate(fault) for fault in notes(recipe)),
+        notes=tuple(document.locate(note) for note in notes(recipe)),
     )
 
 
+def _check(document: Document, unread: set[KeyPath]) -> tuple[Recipe | None, list[Mistake]]:
+    """Validate a document; mistakes of sections whose file could not be read are left out."""
+    recipe, found = validate(Recipe, document.data, _places())
+    mistakes = [one for one in found if one.path[:2] not in unread]
+    for path, source in data_sources(document.data):
+        at, value = (*path, "reasoning_gym"), source.get("reasoning_gym")
+        mistakes += check_families(value, at)
+        mistakes += check_levels(value, as_map(source.get("levels")), (*path, "levels"))
+    unsound = frozenset(str(one.path[0]) for one in found if one.path)
+    probe = recipe
+    if recipe is None:
+        # The sections without mistakes alone, for the clashes between them.
+        rest = {key: value for key, value in document.data.items() if key not in unsound}
+        probe, _ = validate(Recipe, {"model": {"base": "-"}, **rest}, {})
+    if probe is not None:
+        mistakes += check_sections(probe, unsound)
+    return recipe, mistakes
+
+
+@functools.cache
+def _places() -> Places:
+    return key_places(Recipe)
+
+
 def find_recipe(path: Path) -> Path:
-    """The recipe file itself, or the shipped one of that name; raises RecipeProblems."""
+    """Return the recipe file, or the shipped one of that name; raise RecipeProblems."""
     if path.is_dir():
         names = ", ".join(sorted(found.name for found in path.glob("*.yaml"))) or "none"
         raise RecipeProblems(
@@ -107,19 +119,19 @@ def find_recipe(path: Path) -> Path:
 
 
 def load_judge(path: Path) -> JudgeSpec:
-    """Load and check one judge file; raises RecipeProblems."""
-    return _load_alone(path, "judges", JudgeSpec)
+    """Load and check a judge file; raise RecipeProblems."""
+    return _load_alone(path, JudgeSpec)
 
 
 def load_curriculum(path: Path) -> CurriculumSpec:
-    """Load and check one curriculum file; raises RecipeProblems."""
-    return _load_alone(path, "curricula", AnyCurriculumSpec)
+    """Load and check a curriculum file; raise RecipeProblems."""
+    return _load_alone(path, AnyCurriculumSpec)
 
 
-def _load_alone(path: Path, kind: files.Kind, union: Any) -> Any:
+def _load_alone(path: Path, kinds: Any) -> Any:
     document, problems = read_file(path, str(path))
-    spec, faults = check_kind(document, union)
-    problems += [document.locate(fault) for fault in faults]
+    spec, mistakes = validate(kinds, document.data, {})
+    problems += [document.locate(mistake) for mistake in mistakes]
     if problems:
         raise RecipeProblems(problems)
     return spec
@@ -141,7 +153,7 @@ def _run_name(file: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._") or "run"
 
 
-def _set(values: Any, place: Place, value: str) -> None:
+def _set(values: Any, place: KeyPath, value: str) -> None:
     for part in place[:-1]:
         values = values[part]
     values[place[-1]] = value

@@ -1,122 +1,128 @@
-"""The files and folders that a recipe names: found and, where they are YAML, checked."""
+"""Find the files and folders that a recipe names, and read its judge and curriculum files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from posttrain.recipe import files
-from posttrain.recipe.document import Document, as_map, read_file
-from posttrain.recipe.problems import Fault, Problem, RecipeProblems
-from posttrain.recipe.problems import Path as Place
-from posttrain.recipe.schema import Rl
-from posttrain.recipe.sections import check_kind, data_sources
+from posttrain.recipe.check import children, expected_instead
+from posttrain.recipe.document import Document, as_list, as_map, read_file
+from posttrain.recipe.problems import KeyPath, Mistake, Problem, RecipeProblems
+from posttrain.recipe.schema import Recipe
 
 
 class NamedFiles:
-    """What a document names, and what is wrong with it."""
+    """The files that a document names, and what is wrong with them."""
 
     def __init__(self, document: Document, folder: Path) -> None:
         self.document = document
         self.folder = folder
-        self.found: dict[Place, Path] = {}
+        self.found: dict[KeyPath, Path] = {}
         self.problems: list[Problem] = []
-        self.documents: dict[Place, Document] = {}
+        self.unread: set[KeyPath] = set()
+        """Sections that are left out of the data, as their file could not be read."""
 
     def collect(self) -> None:
-        """Find the model and every data file."""
-        base = as_map(self.document.data.get("model")).get("base")
+        """Find the models and data files; read the sections that stand in files of their own."""
+        data = self.document.data
+        base = as_map(data.get("model")).get("base")
         self._model(("model", "base"), base)
         upcycle = as_map(as_map(base).get("upcycle"))
         self._model(("model", "base", "upcycle", "from"), upcycle.get("from"))
-        for place, source in data_sources(self.document.data):
-            self._data((*place, "path"), source.get("path"))
-        answer_judge = as_map(self.document.data.get("answer_judge"))
+        for path, source in data_sources(data):
+            self._data((*path, "path"), source.get("path"))
+        answer_judge = as_map(data.get("answer_judge"))
         self._model(("answer_judge", "model"), answer_judge.get("model"))
         self._data(("answer_judge", "calibration"), answer_judge.get("calibration"))
+        for path, place in _file_sections():
+            section = data.get(str(path[0]))
+            if isinstance(section, dict):
+                self._section(path, as_map(section).get(str(path[1]), place.default), place.kind)
 
-    def judge(self, union: Any) -> Any:
-        """The judge named in sft, checked, or None."""
-        name = as_map(self.document.data.get("sft")).get("judge")
-        return self._load(("sft", "judge"), name, "judges", union)
+    def _complain(self, path: KeyPath, message: str, suggestion: str | None = None) -> None:
+        mistake = Mistake(path=path, message=message, suggestion=suggestion)
+        self.problems.append(self.document.locate(mistake))
 
-    def rubric(self, union: Any) -> Any:
-        """The rubric named in answer_judge, checked, or None."""
-        name = as_map(self.document.data.get("answer_judge")).get("rubric")
-        place = ("answer_judge", "rubric")
-        spec = self._load(place, name, "judges", union)
-        if spec is not None and spec.kind != "rubric":
-            self._complain(place, f"{name} is of kind {spec.kind}: an answer judge needs a rubric")
-            return None
-        return spec
-
-    def curriculum(self, union: Any) -> Any:
-        """The curriculum of the rl section, checked, or None where there is no such section."""
-        section = self.document.data.get("rl")
-        if not isinstance(section, dict):
-            return None
-        name = as_map(section).get("curriculum", Rl.model_fields["curriculum"].default)
-        return self._load(("rl", "curriculum"), name, "curricula", union)
-
-    def say_of(self, place: Place, faults: Iterable[Fault]) -> None:
-        """Add faults of the YAML file named at `place`."""
-        self.problems += [self.documents[place].locate(fault) for fault in faults]
-
-    def _complain(self, place: Place, message: str, suggestion: str | None = None) -> None:
-        fault = Fault(path=place, message=message, suggestion=suggestion)
-        self.problems.append(self.document.locate(fault))
-
-    def _model(self, place: Place, name: Any) -> None:
+    def _model(self, path: KeyPath, name: Any) -> None:
         if not isinstance(name, str) or not files.looks_like_path(name):
             return
-        found = self._find(place, name, "data")
+        found = self._find(path, name, "data")
         if found is not None and not (found / "config.json").is_file():
-            del self.found[place]
-            self._complain(place, f"{found} is no model: it has no config.json")
+            del self.found[path]
+            self._complain(path, f"{found} is no model: it has no config.json")
 
-    def _data(self, place: Place, name: Any) -> None:
+    def _data(self, path: KeyPath, name: Any) -> None:
         if not isinstance(name, str) or not (files.is_data_file(name) or self._is_file(name)):
             return
-        found = self._find(place, name, "data")
+        found = self._find(path, name, "data")
         suffixes = ", ".join(files.DATA_SUFFIXES)
         if found is None:
             return
         if not found.is_file():
-            del self.found[place]
-            self._complain(place, f"{found} is a folder: name a {suffixes} file")
+            del self.found[path]
+            self._complain(path, f"{found} is a folder: name a {suffixes} file")
         elif found.suffix not in files.DATA_SUFFIXES:
-            self._complain(place, f"{found.name} is none of {suffixes}")
+            self._complain(path, f"{found.name} is none of {suffixes}")
 
     def _is_file(self, name: str) -> bool:
-        """Whether a name that may be a data set's is a file beside the recipe."""
+        """Return whether a name that could be a data set's is a file beside the recipe."""
         try:
             return bool(name) and (self.folder / name).is_file()
         except (OSError, ValueError):  # a name too long, or one with a NUL byte
             return False
 
-    def _find(self, place: Place, name: str, kind: files.Kind) -> Path | None:
-        typed = self.document.came_from_override(place)
+    def _find(self, path: KeyPath, name: str, kind: files.Kind) -> Path | None:
+        typed = self.document.is_from_override(path)
         try:
-            self.found[place] = files.find(name, kind, folder=self.folder, from_cwd=typed)
+            self.found[path] = files.find(name, kind, folder=self.folder, from_cwd=typed)
         except FileNotFoundError as error:
-            self._complain(place, f"{name}: {error.strerror}", error.filename2)
-        return self.found.get(place)
+            self._complain(path, f"{name}: {error.strerror}", error.filename2)
+        return self.found.get(path)
 
-    def _load(self, place: Place, name: Any, kind: files.Kind, union: Any) -> Any:
-        file = self._find(place, name, kind) if isinstance(name, str) else None
-        if file is None:
-            return None
+    def _section(self, path: KeyPath, value: Any, kind: files.Kind) -> None:
+        """Put the content of the file that `value` names in the place of its name."""
+        if value is None or isinstance(value, dict):
+            return
+        file = None
+        if isinstance(value, str):
+            file = self._find(path, value, kind)
+        else:
+            self._complain(path, expected_instead("the name of a YAML file, or a section", value))
         try:
-            document, problems = read_file(file, _shown(file))
+            if file is not None:
+                document, problems = read_file(file, _shown(file))
+                self.document.include(path, document)
+                self.problems += problems
+                return
         except RecipeProblems as error:
             self.problems += error.problems
-            return None
-        self.documents[place] = document
-        spec, faults = check_kind(document, union)
-        self.problems += problems
-        self.say_of(place, faults)
-        return spec
+        self.unread.add(path)
+        as_map(self.document.data[str(path[0])]).pop(str(path[1]), None)
+
+
+def data_sources(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Yield every entry of a `data` list in unchecked values, with its place."""
+    lists: list[tuple[KeyPath, Any]] = [
+        (("sft", "data"), as_map(data.get("sft")).get("data")),
+        (("rl", "data"), as_map(data.get("rl")).get("data")),
+    ]
+    for index, suite in enumerate(as_list(as_map(data.get("eval")).get("suites"))):
+        lists.append((("eval", "suites", index, "data"), as_map(suite).get("data")))
+    for path, sources in lists:
+        for index, source in enumerate(as_list(sources)):
+            yield (*path, index), as_map(source)
+
+
+def _file_sections() -> Iterator[tuple[KeyPath, files.FileOrSection]]:
+    """Yield the keys of the recipe's sections that may name a file."""
+    for key, info in Recipe.model_fields.items():
+        for section in children(info.annotation):
+            for name, field in section.model_fields.items():
+                for place in field.metadata:
+                    if isinstance(place, files.FileOrSection):
+                        yield (key, name), place
 
 
 def _shown(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""`--set a.b=c`: settings laid over a recipe."""
+"""Lay the settings of `--set a.b=c` over a recipe."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from posttrain.recipe.document import Document, read_document
-from posttrain.recipe.problems import Path, Problem, RecipeProblems, dotted, show
+from posttrain.recipe.problems import KeyPath, Problem, RecipeProblems, dotted, show
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Problem]:
-    """Lay `a.b=c` settings over the document, each value read as YAML; the last one wins."""
+    """Set `a.b=c` in the document, each value read as YAML; the last one wins."""
     return [problem for override in overrides for problem in _apply(document, override)]
 
 
@@ -34,7 +34,7 @@ def _apply(document: Document, override: str) -> Iterator[Problem]:
         yield from (wrong(message, name) for message in messages)
         return
     here: Any = document.data
-    path: Path = ()
+    path: KeyPath = ()
     for depth, part in enumerate(parts, start=1):
         step, complaint = _step(here, part, path)
         if complaint:
@@ -48,8 +48,8 @@ def _apply(document: Document, override: str) -> Iterator[Problem]:
         here = cast("Any", here)[step]
 
 
-def _step(here: Any, part: str, path: Path) -> tuple[str | int, str]:
-    """The key or position that `part` means, and what is wrong with it."""
+def _step(here: Any, part: str, path: KeyPath) -> tuple[str | int, str]:
+    """Return the key or position that `part` means, and what is wrong with it."""
     if isinstance(here, dict):
         return part, ""
     if not isinstance(here, list):
@@ -61,7 +61,8 @@ def _step(here: Any, part: str, path: Path) -> tuple[str | int, str]:
     return part, f"{dotted(path)} is a list: take a position, {span}"
 
 
-def _now_from(document: Document, path: Path, override: str) -> None:
+def _now_from(document: Document, path: KeyPath, override: str) -> None:
+    """Forget where the value at `path` stood before."""
     for known in (document.lines, document.overrides):
         for old in [old for old in known if old[: len(path)] == path]:
             del known[old]

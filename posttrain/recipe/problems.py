@@ -1,4 +1,4 @@
-"""What may be wrong in a recipe: one problem, and all of them as one error."""
+"""Define what may be wrong in a recipe, and the error that lists all of it."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from dataclasses import dataclass
 
 from posttrain.errors import RecipeError
 
-Path = tuple[str | int, ...]
-"""Where in a document: keys and list positions."""
+KeyPath = tuple[str | int, ...]
+"""Keys and list positions that lead to a value of a document."""
 
 SHOWN = 40
-"""Problems printed before the rest is counted."""
+"""Problems that are printed; the others are counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fault:
-    """Something wrong at a place in a document, before its line is known.
+class Mistake:
+    """Something wrong at a key of a document, before its line is known.
 
-    >>> Fault(path=("sft", "data", 0), message="is empty").path
+    >>> Mistake(path=("sft", "data", 0), message="is empty").path
     ('sft', 'data', 0)
     """
 
-    path: Path
+    path: KeyPath
     message: str
     suggestion: str | None = None
-    """What was probably meant."""
+    """The name that was probably meant."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """Something wrong, with the line to go to.
+    """Something wrong, with the line to look at.
 
     >>> print(Problem(file="a.yaml", line=3, key="sft.dta", message="unknown", suggestion="data"))
     a.yaml:3: sft.dta: unknown (did you mean 'data'?)
@@ -41,12 +41,12 @@ class Problem:
     file: str
     message: str
     line: int | None = None
-    """Counted from 1; None where a whole file is missing or unreadable."""
+    """Counted from 1; None where the whole file is missing or unreadable."""
     key: str = ""
     """Dotted, list positions from 0: sft.data.0.size."""
     suggestion: str | None = None
     override: str | None = None
-    """The `--set` argument that brought it in; it then stands for file and line."""
+    """Argument of `--set` that gave the value; named in place of file and line."""
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -73,7 +73,7 @@ class RecipeProblems(RecipeError):
 
 
 def dotted(path: Sequence[str | int]) -> str:
-    """A path as people write it in `--set`.
+    """Write a path as in `--set`.
 
     >>> dotted(("sft", "data", 0))
     'sft.data.0'
@@ -82,7 +82,7 @@ def dotted(path: Sequence[str | int]) -> str:
 
 
 def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The word most like `word`, or None where none is like it.
+    """Return the word most like `word`, or None where none is.
 
     >>> nearest("lerning_rate", ["learning_rate", "seed"])
     'learning_rate'
@@ -93,7 +93,7 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def show(value: object) -> str:
-    """A value as an error message names it: short, on one line.
+    """Write a value for an error message: short, on one line.
 
     >>> show("yes"), show(None), show({"a": 1})
     ("'yes'", 'null', 'a section')

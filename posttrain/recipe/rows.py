@@ -147,3 +147,16 @@ def _check_levels(source: DataSource) -> None:
         for family, config in source.reasoning_gym.items():
             if "level" in config:
                 raise wrong(f"moves the level: leave level out of {family}", "levels")
+
+
+def verifiers_of(source: DataSource) -> set[str]:
+    """Return the verifiers of a source's rows; empty where it has none."""
+    if source.reasoning_gym is not None:
+        return {"reasoning_gym"}
+    if source.generated is not None:
+        made = {
+            "code": source.generated.python_functions,
+            "instructions": source.generated.constraints,
+        }
+        return {verifier for verifier, asked in made.items() if asked is not None}
+    return set() if source.verifier is None else {source.verifier}

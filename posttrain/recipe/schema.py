@@ -1,14 +1,20 @@
-"""The YAML schema of recipes, as pydantic models; judges and curricula are files of their own."""
+"""The YAML schema of recipes."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
-from posttrain.recipe.deciding import AnswerJudge
+from posttrain.curriculum import AnyCurriculumSpec, CurriculumSpec
+from posttrain.recipe.check import children
+from posttrain.recipe.document import read_file
+from posttrain.recipe.files import FileOrSection, shipped_root
+from posttrain.recipe.judges import AnswerJudgeSpec, JudgeSpec
 from posttrain.recipe.models import EngineSpec, Model
-from posttrain.recipe.rows import DataSource
+from posttrain.recipe.rows import DataSource, verifiers_of
+from posttrain.recipe.trainer_blocks import DPOBlock, GRPOBlock, SFTBlock, SharedBlock
 from posttrain.rewards.shaping import Shaping
 from posttrain.sandbox import SandboxSpec
 from posttrain.spec import Share, Spec, wrong
@@ -23,83 +29,89 @@ CornerCase = Literal[
     "wrong_language",
     "leak",
 ]
-EvalPoint = Literal["base", "sft", "rl", "dpo"]
-
+DEFAULT_CURRICULUM = "curricula/adaptive.yaml"
+CurriculumSection = Annotated[AnyCurriculumSpec, FileOrSection("curricula", DEFAULT_CURRICULUM)]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""Names that become files and folders."""
+"""Pattern of names that become files and folders."""
 
 
 class Launch(Spec):
     """How the training stages are started."""
 
     num_processes: int = Field(default=1, ge=1)
-    """Of `accelerate launch`: one per device."""
+    """Training processes, one per device."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """ddp: every device holds the whole model. fsdp: FSDP2, each layer sharded over all."""
+    """ddp keeps the whole model on every device, fsdp (FSDP2) shards each layer over all."""
 
 
-class Pilot(Spec):
+class JudgeCheck(Spec):
     """Samples whose difficulty is measured with the base model, to check the judge against."""
 
     num_samples: int = Field(default=128, ge=0)
-    """0 leaves the check out."""
+    """Number of samples; 0 skips the check."""
     num_generations: int = Field(default=8, ge=1)
-    """Attempts per sample."""
+    """Answers per sample."""
     max_tokens: int = Field(default=64, ge=1)
-    """Longest answer, in tokens."""
+    """Maximum length of an answer, in tokens."""
 
 
 class Prune(Spec):
-    """What the judge's scores decide."""
+    """Which samples SFT leaves out."""
 
     drop_easiest: Share = 0.5
-    """Share of each capability's scored samples that is dropped, easiest first."""
+    """Share of each capability's scored samples to drop, easiest first."""
 
 
-class Sft(Spec):
+class TrainingSection(Spec):
+    """A stage that trains the policy with one of TRL's trainers."""
+
+    trainer: SharedBlock
+    """Keys of the config class of that trainer."""
+
+
+class Sft(TrainingSection):
     """Stage 1: judge, prune, supervised fine-tuning."""
 
     data: list[DataSource] = Field(min_length=1)
-    """Where its rows come from."""
-    judge: str | None = None
-    """A judge YAML; without one nothing is pruned."""
+    """Sources of its rows."""
+    judge: Annotated[JudgeSpec | None, FileOrSection("judges")] = None
+    """Judge of how hard a sample is, as a file or its content; without one nothing is pruned."""
     judge_engine: EngineSpec | None = None
-    """Where the judge runs; left out, the base model itself judges on the recipe's engine."""
-    pilot: Pilot = Pilot()
+    """Engine of the judge; left out, the base model judges on the recipe's engine."""
+    pilot: JudgeCheck = JudgeCheck()
     prune: Prune = Prune()
-    trainer: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """trl.SFTConfig's own names."""
+    trainer: SFTBlock = SFTBlock()  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Keys of trl.SFTConfig."""
 
 
 class Variants(Spec):
-    """New prompts from the policy itself: harder variants of prompts that it passes at times.
+    """New prompts that the policy writes: harder variants of prompts that it sometimes passes.
 
-    Their answers are what most of its rollouts agree on, and may be wrong: where the truth is known
-    the share of wrong ones is told.
+    The reference answer of a variant is the majority answer of its rollouts, and may be wrong.
     """
 
     per_step: int = Field(default=4, ge=1)
-    """Variants asked for per step."""
+    """Variants that the policy is asked for per step."""
     max_share: Share = 0.1
-    """Of the pool that may be written by the policy."""
+    """Largest share of variants in the pool of prompts."""
     low: Share = 0.25
-    """Least pass rate of a prompt to vary."""
+    """Lowest pass rate of a prompt to vary."""
     high: Share = 0.75
-    """Greatest pass rate of a prompt to vary."""
+    """Highest pass rate of a prompt to vary."""
     num_answers: int = Field(default=16, ge=2)
     """Rollouts that vote on a variant's answer."""
     agreement: Share = 0.5
-    """Share of them that must agree."""
+    """Share of these rollouts that must agree."""
     high_agreement: Share = 0.9
-    """Share past which a variant counts as solved and is left out."""
+    """Share above which a variant counts as solved and is left out."""
     max_tokens: int = Field(default=128, ge=1)
-    """Longest question, in tokens."""
+    """Maximum length of a variant's question, in tokens."""
     instruction: str = (
         "Write one new problem of the same kind as the one below, a little harder. Write the "
         "problem only, in the same form, without its answer.\n\n{question}"
     )
-    """What the policy is asked; {question} is the prompt to vary."""
+    """Request to the policy; {question} stands for the prompt to vary."""
 
     @model_validator(mode="after")
     def _sound(self) -> Variants:
@@ -113,81 +125,94 @@ class Variants(Spec):
         return self
 
 
-class Rl(Spec):
+def _default_curriculum() -> CurriculumSpec:
+    document, _ = read_file(shipped_root() / DEFAULT_CURRICULUM, DEFAULT_CURRICULUM)
+    return TypeAdapter[CurriculumSpec](AnyCurriculumSpec).validate_python(document.data)
+
+
+class Rl(TrainingSection):
     """Stage 2: online RL on a moving curriculum."""
 
     data: list[DataSource] = Field(min_length=1)
-    """Where its rows come from."""
-    curriculum: str = "curricula/adaptive.yaml"
-    """A curriculum YAML."""
+    """Sources of its rows."""
+    curriculum: CurriculumSection = Field(default_factory=_default_curriculum)
+    """Choice of the next prompts: a curriculum file, or its content."""
     judge_prompts: bool = True
-    """With sft.judge: judge these prompts too, for curricula that start from how hard they are."""
+    """Whether sft.judge tags these prompts, too, for curricula that start from difficulty tags."""
     pilot_prompts: int = Field(default=0, ge=0)
-    """Prompts rolled out at the first step at least, for the curriculum to measure: a few hundred
-    show what the judge's tags are worth. The best of them are trained on."""
+    """Least number of prompts rolled out at the first step. A few hundred show the curriculum how
+    well the judge's tags predict pass rates; the most useful of them are trained on."""
     system_prompts: list[str | None] = Field(default_factory=list[str | None])
-    """System instructions: one is drawn for every group and put in place of the prompt's own; null
-    leaves that one. Evaluation goes without."""
+    """System prompts, one drawn for every group in place of the prompt's own; null keeps that one.
+    Evaluation does not use them."""
     variants: Variants | None = None
-    """Let the policy write new prompts; null does not."""
+    """Let the policy write new prompts; null adds none."""
     shaping: Shaping | None = None
-    """Terms added to the reward of passed answers, for length, form and language."""
+    """Terms added to the reward of passed answers, for length, format and language."""
     offload_policy: bool = False
-    """Keep the policy in host memory while the engine generates; with engine.enable_sleep_mode the
-    two take turns on one device. One process only."""
-    trainer: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """trl.GRPOConfig's own names."""
+    """Keep the policy in host memory while the engine generates. With engine.enable_sleep_mode the
+    two take turns on one device. Needs launch.num_processes: 1."""
+    trainer: GRPOBlock = GRPOBlock()  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Keys of trl.GRPOConfig."""
 
 
 class Pairs(Spec):
     """Which pairs DPO learns from."""
 
     max_pairs: int = Field(default=2000, ge=1)
-    """At most so many, newest first."""
+    """Maximum number of pairs; the newest are kept."""
     max_length_ratio: float = Field(default=2.0, ge=1.0)
-    """Longer completion over shorter, in tokens."""
+    """Largest ratio of the longer completion to the shorter, in tokens."""
     max_pairs_per_prompt: int = Field(default=1, ge=1)
-    """So that no prompt is learned by heart."""
+    """Maximum number of pairs of one prompt."""
     last_steps: int | None = Field(default=None, ge=1)
-    """Only rollouts of the last n RL steps; null takes them all, newest first."""
+    """Number of RL steps, counted from the last, whose rollouts are used; null uses all."""
     corner_cases: list[CornerCase] = Field(default=list(get_args(CornerCase)), min_length=1)
-    """What the rejected completion may have done wrong."""
+    """What a rejected completion may have done wrong."""
 
 
-class Dpo(Spec):
+class Dpo(TrainingSection):
     """Stage 3: a light DPO on corner cases."""
 
     pairs: Pairs = Pairs()
-    trainer: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """trl.DPOConfig's own names."""
+    trainer: DPOBlock = DPOBlock()  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Keys of trl.DPOConfig."""
 
 
 class Suite(Spec):
-    """A named held-out set besides the built-in one."""
+    """A held-out set of your own."""
 
     name: str = Field(pattern=NAME, max_length=100)
-    """What tables call it, and the file that holds its prompts."""
+    """Name of the suite in tables and files."""
     data: list[DataSource] = Field(min_length=1)
-    """Where its rows come from."""
+    """Sources of its rows."""
+
+
+def _describe_eval_points(schema: dict[str, Any]) -> None:
+    points = ["base", *training_stages()]
+    schema.update(items={"enum": points, "type": "string"}, default=points)
 
 
 class Eval(Spec):
     """What is measured, and after which stages."""
 
     suites: list[Literal["heldout"] | Suite] = Field(default=["heldout"])
-    """`heldout` sets prompts of rl.data aside before anything is trained."""
-    after: list[EvalPoint] = Field(default=["base", "sft", "rl", "dpo"])
-    """base = before anything is trained."""
+    """Held-out sets; `heldout` sets prompts of rl.data aside before any training."""
+    after: list[str] = Field(
+        default_factory=lambda: ["base", *training_stages()],
+        json_schema_extra=_describe_eval_points,
+    )
+    """Stages whose policy is measured; base is the model before any training."""
     heldout_size: int = Field(default=64, ge=1)
-    """Prompts per capability in the built-in suite."""
+    """Prompts per capability in the suite `heldout`."""
     num_generations: int = Field(default=4, ge=1)
-    """Attempts per prompt."""
+    """Answers per prompt."""
     temperature: float = Field(default=1.0, ge=0.0)
-    """0 = greedy."""
+    """Sampling temperature; 0 is greedy."""
     max_tokens: int = Field(default=256, ge=1)
-    """Longest answer, in tokens."""
+    """Maximum length of an answer, in tokens."""
     pass_at: list[int] = Field(default=[4])
-    """k of pass@k, each at most num_generations."""
+    """Values of k for pass@k, each at most num_generations."""
 
     @model_validator(mode="after")
     def _k_fits(self) -> Eval:
@@ -199,29 +224,54 @@ class Eval(Spec):
 
 
 class Recipe(Spec):
-    """One file = all three stages."""
+    """One file that describes a whole run."""
 
     name: str | None = Field(default=None, pattern=NAME, max_length=100)
-    """The run's name, also of its folder under runs/; the file's stem where left out."""
+    """Name of the run and of its folder under runs/; left out, the file's name without suffix."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Decides every draw of the run."""
+    """Seed of every random number in the run."""
     model: Model
     engine: EngineSpec = EngineSpec()
     launch: Launch = Launch()
     sandbox: SandboxSpec = SandboxSpec()
     max_bad_rows: Share = 0.01
-    """Share of unusable rows past which the run stops."""
+    """Share of unusable data rows above which the run stops."""
     sft: Sft | None = None
-    """Left out or null, the stage is not run."""
+    """Left out or null, the stage does not run."""
     rl: Rl | None = None
-    """Left out or null, the stage is not run."""
+    """Left out or null, the stage does not run."""
     dpo: Dpo | None = None
-    """Left out or null, the stage is not run."""
-    answer_judge: AnswerJudge | None = None
-    """Needed where data has `verifier: judge`."""
-    eval: Eval = Eval()
+    """Left out or null, the stage does not run."""
+    answer_judge: AnswerJudgeSpec | None = None
+    """Model that decides answers of data with `verifier: judge`."""
+    eval: Eval = Field(default_factory=Eval)
+
+    @property
+    def training(self) -> dict[str, TrainingSection]:
+        """Sections of the training stages that the recipe has, by stage, in running order."""
+        sections = {name: getattr(self, name) for name in training_stages()}
+        return {name: section for name, section in sections.items() if section is not None}
 
 
 def training_stages() -> list[str]:
     """Return the names of all training stages, in running order."""
-    return [point for point in get_args(EvalPoint) if point != "base"]
+    return [
+        name
+        for name, info in Recipe.model_fields.items()
+        if any(issubclass(section, TrainingSection) for section in children(info.annotation))
+    ]
+
+
+def every_source(recipe: Recipe) -> Iterator[DataSource]:
+    """Yield the data sources of sft, rl and the suites of eval."""
+    for section in (recipe.sft, recipe.rl):
+        if section is not None:
+            yield from section.data
+    for suite in recipe.eval.suites:
+        if not isinstance(suite, str):
+            yield from suite.data
+
+
+def needs(recipe: Recipe, verifier: str) -> bool:
+    """Return whether a verifier decides any row of the recipe."""
+    return any(verifier in verifiers_of(source) for source in every_source(recipe))

@@ -1,43 +1,36 @@
-"""The `trainer` blocks against TRL's own config classes.
-
-The classes are read from their source, so that `posttrain check` answers at once and still knows
-the names and types of the very version that is installed.
-"""
+"""The base class of the generated trainer blocks, and the keys that posttrain keeps to itself."""
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-from posttrain.recipe.annotations import YamlType, yaml_types
-from posttrain.recipe.check import Places, expected_instead, unknown_key
-from posttrain.recipe.problems import Fault, Path, nearest, show
-from posttrain.recipe.source import SourceField, class_fields
-from posttrain.recipe.trainer_limits import value_faults
+from pydantic import SerializerFunctionWrapHandler, field_validator, model_serializer
 
-Stage = Literal["sft", "rl", "dpo"]
+from posttrain.spec import Spec, wrong
 
-CONFIG_CLASSES: Mapping[Stage, tuple[str, str]] = {
-    "sft": ("trl/trainer/sft_config.py", "SFTConfig"),
-    "rl": ("trl/trainer/grpo_config.py", "GRPOConfig"),
-    "dpo": ("trl/trainer/dpo_config.py", "DPOConfig"),
+DEFAULTS: Mapping[str, Any] = {
+    "save_strategy": "steps",
+    "save_steps": 0.2,
+    "save_total_limit": 2,
+    "logging_steps": 1.0,
+    "report_to": "none",
+    "DPOConfig.num_train_epochs": 1.0,
 }
+"""Defaults of posttrain's own: five checkpoints per run, a row of metrics per step, light DPO."""
 
-ALSO_TAKEN = {
-    # GRPOConfig and DPOConfig turn these into what they are annotated with.
-    ("rl", "scale_rewards"): "bool",
-    ("dpo", "loss_type"): "str",
-}
+_RUN_DIRECTORY = "the run directory decides it"
+_FROZEN_REFERENCE = "the reference model is frozen: checkpoints do not hold one that moves"
+_NO_EVALUATION = "the eval section decides what is measured"
+_OWN_DATA_SET = "posttrain builds the trainer's data set"
+_ENGINE_SAMPLES = "the engine samples with temperature and top_p"
+_ENGINE_GENERATES = "the engine generates, not the trainer"
+_ONE_REWARD = "the verifier is the only reward"
+_DEVICE = "it follows the device that the stage runs on"
 
-RUN_DIRECTORY = "the run directory decides it"
-FROZEN_REFERENCE = (
-    "the reference is frozen: a moved one is in no checkpoint, so no run could resume"
-)
-MANAGED: dict[str, str] = {
-    "output_dir": RUN_DIRECTORY,
-    "logging_dir": RUN_DIRECTORY,
+MANAGED: Mapping[str, str] = {
+    "output_dir": _RUN_DIRECTORY,
+    "logging_dir": _RUN_DIRECTORY,
     "run_name": "set `name` at the top of the recipe",
     "seed": "set `seed` at the top of the recipe",
     "data_seed": "set `seed` at the top of the recipe",
@@ -45,24 +38,28 @@ MANAGED: dict[str, str] = {
     "fp16": "set model.dtype",
     "bf16_full_eval": "it follows model.dtype",
     "fp16_full_eval": "set model.dtype",
+    "use_cpu": _DEVICE,
+    "dataloader_pin_memory": _DEVICE,
+    "disable_tqdm": "posttrain has a progress bar of its own",
     "model_init_kwargs": "the model section decides how the model is loaded",
     "trust_remote_code": "posttrain runs no code from checkpoints",
     "resume_from_checkpoint": "run the same command again to resume",
     "logging_nan_inf_filter": "a loss that is no number must stop the run",
     "save_only_model": "a run could not be resumed",
-    "sync_ref_model": FROZEN_REFERENCE,
-    "ref_model_mixup_alpha": FROZEN_REFERENCE,
-    "ref_model_sync_steps": FROZEN_REFERENCE,
+    "sync_ref_model": _FROZEN_REFERENCE,
+    "ref_model_mixup_alpha": _FROZEN_REFERENCE,
+    "ref_model_sync_steps": _FROZEN_REFERENCE,
     "load_best_model_at_end": "a stage ends with its last weights; the eval section measures them",
     "do_train": "the recipe's sections decide what runs",
-    "do_eval": "the eval section decides what is measured",
-    "do_predict": "the eval section decides what is measured",
-    "eval_strategy": "the eval section decides what is measured",
-    "eval_steps": "the eval section decides what is measured",
-    "eval_on_start": "the eval section decides what is measured",
-    "remove_unused_columns": "posttrain builds the trainer's data set",
-    "dataset_text_field": "posttrain builds the trainer's data set: see data.columns",
-    "dataset_kwargs": "posttrain builds the trainer's data set",
+    "do_eval": _NO_EVALUATION,
+    "do_predict": _NO_EVALUATION,
+    "eval_strategy": _NO_EVALUATION,
+    "eval_steps": _NO_EVALUATION,
+    "eval_on_start": _NO_EVALUATION,
+    "parallelism_config": "set launch.num_processes and launch.strategy",
+    "remove_unused_columns": _OWN_DATA_SET,
+    "dataset_text_field": f"{_OWN_DATA_SET}: see data.columns",
+    "dataset_kwargs": _OWN_DATA_SET,
     "truncation_mode": "rows longer than max_length are left out whole, and none is cut",
     "chat_template_path": "the model's own chat template is used",
     "completion_only_loss": "the loss is on the answers only",
@@ -77,26 +74,26 @@ MANAGED: dict[str, str] = {
 }
 """Keys of TRL that posttrain sets itself -> where the wish belongs."""
 
-MANAGED_RL: dict[str, str] = {
-    "generation_kwargs": "the engine samples with temperature and top_p",
-    "top_k": "the engine samples with temperature and top_p",
-    "min_p": "the engine samples with temperature and top_p",
-    "repetition_penalty": "the engine samples with temperature and top_p",
-    "cache_implementation": "the engine generates, not the trainer",
-    "use_transformers_continuous_batching": "the engine generates, not the trainer",
-    "transformers_continuous_batching_config": "the engine generates, not the trainer",
-    "use_transformers_paged": "the engine generates, not the trainer",
-    "ds3_gather_for_generation": "the engine generates, not the trainer",
+MANAGED_IN_RL: Mapping[str, str] = {
+    "generation_kwargs": _ENGINE_SAMPLES,
+    "top_k": _ENGINE_SAMPLES,
+    "min_p": _ENGINE_SAMPLES,
+    "repetition_penalty": _ENGINE_SAMPLES,
+    "cache_implementation": _ENGINE_GENERATES,
+    "use_transformers_continuous_batching": _ENGINE_GENERATES,
+    "transformers_continuous_batching_config": _ENGINE_GENERATES,
+    "use_transformers_paged": _ENGINE_GENERATES,
+    "ds3_gather_for_generation": _ENGINE_GENERATES,
     "chat_template_kwargs": "the model's own chat template is used",
     "num_generations_eval": "set eval.num_generations",
     "shuffle_dataset": "the curriculum decides the order",
-    "reward_weights": "the verifier is the only reward",
-    "multi_objective_aggregation": "the verifier is the only reward",
+    "reward_weights": _ONE_REWARD,
+    "multi_objective_aggregation": _ONE_REWARD,
     "auto_find_batch_size": "set per_device_train_batch_size",
     "log_completions_hub_repo": "rollouts stay in the run directory",
 }
 
-MANAGED_PREFIXES = {
+MANAGED_PREFIXES: Mapping[str, str] = {
     "hub_": "publish the final policy from the run directory",
     "vllm_importance_sampling_": "the loss's ratio is to the log-probabilities of the engine that "
     "sampled; epsilon, epsilon_high and delta bound it",
@@ -105,73 +102,34 @@ MANAGED_PREFIXES = {
 """The first that fits counts."""
 
 
-def managed(stage: Stage, key: str) -> str | None:
-    """Why a trainer key may not be set and where to say it instead, or None where it may."""
-    if stage == "rl" and key in MANAGED_RL:
-        return MANAGED_RL[key]
-    if key in MANAGED:
-        return MANAGED[key]
-    return next(
-        (where for prefix, where in MANAGED_PREFIXES.items() if key.startswith(prefix)), None
-    )
+class TrainerBlock(Spec):
+    """The keys of one of TRL's config classes that a recipe may set."""
 
+    config_class: ClassVar[str]
+    """Its name in the package `trl`."""
 
-@functools.cache
-def trainer_fields(stage: Stage) -> dict[str, SourceField]:
-    """Every key of the stage's TRL config class, inherited ones included."""
-    file, name = CONFIG_CLASSES[stage]
-    return class_fields(file, name)
+    @classmethod
+    def reserved(cls, key: str) -> str | None:
+        """Return where to set a key that posttrain sets itself; None for any other key."""
+        if cls.config_class == "GRPOConfig" and key in MANAGED_IN_RL:
+            return MANAGED_IN_RL[key]
+        if key in MANAGED:
+            return MANAGED[key]
+        return next((why for start, why in MANAGED_PREFIXES.items() if key.startswith(start)), None)
 
+    def arguments(self) -> dict[str, Any]:
+        """Return what to call the config class with: the keys that are set, our own defaults."""
+        names = {key.removeprefix(f"{self.config_class}.") for key in DEFAULTS}
+        return {name: getattr(self, name) for name in names if "." not in name} | self.model_dump()
 
-def check_trainer(
-    stage: Stage, block: Mapping[str, Any], places: Places
-) -> tuple[dict[str, Any], list[Fault]]:
-    """The block, whole numbers made floats where TRL wants floats, and what is wrong with it."""
-    known = trainer_fields(stage)
-    allowed = [key for key in known if managed(stage, key) is None]
-    checked: dict[str, Any] = {}
-    faults: list[Fault] = []
-    for key, value in block.items():
-        path = (stage, "trainer", key)
-        if key not in known:
-            faults.append(unknown_key(path, allowed, places))
-        elif (where := managed(stage, key)) is not None:
-            faults.append(Fault(path=path, message=f"posttrain sets this itself: {where}"))
-        else:
-            found = _check_value(stage, known[key], value)
-            if isinstance(found, Fault):
-                faults.append(found)
-            else:
-                checked[key] = found[0]
-    for key, message, near in value_faults(stage, checked):
-        path = (stage, "trainer", key)
-        faults.append(Fault(path=path, message=message, suggestion=near))
-    return checked, faults
+    @field_validator("max_steps", check_fields=False)
+    @classmethod
+    def _some_steps(cls, steps: int) -> int:
+        if steps == 0 or steps < -1:
+            raise wrong(f"must be at least 1, or -1 for num_train_epochs, is {steps}")
+        return steps
 
-
-def _check_value(stage: Stage, field: SourceField, value: Any) -> tuple[Any] | Fault:
-    kinds = yaml_types(field.annotation)
-    if extra := ALSO_TAKEN.get((stage, field.name)):
-        kinds.append(YamlType(name=extra))
-    path = (stage, "trainer", field.name)
-    return fit_value(path, kinds, field.choices, value)
-
-
-def fit_value(
-    path: Path, kinds: list[YamlType], choices: tuple[str, ...] | None, value: Any
-) -> tuple[Any] | Fault:
-    """The value as one of `kinds`, whole numbers made floats where only floats are taken."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return Fault(path=path, message=f"expected a finite number, found {show(value)}")
-    values = next((kind.values for kind in kinds if kind.values is not None), choices)
-    if values is not None and isinstance(value, str) and value not in values:
-        near = nearest(value, values)
-        shown = ", ".join(values) if near is None or len(values) <= 16 else f"TRL's {len(values)}"
-        message = f"expected one of {shown}, found {show(value)}"
-        return Fault(path=path, message=message, suggestion=near)
-    names = [kind.name for kind in kinds if kind.takes(value)]
-    if names:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return (float(value) if whole and names[0] == "float" and "int" not in names else value,)
-    words = " or ".join(dict.fromkeys(kind.words for kind in kinds if kind.words))
-    return Fault(path=path, message=expected_instead(words or "what only Python can say", value))
+    @model_serializer(mode="wrap")
+    def given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the keys that the recipe sets; TRL's own defaults hold for the others."""
+        return {key: value for key, value in dump(self).items() if key in self.model_fields_set}

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
-from posttrain.curriculum import CurriculumSpec, Proposal, build_curriculum
+from posttrain.curriculum import Proposal, build_curriculum
 from posttrain.data import LevelledFamily, question_hashes
 from posttrain.engines import Engine, SamplingRequest
 from posttrain.engines.parity import ExpectedLogprobs
@@ -65,7 +65,6 @@ class RolloutSession:
         rl: Rl,
         inputs: RlInputs,
         *,
-        curriculum: CurriculumSpec,
         engine: Engine,
         engine_spec: EngineSpec,
         tokenizer: PreTrainedTokenizerBase,
@@ -75,8 +74,10 @@ class RolloutSession:
     ) -> None:
         seed = request.seed
         self._rl = rl
-        self._spec = curriculum
-        self.curriculum = build_curriculum(curriculum, inputs.prompts, seed=seed, tags=inputs.tags)
+        self._spec = rl.curriculum
+        self.curriculum = build_curriculum(
+            rl.curriculum, inputs.prompts, seed=seed, tags=inputs.tags
+        )
         self._levels = LevelledPrompts(
             inputs.families, inputs.prompts, held_out=inputs.held_out, seed=seed
         )

@@ -8,9 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import set_seed
-from trl import GRPOConfig
 
-from posttrain.curriculum import CurriculumSpec
 from posttrain.engines import SamplingRequest, make_engine
 from posttrain.engines.engine import Sleeps
 from posttrain.engines.parity import save_expected
@@ -31,7 +29,6 @@ def train(
     rl: Rl,
     inputs: RlInputs,
     *,
-    curriculum: CurriculumSpec,
     model: Model,
     engine: EngineSpec,
     seed: int,
@@ -45,7 +42,7 @@ def train(
     """
     policy = inputs.policy
     args = trainer_arguments(
-        GRPOConfig, rl.trainer, stage="rl", dtype=model.dtype, seed=seed, work_dir=work_dir
+        rl.trainer, stage="rl", dtype=model.dtype, seed=seed, work_dir=work_dir
     )
     tokenizer = load_tokenizer(policy.base)
     if rl.offload_policy and args.world_size > 1:
@@ -65,7 +62,6 @@ def train(
     session = RolloutSession(
         rl,
         inputs,
-        curriculum=curriculum,
         engine=running,
         engine_spec=engine,
         tokenizer=tokenizer,

@@ -14,7 +14,7 @@ from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, st
 from posttrain.pipeline.stages import data
 from posttrain.pipeline.verifying import answer_judge_files, verifiers_ready
 from posttrain.recipe import LoadedRecipe
-from posttrain.recipe.schema import Pilot, Recipe, Sft
+from posttrain.recipe.schema import JudgeCheck, Recipe, Sft
 from posttrain.records import Message, Prompt, RolloutGroup, Sample, Verdict, content_hash
 from posttrain.run_directory import SUMMARY
 from posttrain.tables import read_json, write_groups, write_json
@@ -38,8 +38,8 @@ def run(context: StageContext, section: Sft) -> Counts:
     from posttrain.judge import judge_identity, judge_samples
     from posttrain.models import load_tokenizer
 
-    recipe, judge = context.recipe, context.judge
-    assert judge is not None
+    recipe, judge = context.recipe, section.judge
+    assert judge is not None, "section_of asks for it"
     started = time.monotonic()
     samples = data.samples(context)
     prompts = data.prompts(context) if recipe.rl and recipe.rl.judge_prompts else []
@@ -103,7 +103,7 @@ def run(context: StageContext, section: Sft) -> Counts:
 
 def _attempts(
     context: StageContext,
-    spec: Pilot,
+    spec: JudgeCheck,
     samples: list[Sample],
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
@@ -130,7 +130,7 @@ def depends_on(loaded: LoadedRecipe, _section: Sft) -> Mapping[str, Any]:
     """Who judges, how the pilot is sampled and decided."""
     written = loaded.written
     return {
-        "sft": {"judge": keys.values(loaded.judge), "pilot": written["sft"]["pilot"]},
+        "sft": {key: written["sft"][key] for key in ("judge", "pilot")},
         "rl": {"judge_prompts": (written["rl"] or {}).get("judge_prompts", False)},
         "engine": keys.engine_values(written["engine"]),
         "judge_engine": keys.engine_values(written["sft"]["judge_engine"]),

@@ -20,10 +20,6 @@ from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe, Rl
 
 COUNTS = ("steps", "tokens", "groups", "rollouts", "generated_tokens", "scored_tokens")
-TRL_EPOCHS = 3
-TRL_GENERATIONS = 8
-TRL_COMPLETION_LENGTH = 256
-"""TRL's own defaults for keys that the trainer block leaves out."""
 
 
 def run(context: StageContext, section: Rl) -> Counts:
@@ -34,7 +30,6 @@ def run(context: StageContext, section: Rl) -> Counts:
     from posttrain.models import load_tokenizer
 
     recipe = context.recipe
-    assert context.curriculum is not None
     prompts, policy = data.prompts(context), starting_policy(context)
     check_prompt_lengths(
         prompts,
@@ -62,7 +57,6 @@ def run(context: StageContext, section: Rl) -> Counts:
         summary = rl.train(
             section,
             inputs,
-            curriculum=context.curriculum,
             model=recipe.model,
             engine=recipe.engine,
             seed=context.seed,
@@ -74,12 +68,14 @@ def run(context: StageContext, section: Rl) -> Counts:
 
 def depends_on(loaded: LoadedRecipe, _section: Rl) -> Mapping[str, Any]:
     """Everything of rl but its data and what only decides how safely it runs."""
+    section = loaded.written["rl"]
     names = ("pilot_prompts", "system_prompts", "variants", "shaping")
+    curriculum = {k: v for k, v in section["curriculum"].items() if k != "max_steps_without_signal"}
     return {
         "rl": {
-            "curriculum": _curriculum(loaded),
+            "curriculum": curriculum,
             "trainer": keys.trainer_values(loaded, "rl"),
-            **{name: loaded.written["rl"][name] for name in names},
+            **{name: section[name] for name in names},
         },
         "engine": keys.engine_values(loaded.written["engine"]),
         **keys.training_values(loaded),
@@ -91,23 +87,16 @@ def depends_on(loaded: LoadedRecipe, _section: Rl) -> Mapping[str, Any]:
 def estimate(recipe: Recipe, section: Rl, rows: Mapping[str, int | None]) -> Estimate:
     """Tokens: max_steps x completions x max_completion_length, refills left out."""
     block = section.trainer
-    length = block.get("max_completion_length", TRL_COMPLETION_LENGTH)
-    max_steps = block.get("max_steps", -1)
     prompts = rows["rl"]
-    if max_steps > 0:
-        tokens = max_steps * keys.batch_size(block, recipe) * length
+    if block.max_steps > 0:
+        completions = block.max_steps * keys.batch_size(block, recipe)
+        tokens = completions * block.max_completion_length
     elif prompts is None:
         tokens = None
     else:
-        epochs = block.get("num_train_epochs", TRL_EPOCHS)
-        group = block.get("num_generations", TRL_GENERATIONS)
-        tokens = int(prompts * epochs) * group * length
+        groups = int(prompts * block.num_train_epochs)
+        tokens = groups * block.num_generations * block.max_completion_length
     return Estimate(rows={"rl": prompts}, tokens={"rl": tokens})
-
-
-def _curriculum(loaded: LoadedRecipe) -> Mapping[str, Any] | None:
-    values = keys.values(loaded.curriculum)
-    return values and {k: v for k, v in values.items() if k != "max_steps_without_signal"}
 
 
 STAGE = Stage(

@@ -18,10 +18,6 @@ from posttrain.pipeline.stages import judge, prune
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe, Sft
 
-TRL_MAX_LENGTH = 1024
-TRL_EPOCHS = 3
-"""TRL's own defaults for keys that the trainer block leaves out."""
-
 
 def run(context: StageContext, section: Sft) -> Counts:
     """Fine-tune the base on the kept samples, unscored ones included."""
@@ -50,14 +46,13 @@ def estimate(recipe: Recipe, section: Sft, rows: Mapping[str, int | None]) -> Es
     if kept is not None and judge.section_of(recipe) is not None:
         kept -= int(kept * section.prune.drop_easiest)
     block = section.trainer
-    max_length = block.get("max_length", TRL_MAX_LENGTH) or recipe.engine.max_model_len
-    max_steps = block.get("max_steps", -1)
-    if max_steps > 0:
-        tokens = max_steps * keys.batch_size(block, recipe) * max_length
+    max_length = block.max_length or recipe.engine.max_model_len
+    if block.max_steps > 0:
+        tokens = block.max_steps * keys.batch_size(block, recipe) * max_length
     elif kept is None:
         tokens = None
     else:
-        tokens = int(kept * block.get("num_train_epochs", TRL_EPOCHS)) * max_length
+        tokens = int(kept * block.num_train_epochs) * max_length
     return Estimate(rows={"sft": rows["sft"]}, tokens={"sft": tokens})
 
 
