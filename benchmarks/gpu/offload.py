@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import torch
-from posttrain.rl.turns import move
+from posttrain.rl.weight_sync import move
 from torch import Tensor, nn
 
 from benchmarks.gpu.cases import Case, Found, NotMeasured, Setting, gigabytes, wall_seconds
@@ -24,7 +24,7 @@ scale, a power of two."""
 
 
 def cases(setting: Setting) -> Mapping[str, Case]:
-    """`rl.turns.move`, the ways to pin, then the rounding."""
+    """`rl.weight_sync.move`, the ways to pin, then the rounding."""
     num_bytes = 2**20 if setting.is_tiny else 20 * 10**9
     found: dict[str, Case] = {
         "move, as it is": partial(as_it_is, setting, num_bytes),
