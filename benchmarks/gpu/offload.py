@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 import torch
-from posttrain.rl.weight_sync import move
 from torch import Tensor, nn
 
 from benchmarks.gpu.cases import Case, Found, NotMeasured, Setting, gigabytes, wall_seconds
+from posttrain.rl.weight_sync import move
 
 NUM_WEIGHTS = 32
 PINNED_SIZES = (1_342_177_280, 671_088_640, 2_684_354_560, 85_899_346, 536_870_912)
