@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import Llama4ForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -24,6 +25,7 @@ from posttrain.models.experts import use_grouped_experts
 from posttrain.models.loading import load_base
 from posttrain.models.lora import load_adapter, lora_config
 from posttrain.models.policy import load_tokenizer
+from posttrain.models.upcycle import gguf_parsed_once
 from posttrain.recipe.models import Lora, Model
 
 IDS = torch.tensor([[1, 5, 9, 17, 40, 41, 42, 7], [3, 3, 8, 100, 2, 60, 61, 62]])
@@ -190,6 +192,37 @@ def test_a_folder_that_is_no_model_is_refused(
         (tmp_path / name).write_text(text)
     with pytest.raises(SetupError, match=message):
         resolve_base(Model(base=str(tmp_path)), cache_dir=tmp_path / "cache")
+
+
+def test_a_gguf_file_is_parsed_once_and_alike(tmp_path: Path) -> None:
+    import gguf
+
+    path = str(tmp_path / "tiny.gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_token_list(["a", "bc", "def"])
+    writer.add_tensor("token_embd.weight", np.arange(6, dtype=np.float32).reshape(3, 2))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    plain, by_name = gguf.GGUFReader(path), gguf.get_tensor_name_map
+    with gguf_parsed_once():
+        reader = gguf.GGUFReader(path)
+        assert gguf.GGUFReader(path) is reader
+        llama = gguf.MODEL_ARCH.LLAMA
+        assert gguf.get_tensor_name_map(llama, 2) is gguf.get_tensor_name_map(llama, 2)
+    assert gguf.get_tensor_name_map is by_name
+    assert type(gguf.GGUFReader(path)) is type(plain)
+    assert reader.fields.keys() == plain.fields.keys()
+    for name, field in plain.fields.items():
+        assert [part.tolist() for part in reader.fields[name].parts] == [
+            part.tolist() for part in field.parts
+        ]
+    assert (
+        reader.tensors[0].data.tolist()
+        == plain.tensors[0].data.tolist()
+        == [[0, 1], [2, 3], [4, 5]]
+    )
 
 
 def test_an_upcycled_base_is_built_once(tmp_path: Path, tiny_llama4: Path) -> None:
