@@ -88,7 +88,7 @@ def _turn(answer: str) -> list[Message]:
 def _reference(
     policy: PolicyPath, policy_model: PreTrainedModel | PeftModel, spec: Model
 ) -> PreTrainedModel | None:
-    """None for an adapter, which TRL copies as `ref`; else a second copy of the weights."""
+    """Return a second copy of the weights; None for an adapter, which TRL copies as `ref`."""
     if isinstance(policy_model, PeftModel):
         return None
     reference = load_policy(policy, spec, trainable=False)

@@ -72,5 +72,5 @@ def train(
 
 
 def _cuts(args: SFTConfig) -> bool:
-    """Whether TRL cuts what is longer than max_length; some kinds of packing carry the rest on."""
+    """Return whether TRL truncates rows over max_length; some packing strategies do not."""
     return not args.packing or args.packing_strategy == "bfd"

@@ -1,4 +1,4 @@
-"""What a stage is: its row in the table, and what its function is given."""
+"""The row of a stage in the table, and the context that its function gets."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 Section = TypeVar("Section")
 Counts = Mapping[str, float | int]
-"""Rows, tokens and steps of a stage, for its manifest."""
+"""Rows, tokens and steps by name, for the manifest of a stage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageContext:
-    """Everything that a stage's function is given besides its section of the recipe."""
+    """Everything that a stage's function needs besides its section of the recipe."""
 
     stage: str
     key: str
@@ -32,19 +32,19 @@ class StageContext:
     recipe_path: Path
     run_dir: Path
     seed: int
-    """The stage's own, derived from recipe.seed; all evaluations share one."""
+    """Seed of the stage, derived from recipe.seed; all evaluations share one."""
     inputs: Mapping[str, Path]
-    """Upstream stage -> its finished directory, in the table's order; without those that the recipe
-    leaves out."""
+    """Finished directories of upstream stages by name, in the table's order; stages that the recipe
+    leaves out are missing."""
     work_dir: Path
-    """Kept until the stage is finished: checkpoints, ledgers."""
+    """Directory for checkpoints and ledgers; kept until the stage is finished."""
     out_dir: Path
-    """Empty at first; becomes the stage's directory by one rename."""
+    """Directory to write to, empty at first; renamed to the stage's directory at the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Upper bounds for a stage, before anything is run; None where only loading would tell."""
+    """Upper bounds for a stage before the run; None if only loading the data would tell."""
 
     rows: Mapping[str, int | None] = field(default_factory=dict[str, int | None])
     tokens: Mapping[str, int | None] = field(default_factory=dict[str, int | None])
@@ -57,28 +57,28 @@ class Stage(Generic[Section]):
 
     name: str
     version: int
-    """Raised whenever the same inputs would give other artefacts than before."""
+    """Number to raise when the same inputs give other artefacts than before."""
     section: Callable[[Recipe], Section | None]
-    """The part of the recipe that the stage works by; None where the recipe does without it."""
+    """Section of the recipe that the stage reads; None if the recipe leaves the stage out."""
     run: Callable[[StageContext, Section], Counts]
-    """Write the artefacts to out_dir; the counts go to the manifest."""
+    """Function that writes the artefacts to out_dir and returns counts for the manifest."""
     reads: tuple[str, ...] = ()
-    """Upstream stages, in the table's order, those that the recipe leaves out included."""
+    """Upstream stages in the table's order, including those that the recipe leaves out."""
     depends_on: Callable[[LoadedRecipe, Section], Mapping[str, Any]] = field(
         default=lambda _loaded, _section: {}
     )
-    """The recipe's values that the artefacts depend on."""
+    """Values of the recipe that decide the artefacts; they are part of the key."""
     files: Callable[[LoadedRecipe], Mapping[str, Path]] = field(default=lambda _: {})
-    """Label -> input file or model folder whose content the artefacts depend on."""
+    """Input files and model folders by recipe key; their content is part of the key."""
     estimate: Callable[[Recipe, Section, Mapping[str, int | None]], Estimate] = field(
         default=lambda _recipe, _section, _rows: Estimate()
     )
-    """Work to expect, given the rows of `sft` and `rl`."""
+    """Expected work, given the rows of `sft` and `rl`."""
     is_seeded: bool = True
     is_training: bool = False
-    """Writes a policy; started once per process of launch.num_processes."""
+    """Whether it trains a policy; it then runs in launch.num_processes processes."""
     seed_name: str | None = None
-    """Stages with the same one share their seed; the stage's own name where left out."""
+    """Name that the seed is derived from; left out, the stage's own."""
 
 
 def finish(context: StageContext, summary: Mapping[str, Any], counts: Sequence[str]) -> Counts:

@@ -1,4 +1,4 @@
-"""Stage keys: the recipe's values that a stage depends on, and their hash.
+"""Compute stage keys: the recipe values that a stage depends on, and their hash.
 
 Left out on purpose, because they decide how fast or how safely a stage runs and not what it writes,
 so that a run that met a limit resumes with another setting instead of starting over:
@@ -58,14 +58,14 @@ TRAINER_PREFIXES_THAT_DO_NOT_MATTER = (
 
 
 def engine_values(spec: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return what of an engine section decides what it answers."""
+    """Return the engine keys that decide its answers."""
     if spec is None:
         return None
     return {k: v for k, v in spec.items() if k not in ENGINE_KEYS_THAT_DO_NOT_MATTER}
 
 
 def answer_judge_values(loaded: LoadedRecipe) -> Mapping[str, Any]:
-    """Return what decides the answers that a model judges."""
+    """Return the keys that decide outcomes of `verifier: judge`; empty without an answer judge."""
     spec = loaded.written["answer_judge"]
     if spec is None:
         return {}
@@ -73,7 +73,7 @@ def answer_judge_values(loaded: LoadedRecipe) -> Mapping[str, Any]:
 
 
 def sandbox_limits(loaded: LoadedRecipe) -> Mapping[str, Any]:
-    """Return the limits, which decide outcomes where code is verified; which sandbox does not."""
+    """Return the sandbox limits, which decide outcomes of code; empty if none is verified."""
     if not needs(loaded.recipe, "code"):
         return {}
     written = loaded.written["sandbox"]
@@ -81,7 +81,7 @@ def sandbox_limits(loaded: LoadedRecipe) -> Mapping[str, Any]:
 
 
 def training_values(loaded: LoadedRecipe) -> Mapping[str, Any]:
-    """Return how every training stage trains the model, and over how many processes."""
+    """Return the keys that all training stages depend on: model and launch."""
     written = loaded.written
     return {
         "model": {name: written["model"][name] for name in ("dtype", "lora", "frozen")},
@@ -90,7 +90,7 @@ def training_values(loaded: LoadedRecipe) -> Mapping[str, Any]:
 
 
 def trainer_values(loaded: LoadedRecipe, section: str) -> Mapping[str, Any]:
-    """Return what of a trainer block decides the policy."""
+    """Return the trainer keys that decide the policy."""
     block: Mapping[str, Any] = loaded.written[section]["trainer"]
     return {
         key: value
@@ -125,18 +125,18 @@ def stage_key_parts(
 
 
 def stage_key(key_parts: Mapping[str, Any]) -> str:
-    """sha256 of the canonical JSON of a stage's key parts."""
+    """Return the sha256 of the canonical JSON of a stage's key parts."""
     text = json.dumps(key_parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def stage_seed(stage: Stage[Any], recipe_seed: int) -> int:
-    """A 31-bit seed from the recipe's seed and the stage's name."""
+    """Return a 31-bit seed derived from the recipe's seed and the stage's name."""
     return int(content_hash("stage seed", recipe_seed, stage.seed_name or stage.name)[:8], 16) >> 1
 
 
 def changed_parts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two key parts, in words, upstream stages last.
+    """Describe the differences between two key parts, upstream stages last.
 
     >>> changed_parts({"recipe": {"sft": {"lr": 1}}}, {"recipe": {"sft": {"lr": 2}}})
     ['sft.lr 1 -> 2']

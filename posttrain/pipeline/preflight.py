@@ -1,4 +1,4 @@
-"""What can be known to be missing before hours of work: packages, a sandbox and disk."""
+"""Check packages, sandbox and disk space before a run starts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from posttrain.sandbox import choose
 
 GIB = 2**30
 ALWAYS_BYTES = 1 * GIB
-"""Tables, rollouts, adapters and their checkpoints of a LoRA run."""
+"""Size of the tables, rollouts, adapters and checkpoints of a LoRA run."""
 FULL_TRAINING_FACTOR = 12
 """Full training keeps two checkpoints (weights and two Adam moments: three times the weights) of
 the running stage, and the weights of finished stages, of the report and of one being written."""
 
 
 def check_environment(loaded: LoadedRecipe, run_dir: Path) -> None:
-    """Raise SetupError where a package, a sandbox or disk space is missing."""
+    """Raise SetupError if a package, a sandbox or disk space is missing."""
     check_packages(loaded)
     check_sandbox(loaded)
     needed = disk_needed_bytes(loaded)
@@ -36,7 +36,7 @@ def check_environment(loaded: LoadedRecipe, run_dir: Path) -> None:
 
 
 def check_packages(loaded: LoadedRecipe) -> None:
-    """Raise SetupError, naming the extra, where the recipe asks for what is not installed."""
+    """Raise SetupError, naming the extra to install, if the recipe needs a missing package."""
     recipe = loaded.recipe
     engines: dict[str, EngineSpec] = {"engine.kind": recipe.engine}
     if recipe.sft is not None and recipe.sft.judge_engine is not None:
@@ -68,7 +68,7 @@ def check_sandbox(loaded: LoadedRecipe) -> None:
 
 
 def disk_needed_bytes(loaded: LoadedRecipe) -> int:
-    """1 GiB, and for full training of a local model twelve times its weights."""
+    """Return 1 GiB, plus twelve times the weights for full training of a local model."""
     folder = loaded.files.get("model.base")
     if loaded.recipe.model.lora is not None or folder is None:
         return ALWAYS_BYTES

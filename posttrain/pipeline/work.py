@@ -1,4 +1,4 @@
-"""Work in a run directory: who may, whose run it is, and what unfinished stages keep."""
+"""Lock a run directory, check whose run it is, and keep the work of unfinished stages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOCK = "lock"
 
 @contextmanager
 def hold(run_dir: RunDirectory) -> Generator[None, None, None]:
-    """Be the only one who works in the run directory; a holder that dies frees it at once.
+    """Lock the run directory; the lock is freed at once if its holder dies.
 
     Raises Locked, naming the holder.
     """
@@ -51,7 +51,7 @@ def hold(run_dir: RunDirectory) -> Generator[None, None, None]:
 
 
 def holder_of(run_dir: RunDirectory) -> Mapping[str, Any] | None:
-    """Who works in the run directory now: pid, host, started; None where nobody does."""
+    """Return pid, host and start of the process that holds the lock; None if it is free."""
     path = run_dir.path / LOCK
     if not path.exists():
         return None
@@ -64,7 +64,7 @@ def holder_of(run_dir: RunDirectory) -> Mapping[str, Any] | None:
 
 
 def check_identity(loaded: LoadedRecipe, run_dir: RunDirectory) -> None:
-    """Raise RecipeError where the directory belongs to another recipe, or is none of ours."""
+    """Raise RecipeError if the directory holds another recipe's run or other files."""
     hint = "give this recipe its own folder: --run-dir FOLDER"
     mine = _identity(loaded)
     path = run_dir.identity
@@ -92,7 +92,7 @@ def check_identity(loaded: LoadedRecipe, run_dir: RunDirectory) -> None:
 
 
 def describe(loaded: LoadedRecipe, run_dir: RunDirectory) -> None:
-    """Write whose run this is, what was asked, what it meant and what it runs on."""
+    """Write the run's identity, its recipe as written and as resolved, and the environment."""
     run_dir.stages.mkdir(parents=True, exist_ok=True)
     run_dir.work.mkdir(exist_ok=True)
     write_json(run_dir.identity, _identity(loaded))
@@ -104,10 +104,10 @@ def describe(loaded: LoadedRecipe, run_dir: RunDirectory) -> None:
 
 
 def begin_work(run_dir: RunDirectory, stage: str, key: str) -> str:
-    """Make `work/<stage>` that of `key`; says where unfinished work is found or put aside.
+    """Prepare `work/<stage>` for a key; return a message if unfinished work was found or archived.
 
-    Work of another key must not be resumed from; it is kept beside, until the stage is finished,
-    in case the recipe is changed back.
+    Work of another key is never resumed; it is archived until the stage is finished, in case the
+    recipe is changed back.
     """
     folder = run_dir.work / stage
     said = ""
@@ -116,24 +116,24 @@ def begin_work(run_dir: RunDirectory, stage: str, key: str) -> str:
             shutil.rmtree(folder)
         else:
             _replace(folder, _aside(run_dir, stage, other))
-            said = "unfinished work with other settings was put aside"
+            said = "unfinished work with other settings was archived"
     if not folder.exists() and (aside := _aside(run_dir, stage, key)).exists():
         aside.rename(folder)
     if folder.exists():
-        return "going on from unfinished work"
+        return "resuming unfinished work"
     folder.mkdir(parents=True)
     write_bytes(folder / "KEY", key.encode())
     return said
 
 
 def work_key(run_dir: RunDirectory, stage: str) -> str | None:
-    """The key that a stage's unfinished work belongs to; None where there is none."""
+    """Return the key of a stage's unfinished work; None without any."""
     path = run_dir.work / stage / "KEY"
     return path.read_text() if path.exists() else None
 
 
 def end_work(run_dir: RunDirectory, stage: str) -> None:
-    """Delete what a finished stage no longer needs."""
+    """Delete the work of a finished stage."""
     shutil.rmtree(run_dir.work / stage, ignore_errors=True)
     for aside in run_dir.work.glob(f".{stage}-*"):
         shutil.rmtree(aside, ignore_errors=True)

@@ -29,7 +29,7 @@ def run(context: StageContext, section: Dpo) -> Counts:
 
 
 def depends_on(loaded: LoadedRecipe, _section: Dpo) -> Mapping[str, Any]:
-    """The trainer block, and how the model is trained and started."""
+    """Return the trainer block, model and launch."""
     return {"dpo": {"trainer": keys.trainer_values(loaded, "dpo")}, **keys.training_values(loaded)}
 
 

@@ -74,7 +74,7 @@ def run(context: StageContext, section: Eval) -> Counts:
 
 
 def depends_on(loaded: LoadedRecipe, _section: Eval) -> Mapping[str, Any]:
-    """How answers are sampled and decided."""
+    """Return the keys that decide how answers are sampled and verified."""
     names = ("num_generations", "temperature", "max_tokens", "pass_at")
     return {
         "eval": {name: loaded.written["eval"][name] for name in names},
@@ -86,7 +86,7 @@ def depends_on(loaded: LoadedRecipe, _section: Eval) -> Mapping[str, Any]:
 
 
 def estimate(recipe: Recipe, section: Eval, _rows: Mapping[str, int | None]) -> Estimate:
-    """Tokens of the built-in suite: prompts x num_generations x max_tokens."""
+    """Estimate tokens of the suite `heldout`: prompts x num_generations x max_tokens."""
     if recipe.rl is None or "heldout" not in section.suites:
         return Estimate()
     names = {name for source in recipe.rl.data for name in capabilities(source)}

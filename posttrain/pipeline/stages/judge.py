@@ -127,7 +127,7 @@ def _attempts(
 
 
 def depends_on(loaded: LoadedRecipe, _section: Sft) -> Mapping[str, Any]:
-    """Who judges, how the pilot is sampled and decided."""
+    """Return the judge, its engine, and how the pilot is sampled and verified."""
     written = loaded.written
     return {
         "sft": {key: written["sft"][key] for key in ("judge", "pilot")},
@@ -141,7 +141,7 @@ def depends_on(loaded: LoadedRecipe, _section: Sft) -> Mapping[str, Any]:
 
 
 def estimate(recipe: Recipe, _section: Sft, rows: Mapping[str, int | None]) -> Estimate:
-    """Calls: samples, and prompts where they are judged too."""
+    """Estimate calls: one per sample, and one per prompt with rl.judge_prompts."""
     asked = [rows["sft"]]
     if recipe.rl is not None and recipe.rl.judge_prompts:
         asked.append(rows["rl"])
@@ -163,7 +163,7 @@ def tags(context: StageContext) -> dict[str, float]:
 
 
 def judge_revision(engine: EngineSpec, model: Mapping[str, Any], dtype: str) -> str:
-    """Hash of whose verdicts these are: the engine's weights and reach, and model.json's base."""
+    """Return a hash of the judging model: the engine's weights and length limit, and the base."""
     served = [engine.kind, engine.base_url, engine.model, engine.max_model_len]
     weights = [engine.checkpoint, engine.quantization]
     base = [model["config_sha256"], model["revision"], model["path"], dtype]
@@ -171,7 +171,7 @@ def judge_revision(engine: EngineSpec, model: Mapping[str, Any], dtype: str) -> 
 
 
 def answered(prompt: Prompt) -> Sample:
-    """What a judge is shown of an RL prompt: the question and its reference for an answer."""
+    """Return an RL prompt as a sample, its reference as the answer, for the judge."""
     turn = Message(role="assistant", content=prompt.reference)
     return Sample.make(messages=[*prompt.messages, turn], capability=prompt.capability)
 

@@ -36,12 +36,12 @@ def run(context: StageContext, section: Sft) -> Counts:
 
 
 def depends_on(loaded: LoadedRecipe, _section: Sft) -> Mapping[str, Any]:
-    """The trainer block, and how the model is trained and started."""
+    """Return the trainer block, model and launch."""
     return {"sft": {"trainer": keys.trainer_values(loaded, "sft")}, **keys.training_values(loaded)}
 
 
 def estimate(recipe: Recipe, section: Sft, rows: Mapping[str, int | None]) -> Estimate:
-    """Tokens: rows x epochs x max_length, or max_steps x batch x max_length."""
+    """Estimate tokens: rows x epochs x max_length, or max_steps x batch x max_length."""
     kept = rows["sft"]
     if kept is not None and judge.section_of(recipe) is not None:
         kept -= int(kept * section.prune.drop_easiest)
