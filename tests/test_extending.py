@@ -17,8 +17,7 @@ from posttrain.models.tiny import write_tiny_llama4
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-COPIED = ("posttrain", "recipes", "judges", "curricula", "pyproject.toml", "tests/builders.py")
-COPIED += ("tests/conftest.py",)
+COPIED = ("posttrain", "recipes", "judges", "curricula", "tests", "pyproject.toml")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$|^`([\w./]+)`$", re.M | re.S)
 
 
@@ -59,7 +58,6 @@ def apply(change: str, text: str) -> str:
 def copy(tmp_path: Path) -> Path:
     for name in COPIED:
         source, target = ROOT / name, tmp_path / name
-        target.parent.mkdir(exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:

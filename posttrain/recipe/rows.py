@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain.rewards import VERIFIERS
 from posttrain.spec import Spec, wrong
 
 Column = Literal["messages", "prompt", "question", "answer", "completion", "reference"]
-VerifierName = Literal["exact", "math", "choice", "code", "instructions", "judge", "reasoning_gym"]
+if TYPE_CHECKING:
+    VerifierName = str
+else:
+    VerifierName = Literal[tuple(VERIFIERS)]
 
 DEFAULT_MAX = 4
 """The highest level where none is given."""
