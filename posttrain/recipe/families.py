@@ -83,15 +83,15 @@ def check_levels(data: Any, levels: Mapping[str, Any], path: KeyPath) -> Iterato
 
 def _check_keys(name: str, given: dict[str, Any], path: KeyPath) -> Iterator[Mistake]:
     keys = families()[name]["keys"]
-    by_number = "level" in given and "level" not in keys
-    if by_number:
+    by_number = "level" not in keys
+    if by_number and "level" in given:
         yield from _check_level(name, given["level"], (*path, "level"))
     types: dict[str, Any] = {
         key: (TYPES[kind] if isinstance(kind, str) else Literal[tuple(kind)], None)
         for key, kind in keys.items()
         if key not in _RESERVED
     }
-    if by_number:
+    if by_number and (families()[name]["levels"] or "level" in given):
         types["level"] = (Any, None)
     section: Any = create_model(name, __base__=_FamilyKeys, **types)
     for mistake in validate(section, given, {})[1]:
