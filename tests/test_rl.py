@@ -175,19 +175,17 @@ def test_training_records_every_step_and_ends_with_the_weights_it_trained(
     }
     model = Model(base=str(tiny_llama4), dtype="float32", lora=Lora(rank=4))
     inputs = RlInputs(prompts=prompts, policy=PolicyPath(base=tiny_llama4))
-    arguments: dict[str, Any] = {
-        "curriculum": UniformSpec(kind="uniform", max_refills=1), "model": model, "engine": spec,
-        "seed": 0,
-    }  # fmt: skip
+    arguments: dict[str, Any] = {"model": model, "engine": spec, "seed": 0}
     out = tmp_path / "out"
     out.mkdir()
-    rl = rl_section(trainer=block)
+    curriculum = UniformSpec(kind="uniform", max_refills=1)
+    rl = rl_section(trainer=block, curriculum=curriculum)
     summary = train(rl, inputs, **arguments, work_dir=tmp_path / "work", out_dir=out)
     assert summary["steps"] == 3
     offloaded = tmp_path / "offloaded"
     offloaded.mkdir()
     train(
-        rl_section(trainer=block, offload_policy=True),
+        rl_section(trainer=block, curriculum=curriculum, offload_policy=True),
         inputs,
         **arguments,
         work_dir=tmp_path / "work-offloaded",

@@ -39,12 +39,14 @@ class Killed(Exception):
 def decide_by(monkeypatch: pytest.MonkeyPatch, verdict: Callable[[Prompt, str], Outcome]) -> None:
     """Let `verdict` stand in for the verifiers."""
 
-    def submit(prompt: Prompt, text: str, **_: Any) -> Future[Outcome]:
-        decided: Future[Outcome] = Future()
-        decided.set_result(verdict(prompt, text))
-        return decided
+    def submit_group(prompt: Prompt, answers: Sequence[tuple[str, bool]]) -> list[Future[Outcome]]:
+        futures: list[Future[Outcome]] = []
+        for text, _truncated in answers:
+            futures.append(Future())
+            futures[-1].set_result(verdict(prompt, text))
+        return futures
 
-    monkeypatch.setattr("posttrain.engines.rollouts.submit", submit)
+    monkeypatch.setattr("posttrain.engines.rollouts.submit_group", submit_group)
 
 
 @pytest.fixture(autouse=True)
