@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import posttrain
 from benchmarks.curriculum_real.tasks import CAPABILITIES, LETTERS, LEVELS, MARKS, draw_sample
 from benchmarks.curriculum_rows import Floats
 from posttrain import sft
@@ -83,8 +84,8 @@ def starting_policy(folder: Path, *, seed: int, num_steps: int = NUM_STEPS) -> P
 def _code_hash() -> str:
     """Hash the code that makes and teaches the model."""
     here = Path(__file__).parent
-    files = [here / f"real_{name}.py" for name in ("model", "start", "tasks")]
-    return content_hash(*(path.read_text("utf-8") for path in (*files, here.parent / "sft.py")))
+    files = (here / "start.py", here / "tasks.py", Path(posttrain.__file__).parent / "sft.py")
+    return content_hash(*(path.read_text("utf-8") for path in files))
 
 
 Exam = list[tuple[list[int], list[int]]]
