@@ -39,7 +39,6 @@ from posttrain.recipe import load_recipe
 from posttrain.recipe.models import EngineSpec
 from posttrain.run_directory import FileHashes, seal_stage
 from posttrain.tables import read_json
-from tests.report_run import build_run
 
 TINY = Path(__file__).parent.parent / "recipes" / "tiny.yaml"
 WORK = Work(
@@ -161,8 +160,8 @@ def test_page_says_when_the_tree_was_dirty() -> None:
     assert "commit abc with uncommitted changes" in markdown(result, context)
 
 
-def test_results_are_those_of_the_evaluations(tmp_path: Path) -> None:
-    run_dir = build_run(tmp_path / "run", steps=2, size=4)
+def test_results_are_those_of_the_evaluations(tiny_run: Path, tmp_path: Path) -> None:
+    run_dir = tiny_run / "run"
     result = bench_results(run_dir)
     json.dumps(result.figures)
     stages = list(dict.fromkeys(row[0] for row in result.rows))

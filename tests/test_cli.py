@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import toy_stages
-from report_run import build_run
 
 import posttrain
 from posttrain import cli, models, pipeline, rewards
@@ -27,6 +26,7 @@ from posttrain.pipeline import Finished, run, run_in_process, work
 from posttrain.report.results import MACRO, result_rows
 from posttrain.run_directory import FileHashes, RunDirectory, seal_stage
 from posttrain.tables import write_json
+from tests.run_edits import copy_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,10 +317,9 @@ def test_plan_refuses_the_folders_that_run_refuses(
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(
-    posttrain_command: Invoke, tmp_path: Path, command: str, file: str
+    posttrain_command: Invoke, tiny_run: Path, tmp_path: Path, command: str, file: str
 ) -> None:
-    folder = build_run(tmp_path / "made", steps=2, size=2)
-    write_json(folder / "run.json", {})
+    folder = copy_run(tiny_run / "run", tmp_path / "made")
     (folder / file).write_text('{"')
     said = posttrain_command(*command.split(), folder)
     assert said.code == 2
@@ -329,10 +328,10 @@ def test_a_damaged_file_of_a_run_is_named(
 
 
 def test_bench_results_in_a_file_show_whole_names(
-    posttrain_command: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    posttrain_command: Invoke, monkeypatch: pytest.MonkeyPatch, tiny_run: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    folder = build_run(tmp_path / "made", steps=2, size=2)
+    folder = tiny_run / "run"
     told = posttrain_command("bench", "results", folder).out
     suite = read_evaluation(folder / "stages" / "3-eval-base").suites["heldout"]
     assert all(f" {capability} " in told for capability in (*suite.capabilities, MACRO))

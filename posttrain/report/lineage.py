@@ -27,7 +27,6 @@ from posttrain.report.blocks import (
 from posttrain.report.charts import bars
 from posttrain.report.read import Run
 from posttrain.report.svg import stage_colour
-from posttrain.report.training import sft_parity
 from posttrain.run_directory import MANIFEST
 from posttrain.tables import read_json
 
@@ -91,7 +90,6 @@ def section(run: Run) -> Section:
     for title, value in (
         ("Recipe, as resolved (recipe.resolved.json)", run.recipe),
         ("Environment (environment.json)", run.environment),
-        ("Parity after SFT (parity.json)", sft_parity(run)),
     ):
         name = title.rpartition("(")[2].rstrip(")")
         blocks.append(

@@ -31,7 +31,7 @@ from posttrain.report.charts import curve_panel
 from posttrain.report.read import Run, series
 from posttrain.report.rl import flow_blocks, parity_block
 from posttrain.report.svg import stage_colour
-from posttrain.tables import read_json, read_metrics
+from posttrain.tables import read_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ def _curves_of(run: Run, stage: str) -> list[Block]:
             panels.append(curve_panel(curve.title, found, share=curve.is_share, colour=colour))
     if panels:
         blocks.append(Figure(title="Training curves", panels=panels))
-        blocks.extend(_expert_blocks(rows, stage))
+        blocks.extend(expert_blocks(rows, stage))
     else:
         blocks.append(
             Note(
@@ -234,14 +234,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
     return (", ".join(parts) + ".").capitalize() if parts else ""
 
 
-def sft_parity(run: Run) -> Mapping[str, Any]:
-    """Return the SFT stage's parity.json; empty without one."""
-    path = run.file("sft", "parity.json")
-    value = {} if path is None else read_json(path)
-    return value if isinstance(value, dict) else {}
-
-
-def _expert_blocks(rows: Sequence[Mapping[str, Any]], stage: str) -> list[Block]:
+def expert_blocks(rows: Sequence[Mapping[str, Any]], stage: str) -> list[Block]:
     """Draw the worst layer and gradients by kind, and tabulate layers; nothing for a dense model.
 
     `rows` are those of metrics.jsonl.
