@@ -34,7 +34,9 @@ def trainer(base: Path, out: Path, coefficient: float | None, lora: Lora | None)
     )  # fmt: skip
 
 
-def test_it_is_switch_transformers_loss_over_all_layers(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_load_balancing_loss_is_switch_transformers_over_all_layers(
+    tiny_llama4: Path, tmp_path: Path
+) -> None:
     """E sum_i f_i P_i of Fedus et al. 2021, eq. 4 to 6: f share of tokens, P mean softmax."""
     with_loss = trainer(tiny_llama4, tmp_path / "a", COEFFICIENT, None)
     without = trainer(tiny_llama4, tmp_path / "b", 0.0, None)
@@ -54,6 +56,8 @@ def test_it_is_switch_transformers_loss_over_all_layers(tiny_llama4: Path, tmp_p
 
 
 @pytest.mark.parametrize("targets", [["attention"], ["experts", "router"]])
-def test_lora_has_none(tiny_llama4: Path, tmp_path: Path, targets: list[LoraTarget]) -> None:
+def test_lora_has_no_load_balancing_loss(
+    tiny_llama4: Path, tmp_path: Path, targets: list[LoraTarget]
+) -> None:
     assert not trainer(tiny_llama4, tmp_path, None, Lora(rank=4, targets=targets)).aux_loss_enabled
     assert trainer(tiny_llama4, tmp_path, None, None).aux_loss_enabled

@@ -75,7 +75,7 @@ def disturb(model: PeftModel, seed: int) -> ExpectedLogprobs:
         ({"sync": "adapter", "kind": "transformers"}, "only vLLM serves adapters"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_the_engine_starts(
+def test_check_sync_refuses_settings_that_do_not_fit(
     tiny_llama4: Path, spec: dict[str, Any], message: str
 ) -> None:
     pytest.importorskip("vllm")
@@ -86,20 +86,20 @@ def test_what_does_not_fit_is_refused_before_the_engine_starts(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on CUDA vLLM can")
-def test_adapters_on_a_mixture_are_refused_without_cuda(tiny_llama4: Path) -> None:
+def test_check_sync_refuses_adapters_for_moe_without_cuda(tiny_llama4: Path) -> None:
     pytest.importorskip("vllm")
     with pytest.raises(SetupError, match="on CUDA only") as error:
         make_engine(SPEC, PolicyPath(base=tiny_llama4), dtype="float32", seed=0)
     assert error.value.hint == "set engine.sync: weights on this machine"
 
 
-def test_a_mixture_is_told_from_its_configuration(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_has_experts_reads_the_configuration(tiny_llama4: Path, tmp_path: Path) -> None:
     assert has_experts(tiny_llama4)
     assert not has_experts(write_tiny_llama4(tmp_path / "a", interleave_moe_layer_step=5))
     assert not has_experts(write_dense_llama(tiny_llama4, tmp_path / "b"))
 
 
-def test_room_is_made_for_the_larger_adapter(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_max_lora_rank_is_the_larger_of_both(tiny_llama4: Path, tmp_path: Path) -> None:
     save_policy(adapted(tiny_llama4, rank=8), tmp_path)
     fresh, old = PolicyPath(base=tiny_llama4), PolicyPath(base=tiny_llama4, adapter=tmp_path)
     assert max_lora_rank(SPEC, fresh, None) is None
@@ -109,7 +109,9 @@ def test_room_is_made_for_the_larger_adapter(tiny_llama4: Path, tmp_path: Path) 
     assert max_lora_rank(SPEC.model_copy(update={"sync": "weights"}), old, 16) is None
 
 
-def test_full_training_has_no_adapter_to_sync(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_sync_policy_refuses_adapter_sync_in_full_training(
+    tiny_llama4: Path, tmp_path: Path
+) -> None:
     model = load_policy(
         PolicyPath(base=tiny_llama4), Model(base="x", dtype="float32", lora=None), trainable=True
     )
@@ -157,7 +159,7 @@ class TestAdapterSync:
         sync_policy(engine, model, sync="adapter", base=base, scratch=scratch, policy_version=n)
         assert engine.policy_version == n
 
-    def test_each_sync_brings_the_newest_adapter(
+    def test_sync_adapter_serves_the_newest_adapter(
         self, engine: Engine, base: Path, tmp_path: Path
     ) -> None:
         model = adapted(base)
@@ -171,7 +173,7 @@ class TestAdapterSync:
             with pytest.raises(HealthStop):
                 check_parity(engine, other, tolerance=1e-2)
 
-    def test_without_the_permutation_parity_is_lost(
+    def test_parity_is_lost_without_permuting_the_adapter(
         self, engine: Engine, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What PEFT writes, given to vLLM as it is: right for Llama, silently wrong for Llama 4."""
@@ -196,7 +198,9 @@ class TestAdapterSync:
         assert called == ["vllm"]
         check_parity(engine, expected, tolerance=1e-4)
 
-    def test_sleep_is_nothing_on_the_cpu(self, engine: Engine, base: Path, tmp_path: Path) -> None:
+    def test_sleep_and_wake_do_nothing_on_the_cpu(
+        self, engine: Engine, base: Path, tmp_path: Path
+    ) -> None:
         assert isinstance(engine, Sleeps)
         model = adapted(base)
         expected = disturb(model, 11)
@@ -205,7 +209,7 @@ class TestAdapterSync:
         engine.wake()
         check_parity(engine, expected, tolerance=1e-4)
 
-    def test_a_saved_policy_is_served_from_the_start(self, base: Path, tmp_path: Path) -> None:
+    def test_make_engine_serves_a_saved_adapter(self, base: Path, tmp_path: Path) -> None:
         """Last, as a second engine in the process takes the first one down when it goes."""
         model = adapted(base)
         expected = disturb(model, 7)
@@ -225,7 +229,7 @@ class TestAdapterSync:
         pytest.param(1, 2, id="workers of vLLM's own"),
     ],
 )
-def test_engines_and_processes(
+def test_engines_of_one_and_two_processes_give_the_same_results(
     tiny_llama4: Path, tmp_path: Path, num_processes: int, size: int
 ) -> None:
     """Same answers everywhere, seeds that decide, syncs that take."""
@@ -255,7 +259,7 @@ def test_engines_and_processes(
 
 
 @pytest.mark.gpu
-def test_a_quantised_engine_serves_a_mixtures_adapter(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_a_quantised_engine_serves_an_adapter_for_moe(tiny_llama4: Path, tmp_path: Path) -> None:
     """fp8 weights answer within what eight bits can tell apart, and not as the base alone."""
     pytest.importorskip("vllm")
     spec = SPEC.model_copy(update={"quantization": "fp8"})

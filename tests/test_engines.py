@@ -68,20 +68,20 @@ def check_sync(engine: Engine, base: Path) -> None:
     check_parity(engine, right, tolerance=1e-4)
 
 
-def test_transformers_samples(engine: Engine) -> None:
+def test_transformers_engine_samples(engine: Engine) -> None:
     check_sampling(engine)
 
 
-def test_transformers_syncs(engine: Engine, tiny_llama4: Path) -> None:
+def test_transformers_engine_syncs(engine: Engine, tiny_llama4: Path) -> None:
     check_sync(engine, tiny_llama4)
 
 
-def test_padding_does_not_change_the_odds(engine: Engine) -> None:
+def test_transformers_engine_is_not_affected_by_padding(engine: Engine) -> None:
     alone = [engine.score([p], [[5, 6, 7]])[0] for p in PROMPTS]
     assert worst(alone, engine.score(PROMPTS, [[5, 6, 7]] * 3)) < 1e-5
 
 
-def test_a_long_neighbour_does_not_shorten_an_answer(tiny_llama4: Path) -> None:
+def test_transformers_engine_limits_each_row_by_its_own_prompt(tiny_llama4: Path) -> None:
     spec = EngineSpec(kind="transformers", max_model_len=32, max_num_seqs=8)
     engine = make_engine(spec, PolicyPath(base=tiny_llama4), dtype="float32", seed=0)
     request = SamplingRequest(num_generations=1, max_tokens=20, temperature=0.0, seed=0)
@@ -95,7 +95,7 @@ def test_a_long_neighbour_does_not_shorten_an_answer(tiny_llama4: Path) -> None:
     engine.close()
 
 
-def test_prompts_without_room_are_told_before_any_work(tiny_llama4: Path) -> None:
+def test_check_prompt_lengths_names_the_longest_prompt(tiny_llama4: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama4)
     short = make_prompt("2 + 2")
     long = make_prompt("many " * 300, meta={"source": "d.jsonl", "line": 7})
@@ -109,7 +109,7 @@ def test_prompts_without_room_are_told_before_any_work(tiny_llama4: Path) -> Non
         check_prompt_lengths([short], tokenizer, max_model_len=num, systems=[None, "word " * 40])
 
 
-def test_an_engine_does_not_touch_the_trainers_random_numbers(engine: Engine) -> None:
+def test_generate_keeps_the_trainers_random_state(engine: Engine) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -117,7 +117,7 @@ def test_an_engine_does_not_touch_the_trainers_random_numbers(engine: Engine) ->
     assert torch.rand(3).equal(expected)
 
 
-def test_not_a_number_is_no_parity(engine: Engine, tiny_llama4: Path) -> None:
+def test_check_parity_fails_on_nan(engine: Engine, tiny_llama4: Path) -> None:
     model = load_base(tiny_llama4, dtype="float32")
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
@@ -125,9 +125,7 @@ def test_not_a_number_is_no_parity(engine: Engine, tiny_llama4: Path) -> None:
         check_parity(engine, expected_logprobs(model, PROMPTS, [[5]] * 3), tolerance=1e9)
 
 
-def test_a_policys_expected_logprobs_are_checked_when_it_is_loaded(
-    tiny_llama4: Path, tmp_path: Path
-) -> None:
+def test_make_engine_checks_a_policys_expected_logprobs(tiny_llama4: Path, tmp_path: Path) -> None:
     import shutil
 
     base = tmp_path / "model"
@@ -149,7 +147,9 @@ def test_a_policys_expected_logprobs_are_checked_when_it_is_loaded(
         make_engine(SPEC, PolicyPath(base=base), dtype="float32", seed=0)
 
 
-def test_a_missing_vllm_names_the_extra(tiny_llama4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_engine_names_the_extra_if_vllm_is_missing(
+    tiny_llama4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -159,7 +159,7 @@ def test_a_missing_vllm_names_the_extra(tiny_llama4: Path, monkeypatch: pytest.M
     assert "posttrain[vllm]" in caught.value.hint
 
 
-def test_rolling_out_verifies_and_keeps_order(engine: Engine, tiny_llama4: Path) -> None:
+def test_roll_out_verifies_and_keeps_the_order(engine: Engine, tiny_llama4: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama4)
     prompts = [make_prompt(f"{i} + {i}", str(2 * i)) for i in range(5)]
     groups = roll_out(prompts, engine, tokenizer, REQUEST, step=7)
@@ -215,7 +215,7 @@ class TestVllm:
             vllm_engine, expected_logprobs(original, PROMPTS, [[5, 6, 7]] * 3), tolerance=1e-4
         )
 
-    def test_without_the_repacking_parity_is_lost(
+    def test_parity_is_lost_without_repacking_experts(
         self, vllm_engine: Engine, tiny_llama4: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The defect this guards against: nothing raises, and every answer is wrong."""

@@ -117,7 +117,7 @@ def engine(server: Server) -> Iterator[OpenAIEngine]:
     one.close()
 
 
-def test_score_gives_the_continuations_log_probabilities(server, engine):
+def test_score_returns_the_continuations_logprobs(server, engine):
     scores = engine.score([[5, 6], [7]], [[8, 9], [1]])
     assert scores == [[logprob(2, 8), logprob(3, 9)], [logprob(1, 1)]]
     assert {tuple(r["prompt"]) for r in server.requests} == {(5, 6, 8, 9), (7, 1)}
@@ -126,7 +126,7 @@ def test_score_gives_the_continuations_log_probabilities(server, engine):
     assert math.isnan(alone[0])
 
 
-def test_generate_gives_completions_in_order(server, engine):
+def test_generate_returns_completions_in_order(server, engine):
     request = SamplingRequest(num_generations=2, max_tokens=7, temperature=0.5, top_p=0.9, seed=11)
     completions = engine.generate([[1], [2], [3]], request)
     assert [[c.token_ids for c in row] for row in completions] == [
@@ -140,18 +140,18 @@ def test_generate_gives_completions_in_order(server, engine):
     assert (sent["n"], sent["max_tokens"], sent["temperature"], sent["top_p"]) == (2, 7, 0.5, 0.9)
 
 
-def test_nothing_to_do_is_nothing_asked(server, engine):
+def test_no_prompts_send_no_request(server, engine):
     assert engine.score([], []) == []
     assert server.requests == []
 
 
-def test_requests_in_flight_are_bounded(server, engine):
+def test_requests_in_flight_are_limited_by_concurrency(server, engine):
     server.delay = 0.02
     engine.score([[1]] * 20, [[2]] * 20)
     assert 2 <= server.most_in_flight <= 4
 
 
-def test_the_key_comes_from_the_environment(server, monkeypatch):
+def test_the_api_key_is_read_from_the_environment(server, monkeypatch):
     monkeypatch.setenv("MY_JUDGE_KEY", "secret")
     spec = EngineSpec(kind="openai", base_url=server.url, model="m", api_key_env="MY_JUDGE_KEY")
     one = OpenAIEngine(spec)
@@ -192,13 +192,13 @@ def empty_reply(handler: Handler, number: int) -> bool:
 @pytest.mark.parametrize(
     "trouble", [status(500, 3), status(503, 2), status(429, 2), reset, broken_json, empty_reply]
 )
-def test_trouble_that_passes_is_waited_out(server, engine, trouble):
+def test_temporary_errors_are_retried(server, engine, trouble):
     server.trouble = trouble
     assert engine.score([[5]], [[8]]) == [[logprob(1, 8)]]
     assert len(server.requests) in (3, 4)
 
 
-def test_trouble_that_stays_names_the_endpoint_and_is_tried_so_often_only(server, engine):
+def test_lasting_errors_name_the_endpoint_after_max_attempts(server, engine):
     server.trouble = status(500, 10**6)
     with pytest.raises(SetupError, match=r"returned status 500: .*no such luck") as caught:
         engine.score([[5]], [[8]])
@@ -209,7 +209,7 @@ def test_trouble_that_stays_names_the_endpoint_and_is_tried_so_often_only(server
     assert engine.score([[5]], [[8]]) == [[logprob(1, 8)]]  # the engine outlives its failures
 
 
-def test_broken_replies_that_stay_are_a_fault(server, engine):
+def test_lasting_broken_replies_are_a_setup_error(server, engine):
     server.trouble = lambda handler, number: handler.reply(200, "{") or True
     with pytest.raises(SetupError, match="broken reply"):
         engine.score([[5]], [[8]])
@@ -218,7 +218,7 @@ def test_broken_replies_that_stay_are_a_fault(server, engine):
 @pytest.mark.parametrize(
     ("code", "hint"), [(401, "OPENAI_API_KEY"), (404, "base_url"), (400, "max_model_len")]
 )
-def test_refusals_are_not_tried_again(server, engine, code, hint):
+def test_refused_requests_are_not_retried(server, engine, code, hint):
     server.trouble = status(code, 10**6)
     with pytest.raises(SetupError) as caught:
         engine.score([[5]], [[8]])
@@ -226,14 +226,14 @@ def test_refusals_are_not_tried_again(server, engine, code, hint):
     assert len(server.requests) == 1
 
 
-def test_one_failure_cancels_the_rest(server, engine):
+def test_one_failure_cancels_the_other_requests(server, engine):
     server.trouble = status(401, 10**6)
     with pytest.raises(SetupError):
         engine.score([[5]] * 200, [[8]] * 200)
     assert len(server.requests) < 50
 
 
-def test_a_server_that_is_not_there_is_named():
+def test_an_unreachable_server_is_named():
     spec = EngineSpec(kind="openai", base_url="http://127.0.0.1:9/v1", model="m")
     one = OpenAIEngine(spec, max_attempts=2, first_wait_seconds=0.001)
     with pytest.raises(SetupError, match=r"127\.0\.0\.1:9/v1 \(model m\) cannot be reached"):
@@ -241,7 +241,7 @@ def test_a_server_that_is_not_there_is_named():
     one.close()
 
 
-def test_retry_after_is_respected(server, engine):
+def test_retry_after_sets_the_wait(server, engine):
     def trouble(handler: Handler, number: int) -> bool:
         if number == 0:
             handler.reply(429, "{}", Retry_After="0.4")
@@ -252,7 +252,7 @@ def test_retry_after_is_respected(server, engine):
     assert server.times[1] - server.times[0] >= 0.4
 
 
-def test_retry_after_is_seconds_or_a_date():
+def test_retry_after_seconds_parses_numbers_and_dates():
     assert retry_after_seconds(None, 0.0) is None
     assert retry_after_seconds("7", 0.0) == 7.0
     assert retry_after_seconds("-7", 0.0) == 0.0
@@ -275,7 +275,7 @@ def other_tokens(reply: dict[str, Any]) -> dict[str, Any]:
     return reply
 
 
-def test_a_server_without_vllms_additions_is_told_apart(server, engine):
+def test_a_server_without_vllms_extensions_is_a_setup_error(server, engine):
     request = SamplingRequest(num_generations=1, max_tokens=1)
     for change in (without("token_ids"), without("logprobs")):
         server.change = change
@@ -290,20 +290,18 @@ def test_a_server_without_vllms_additions_is_told_apart(server, engine):
         engine.score([[1]], [[2]])
 
 
-def test_fewer_completions_than_asked_are_a_fault(server, engine):
+def test_too_few_completions_are_a_setup_error(server, engine):
     server.change = lambda reply: {**reply, "choices": reply["choices"][:1]}
     with pytest.raises(SetupError, match="1 of 2"):
         engine.generate([[1]], SamplingRequest(num_generations=2, max_tokens=1))
 
 
-def test_weights_are_refused(engine):
+def test_sync_weights_raises(engine):
     with pytest.raises(SetupError, match="judging only"):
         engine.sync_weights([], 1)
 
 
-def test_a_served_model_with_another_tokenizer_is_found_out(
-    server: Server, tiny_llama4: Path
-) -> None:
+def test_check_tokenizer_detects_another_tokenizer(server: Server, tiny_llama4: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama4)
 
     def reading(shift: int) -> Callable[[dict[str, Any]], Any]:

@@ -47,7 +47,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     ("num_experts", "top_k"), [(1, 1), (2, 1), (2, 2), (16, 1), (16, 2), (128, 1), (128, 2)]
 )
 @pytest.mark.parametrize("num_tokens", [1, 3, 50, 300])
-def test_output_and_gradients_equal_transformers(
+def test_routed_moe_has_the_output_and_gradients_of_transformers(
     num_experts: int, num_tokens: int, top_k: int
 ) -> None:
     moe = random_moe(num_experts, top_k=top_k)
@@ -72,13 +72,13 @@ def test_output_and_gradients_equal_transformers(
         assert relative_error(parameter.grad, expected_grad) < 1e-5, name
 
 
-def test_one_expert_is_a_plain_mlp() -> None:
+def test_routed_moe_with_one_expert_is_a_plain_mlp() -> None:
     moe = random_moe(1)
     x = torch.randn(1, 7, 32)
     torch.testing.assert_close(grouped(moe)(x)[0], moe(x)[0])
 
 
-def test_experts_without_tokens_get_a_zero_gradient() -> None:
+def test_grouped_experts_without_tokens_get_a_zero_gradient() -> None:
     moe = grouped(random_moe(8))
     with torch.no_grad():
         moe.router.weight.zero_()
@@ -90,7 +90,7 @@ def test_experts_without_tokens_get_a_zero_gradient() -> None:
     assert grad[[0, 1, 2, 4, 5, 6, 7]].abs().max() == 0
 
 
-def test_bfloat16_is_no_further_from_the_truth_than_transformers() -> None:
+def test_routed_moe_in_bfloat16_is_as_exact_as_transformers() -> None:
     moe = random_moe(16, dtype=torch.bfloat16)
     x = torch.randn(1, 200, 32, dtype=torch.bfloat16)
     truth = copy.deepcopy(moe).double()(x.double())[0]
@@ -99,7 +99,7 @@ def test_bfloat16_is_no_further_from_the_truth_than_transformers() -> None:
     assert mine <= 1.05 * theirs
 
 
-def test_frozen_experts_keep_memory_for_the_routed_tokens_only() -> None:
+def test_frozen_grouped_experts_save_activations_of_routed_tokens_only() -> None:
     def saved_bytes(num_experts: int, *, switch: bool) -> int:
         moe = random_moe(num_experts).requires_grad_(False)
         moe = grouped(moe) if switch else moe
@@ -123,7 +123,7 @@ def test_frozen_experts_keep_memory_for_the_routed_tokens_only() -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_changes_nothing(tiny_llama4: Path, use_reentrant: bool) -> None:
+def test_gradient_checkpointing_keeps_the_gradients(tiny_llama4: Path, use_reentrant: bool) -> None:
     gradients: list[dict[str, Tensor]] = []
     for checkpointing in (False, True):
         model = load_base(tiny_llama4, dtype="float32").train()
@@ -138,7 +138,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_llama4: Path, use_reentrant
         torch.testing.assert_close(checkpointed[name], gradient, msg=name)
 
 
-def test_router_logits_can_still_be_recorded(tiny_llama4: Path) -> None:
+def test_router_logits_are_recorded_as_by_transformers(tiny_llama4: Path) -> None:
     plain = Llama4ForCausalLM.from_pretrained(tiny_llama4, dtype=torch.float32)
     ours = load_base(tiny_llama4, dtype="float32")
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_router_logits_can_still_be_recorded(tiny_llama4: Path) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_loading_switches_every_mixture_layer(tiny_llama4: Path) -> None:
+def test_load_base_converts_every_moe_layer(tiny_llama4: Path) -> None:
     plain = Llama4ForCausalLM.from_pretrained(tiny_llama4, dtype=torch.float32)
     ours = load_base(tiny_llama4, dtype="float32")
     assert len(moe_layers(ours)) == 2
@@ -158,7 +158,7 @@ def test_loading_switches_every_mixture_layer(tiny_llama4: Path) -> None:
         torch.testing.assert_close(ours(IDS).logits, plain(IDS).logits)
 
 
-def test_a_copy_of_a_switched_model_stands_alone(tiny_llama4: Path) -> None:
+def test_a_copy_of_a_converted_model_shares_no_weights(tiny_llama4: Path) -> None:
     model = load_base(tiny_llama4, dtype="float32")
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_a_copy_of_a_switched_model_stands_alone(tiny_llama4: Path) -> None:
         assert (twin(IDS).logits - before).abs().max() > 1e-3
 
 
-def test_another_activation_than_silu() -> None:
+def test_grouped_experts_with_another_activation_than_silu() -> None:
     config = Llama4TextConfig(
         hidden_size=16, intermediate_size=24, num_local_experts=2, hidden_act="gelu"
     )

@@ -13,7 +13,9 @@ from distributed_experts import adapted, batch, gradients
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_equal_one(tiny_llama4: Path, tmp_path: Path, kind: str) -> None:
+def test_lora_experts_in_two_processes_train_as_in_one(
+    tiny_llama4: Path, tmp_path: Path, kind: str
+) -> None:
     out = tmp_path / "found.pt"
     script = Path(__file__).parent / "distributed_experts.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -47,7 +47,7 @@ def trained(tiny_llama4: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return model, folder
 
 
-def test_stock_peft_gives_the_same_logits(
+def test_an_adapter_exported_for_peft_gives_the_same_logits_there(
     trained: tuple[PeftModel, Path], tiny_llama4: Path, tmp_path: Path
 ) -> None:
     model, adapter = trained
@@ -61,7 +61,7 @@ def test_stock_peft_gives_the_same_logits(
             assert (read(input_ids=IDS).logits - expected).abs().max() > 0.1
 
 
-def test_vllms_keys_are_those_of_linear_layers(
+def test_an_adapter_exported_for_vllm_has_keys_of_linear_layers(
     trained: tuple[PeftModel, Path], tiny_llama4: Path, tmp_path: Path
 ) -> None:
     """Put back together expert by expert they are the change that PEFT's layer reports."""
@@ -89,7 +89,7 @@ def test_vllms_keys_are_those_of_linear_layers(
             torch.testing.assert_close(delta("down_proj"), down[expert])
 
 
-def test_a_multimodal_base_has_vllms_prefix(
+def test_an_adapter_of_a_multimodal_base_has_vllms_prefix(
     trained: tuple[PeftModel, Path], tiny_llama4: Path, tmp_path: Path
 ) -> None:
     from transformers import Llama4Config, Llama4TextConfig
@@ -101,7 +101,7 @@ def test_a_multimodal_base_has_vllms_prefix(
     assert all(key.startswith("base_model.model.language_model.model.layers.") for key in keys)
 
 
-def test_rotary_pairs_move_from_interleaved_to_half_split() -> None:
+def test_to_half_split_reorders_interleaved_rotary_pairs() -> None:
     """One head of width 6: pairs (0, 1), (2, 3), (4, 5) become (0, 3), (1, 4), (2, 5)."""
     rows = torch.arange(12.0)[:, None].expand(12, 2)
     assert to_half_split(rows, num_heads=2)[:, 0].tolist() == [
@@ -109,7 +109,7 @@ def test_rotary_pairs_move_from_interleaved_to_half_split() -> None:
     ]  # fmt: skip
 
 
-def test_an_adapter_of_another_base_is_refused(
+def test_export_refuses_an_adapter_of_another_base(
     trained: tuple[PeftModel, Path], tmp_path: Path, tiny_llama4: Path
 ) -> None:
     config = json.loads((tiny_llama4 / "config.json").read_text())

@@ -26,7 +26,7 @@ def row_by_row(x_NI: Tensor, weight_EIO: Tensor, counts: list[int]) -> Tensor:
     fan_out=st.integers(1, 6),
     seed=st.integers(0, 99),
 )
-def test_every_row_meets_its_own_weight(
+def test_grouped_linear_multiplies_each_row_by_its_experts_weight(
     counts: list[int], fan_in: int, fan_out: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -44,14 +44,14 @@ def test_every_row_meets_its_own_weight(
         torch.testing.assert_close(mine, theirs)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_grouped_linear_has_the_gradients_of_finite_differences() -> None:
     torch.manual_seed(0)
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a, w: grouped_linear(a, w, ends([2, 0, 3])), (x, weight))
 
 
-def test_a_frozen_weight_gets_no_gradient_and_keeps_no_input() -> None:
+def test_grouped_linear_with_a_frozen_weight_saves_no_input() -> None:
     x = torch.randn(6, 4, requires_grad=True)
     weight = torch.randn(2, 4, 3)
     kept: list[Tensor] = []
@@ -64,7 +64,7 @@ def test_a_frozen_weight_gets_no_gradient_and_keeps_no_input() -> None:
 
 
 @pytest.mark.parametrize("rows_dtype", [torch.float32, torch.bfloat16])
-def test_autocast_decides_the_dtype(rows_dtype: torch.dtype) -> None:
+def test_grouped_linear_computes_in_autocasts_dtype(rows_dtype: torch.dtype) -> None:
     x = torch.randn(4, 8, dtype=rows_dtype)
     weight = torch.randn(2, 8, 8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):

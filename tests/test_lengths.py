@@ -109,13 +109,15 @@ def of_trl(base: Path, folder: Path, stage: str, max_length: int | None) -> list
     return cast("list[dict[str, Any]]", trainer.train_dataset.to_list())
 
 
-def test_tokens_are_counted_as_trl_counts_them(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_count_tokens_counts_as_trl(tiny_llama4: Path, tmp_path: Path) -> None:
     made = of_trl(tiny_llama4, tmp_path, "sft", None)
     counted = count_tokens(load_tokenizer(tiny_llama4), [s.messages for s in SAMPLES])
     assert counted == [len(row["input_ids"]) for row in made]
 
 
-def test_what_stays_is_what_trl_neither_cuts_nor_drops(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_kept_rows_are_those_trl_neither_truncates_nor_drops(
+    tiny_llama4: Path, tmp_path: Path
+) -> None:
     whole = [row["input_ids"] for row in of_trl(tiny_llama4, tmp_path, "sft", None)]
     for limit in sorted({len(ids) for ids in whole})[1:-1]:
         cut = [row["input_ids"] for row in of_trl(tiny_llama4, tmp_path, "sft", limit)]
@@ -126,7 +128,7 @@ def test_what_stays_is_what_trl_neither_cuts_nor_drops(tiny_llama4: Path, tmp_pa
         assert [row.num_tokens for row in left] == [len(whole[row.position]) for row in left]
 
 
-def test_a_pair_stays_where_both_of_its_answers_fit(
+def test_a_pair_is_kept_if_both_answers_fit(
     tiny_llama4: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = of_trl(tiny_llama4, tmp_path, "dpo", None)
@@ -174,7 +176,7 @@ def test_a_pair_stays_where_both_of_its_answers_fit(
         ({"max_length": None}, 0),
     ],
 )
-def test_sft_trains_on_whole_rows_and_tells_which_it_left_out(
+def test_sft_trains_on_whole_rows_and_writes_those_left_out(
     tiny_llama4: Path, tmp_path: Path, block: dict[str, Any], num_left: int
 ) -> None:
     counted = count_tokens(load_tokenizer(tiny_llama4), [s.messages for s in SAMPLES])
@@ -199,7 +201,7 @@ def test_sft_trains_on_whole_rows_and_tells_which_it_left_out(
     assert summary["tokens"] == sum(counted) - (sum(long) if num_left else 0)
 
 
-def test_where_nothing_fits_the_recipe_is_wrong(tiny_llama4: Path) -> None:
+def test_leave_out_too_long_raises_if_no_row_fits(tiny_llama4: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama4)
     longest = max(count_tokens(tokenizer, [s.messages for s in SAMPLES]))
     with pytest.raises(RecipeError, match=f"all {len(SAMPLES)} rows are longer than {KEY}") as stop:
@@ -208,7 +210,7 @@ def test_where_nothing_fits_the_recipe_is_wrong(tiny_llama4: Path) -> None:
     assert split(tokenizer, SAMPLES, longest) == (SAMPLES, [])
 
 
-def test_rows_are_told_apart_past_the_first_batch(
+def test_leave_out_too_long_keeps_positions_over_batches(
     tiny_llama4: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = load_tokenizer(tiny_llama4)

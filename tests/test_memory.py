@@ -53,7 +53,7 @@ def shapes_of(name: str) -> Shapes:
         (MAVERICK, {"all": 400.7}),
     ],
 )
-def test_published_totals(name: str, billions: dict[str, float]) -> None:
+def test_parameters_of_published_models(name: str, billions: dict[str, float]) -> None:
     kinds = parameters_by_kind(shapes_of(name))
     found = {**kinds, "all": sum(kinds.values())}
     for kind, count in billions.items():
@@ -69,7 +69,9 @@ def test_published_totals(name: str, billions: dict[str, float]) -> None:
     ("length", "frozen", "recomputed", "full"),
     [(2048, 67.6, 100.9, 99.8), (4096, 70.6, 104.9, 102.9), (8192, 76.6, 112.9, 108.9)],
 )
-def test_published_operations(length: int, frozen: float, recomputed: float, full: float) -> None:
+def test_flops_of_published_models(
+    length: int, frozen: float, recomputed: float, full: float
+) -> None:
     found = flops_per_token(shapes_of(SCOUT), sequence_length=length)
     giga = (found.frozen / 1e9, found.frozen_recomputed / 1e9, found.full / 1e9)
     assert giga == pytest.approx((frozen, recomputed, full), abs=0.051)
@@ -86,21 +88,21 @@ def test_published_operations(length: int, frozen: float, recomputed: float, ful
         (Frozen(experts="nf4", linears="nf4"), 58.7, 0.03),
     ],
 )
-def test_published_bytes_of_scout(frozen: Frozen | None, gigabytes: float, within: float) -> None:
+def test_bytes_of_scouts_weights(frozen: Frozen | None, gigabytes: float, within: float) -> None:
     model = Model(base=SCOUT, frozen=frozen)
     found = training_weight_bytes(shapes_of(SCOUT), model) / GB
     assert found == pytest.approx(gigabytes, rel=within)
 
 
 @pytest.mark.parametrize(("rank", "millions"), [(8, 242), (16, 484), (32, 967)])
-def test_published_adapters_of_scout(rank: int, millions: float) -> None:
+def test_parameters_of_scouts_adapters(rank: int, millions: float) -> None:
     lora = Lora(rank=rank, targets=["attention", "shared_expert", "experts"])
     found = adapter_parameters(shapes_of(SCOUT), lora)
     assert sum(found.values()) / 1e6 == pytest.approx(millions, abs=0.6)
     assert found["experts"] / sum(found.values()) == pytest.approx(0.88, abs=0.006)
 
 
-def test_keys_and_values() -> None:
+def test_kv_bytes_per_token() -> None:
     # 48 layers, keys and values, 8 heads of 128, two bytes each.
     assert kv_bytes_per_token(shapes_of(SCOUT), 2) == 48 * 2 * 8 * 128 * 2
 
@@ -187,7 +189,9 @@ def test_adapters_are_counted_as_peft_makes_them(tiny_llama4: Path, targets: lis
 
 @pytest.mark.parametrize("format", ["fp8", "nf4"])
 @pytest.mark.parametrize("shape", [(4, 128, 96), (1, 64, 32)])
-def test_packed_weights_take_what_is_counted(format: Format, shape: tuple[int, int, int]) -> None:
+def test_weight_bytes_equal_those_of_quantised_weights(
+    format: Format, shape: tuple[int, int, int]
+) -> None:
     packed = FORMATS[format](torch.randn(shape).to(torch.bfloat16))
     real = sum(p.nbytes for p in packed.parameters())
     assert weight_bytes(shape, format, 2) == real
@@ -200,12 +204,12 @@ def test_packed_weights_take_what_is_counted(format: Format, shape: tuple[int, i
     ("text", "count", "capacity"),
     [("8x80gb", 8, 80e9), ("1X141GB", 1, 141e9), ("2x79.5gib", 2, 79.5 * 2**30)],
 )
-def test_devices_are_read(text: str, count: int, capacity: float) -> None:
+def test_parse_devices(text: str, count: int, capacity: float) -> None:
     assert parse_devices(text) == Devices(count=count, capacity=int(capacity))
 
 
 @pytest.mark.parametrize("text", ["80gb", "0x80gb", "8x80", "x80gb", "8x-80gb", "8x0gb", ""])
-def test_other_devices_are_refused(text: str) -> None:
+def test_parse_devices_refuses_other_forms(text: str) -> None:
     with pytest.raises(RecipeError, match="--devices"):
         parse_devices(text)
 

@@ -69,7 +69,7 @@ def test_a_recipe_fits_the_devices_it_is_named_after(path: Path) -> None:
         assert phase.margin > 0.04 * phase.total, phase
 
 
-def test_what_is_away_is_in_host_memory() -> None:
+def test_offloaded_weights_count_as_host_memory() -> None:
     turns = phases_of(load("scout_lora_1x80gb"), "1x80gb")
     beside = phases_of(load("scout_lora_1x80gb", rl__offload_policy=False), "1x80gb")
     weights = turns["sft"].lines["weights"] + turns["sft"].lines["adapters"]
@@ -86,7 +86,7 @@ def test_what_is_away_is_in_host_memory() -> None:
     assert not awake["rl: update"].fits
 
 
-def test_sharding_divides_what_is_kept_and_gathers_what_is_used() -> None:
+def test_fsdp_divides_weights_and_gathers_two_layers() -> None:
     sharded = phases_of(load("scout_lora_8x80gb"), "8x80gb")["sft"].lines
     whole = phases_of(load("scout_lora_8x80gb", launch__strategy="ddp"), "8x80gb")["sft"].lines
     for line in ("weights", "adapters", "optimizer"):
@@ -110,7 +110,7 @@ def test_an_engine_over_more_devices_has_less_on_each() -> None:
     assert eight.kv_tokens > 8 * one.kv_tokens
 
 
-def test_what_no_total_shows_is_a_problem() -> None:
+def test_missing_devices_and_a_small_kv_cache_are_problems() -> None:
     few = phases_of(load("scout_lora_8x80gb"), "4x80gb")
     assert all("asks for 8 devices" in phase.problem for phase in few.values())
     assert not any(phase.fits for phase in few.values())
@@ -122,7 +122,7 @@ def test_what_no_total_shows_is_a_problem() -> None:
     assert small["sft"].fits
 
 
-def test_the_names_of_checkpoints_tell_their_bits(tmp_path: Path) -> None:
+def test_engine_weight_bytes_read_a_checkpoints_name(tmp_path: Path) -> None:
     def weights(name: str | None, **more: Any) -> Phase:
         recipe = load(
             "scout_lora_1x141gb", engine__quantization=None, engine__checkpoint=name, **more
@@ -139,7 +139,7 @@ def test_the_names_of_checkpoints_tell_their_bits(tmp_path: Path) -> None:
     assert weights(str(tmp_path)).lines["engine weights"] == 1234
 
 
-def test_longer_passes_and_no_checkpointing_take_more() -> None:
+def test_longer_passes_and_no_checkpointing_need_more() -> None:
     def work(**settings: Any) -> int:
         lines = phases_of(load("scout_lora_1x141gb", **settings), "1x141gb")["sft"].lines
         return lines["activations"] + lines["live layer"]
@@ -149,7 +149,7 @@ def test_longer_passes_and_no_checkpointing_take_more() -> None:
     assert work(sft__trainer__gradient_checkpointing=False) > 10 * work()
 
 
-def test_what_goes_through_a_pass() -> None:
+def test_pass_of_each_stage() -> None:
     sft, rl, dpo = (pass_of(load("scout_lora_1x141gb"), stage) for stage in ("sft", "rl", "dpo"))
     assert (sft.sequences, sft.length, sft.is_masked) == (1, 4096, False)
     assert (rl.sequences, rl.length, rl.is_masked) == (1, 4096, True)
@@ -163,7 +163,7 @@ def test_what_goes_through_a_pass() -> None:
     )
 
 
-def test_checkpointing_is_on_as_trl_has_it() -> None:
+def test_gradient_checkpointing_is_on_by_default_as_in_trl() -> None:
     on = phases_of(load("scout_lora_1x141gb", sft__trainer={}), "1x141gb")["sft"]
     said = {"gradient_checkpointing": SFTConfig(use_cpu=True).gradient_checkpointing}
     same = phases_of(load("scout_lora_1x141gb", sft__trainer=said), "1x141gb")["sft"]
@@ -190,7 +190,7 @@ MISFITS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "devices", "settings"), MISFITS)
-def test_what_is_advised_helps(name: str, devices: str, settings: dict[str, Any]) -> None:
+def test_suggestions_make_the_recipe_fit(name: str, devices: str, settings: dict[str, Any]) -> None:
     recipe, there = load(name, **settings), parse_devices(devices)
     shapes = shapes_of(str(recipe.model.base))
     before = plan_memory(shapes, recipe, there)
@@ -208,7 +208,7 @@ def test_what_is_advised_helps(name: str, devices: str, settings: dict[str, Any]
         assert saved == suggestion.saves
 
 
-def test_what_cannot_fit_is_not_said_to() -> None:
+def test_suggestions_never_claim_a_fit_that_is_none() -> None:
     advised = suggestions(shapes_of(SCOUT), load("scout_lora_1x80gb"), parse_devices("1x24gb"))
     assert advised
     assert not any(suggestion.fits for suggestion in advised)

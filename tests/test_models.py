@@ -90,7 +90,7 @@ def test_upcycling_keeps_the_logits(
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_the_experts_of_an_upcycled_model_can_learn(tmp_path: Path, tiny_llama4: Path) -> None:
+def test_upcycled_experts_get_gradients(tmp_path: Path, tiny_llama4: Path) -> None:
     upcycle(str(make_dense(tmp_path / "dense", tiny_llama4)), tmp_path / "moe", experts=2)
     moe = load_base(tmp_path / "moe", dtype="float32")
     moe(IDS, labels=IDS).loss.backward()
@@ -99,7 +99,7 @@ def test_the_experts_of_an_upcycled_model_can_learn(tmp_path: Path, tiny_llama4:
     assert layer.experts.down_proj.grad.abs().max() > 0
 
 
-def test_upcycling_refuses_what_is_no_dense_llama(tmp_path: Path, tiny_llama4: Path) -> None:
+def test_upcycle_refuses_anything_but_a_dense_llama(tmp_path: Path, tiny_llama4: Path) -> None:
     with pytest.raises(RecipeError, match="dense Llama"):
         upcycle(str(tiny_llama4), tmp_path / "x", experts=2)
     with pytest.raises(SetupError, match="cannot load"):
@@ -109,7 +109,7 @@ def test_upcycling_refuses_what_is_no_dense_llama(tmp_path: Path, tiny_llama4: P
         upcycle(str(source), tmp_path / "x", experts=2, every=5)
 
 
-def test_loading_switches_every_mixture_layer(tiny_llama4: Path) -> None:
+def test_load_base_converts_every_moe_layer(tiny_llama4: Path) -> None:
     plain = Llama4ForCausalLM.from_pretrained(tiny_llama4, dtype=torch.float32)
     ours = load_base(tiny_llama4, dtype="float32")
     assert use_grouped_experts(plain) == 2
@@ -117,7 +117,7 @@ def test_loading_switches_every_mixture_layer(tiny_llama4: Path) -> None:
         torch.testing.assert_close(ours(IDS).logits, plain(IDS).logits)
 
 
-def test_merging_agrees_with_peft(adapted: PolicyPath, tmp_path: Path) -> None:
+def test_merge_gives_pefts_logits(adapted: PolicyPath, tmp_path: Path) -> None:
     assert adapted.adapter is not None
     base = load_base(adapted.base, dtype="float32")
     before = base(IDS).logits.detach()
@@ -130,7 +130,7 @@ def test_merging_agrees_with_peft(adapted: PolicyPath, tmp_path: Path) -> None:
     assert (tmp_path / "merged" / "tokenizer.json").exists()
 
 
-def test_merging_in_many_shards_loses_nothing(adapted: PolicyPath, tmp_path: Path) -> None:
+def test_merge_into_many_shards_writes_every_tensor(adapted: PolicyPath, tmp_path: Path) -> None:
     whole = dict(merged_tensors(adapted))
     folder = merge(adapted, tmp_path / "merged", shard_bytes=40_000)
     assert len(list(folder.glob("*.safetensors"))) > 3
@@ -140,12 +140,12 @@ def test_merging_in_many_shards_loses_nothing(adapted: PolicyPath, tmp_path: Pat
     assert count_parameters(folder) == sum(t.numel() for t in whole.values())
 
 
-def test_a_merged_checkpoint_tells_its_precision(adapted: PolicyPath, tmp_path: Path) -> None:
+def test_checkpoint_dtypes_of_a_merged_checkpoint(adapted: PolicyPath, tmp_path: Path) -> None:
     assert checkpoint_dtypes(merge(adapted, tmp_path / "as-it-was")) == {"F32"}
     assert checkpoint_dtypes(merge(adapted, tmp_path / "half", dtype="bfloat16")) == {"BF16"}
 
 
-def test_live_and_stored_adapters_fold_alike(adapted: PolicyPath) -> None:
+def test_live_tensors_equal_merged_tensors(adapted: PolicyPath) -> None:
     spec = Model(base=str(adapted.base), dtype="float32")
     live = dict(live_tensors(load_policy(adapted, spec, trainable=True)))
     stored = dict(merged_tensors(adapted, changed_only=True))
@@ -154,7 +154,7 @@ def test_live_and_stored_adapters_fold_alike(adapted: PolicyPath) -> None:
         torch.testing.assert_close(live[name], tensor)
 
 
-def test_full_training_hands_over_every_tensor(tiny_llama4: Path) -> None:
+def test_live_tensors_of_full_training_are_all_tensors(tiny_llama4: Path) -> None:
     spec = Model(base=str(tiny_llama4), dtype="float32", lora=None)
     model = load_policy(PolicyPath(base=tiny_llama4), spec, trainable=True)
     assert all(p.requires_grad for p in model.parameters())
@@ -162,7 +162,7 @@ def test_full_training_hands_over_every_tensor(tiny_llama4: Path) -> None:
     assert set(dict(merged_tensors(PolicyPath(base=tiny_llama4)))) <= names
 
 
-def test_lora_reaches_what_the_recipe_names(tiny_llama4: Path) -> None:
+def test_lora_config_adapts_the_recipes_targets(tiny_llama4: Path) -> None:
     model = load_base(tiny_llama4, dtype="float32")
     config = lora_config(Lora(targets=["attention", "shared_expert"]), model)
     assert isinstance(config.target_modules, set)
@@ -170,7 +170,7 @@ def test_lora_reaches_what_the_recipe_names(tiny_llama4: Path) -> None:
     assert not any(".experts." in name or ".router" in name for name in config.target_modules)
 
 
-def test_a_lora_target_that_hits_nothing_is_an_error(tmp_path: Path, tiny_llama4: Path) -> None:
+def test_lora_config_refuses_targets_without_layers(tmp_path: Path, tiny_llama4: Path) -> None:
     dense = load_base(make_dense(tmp_path / "dense", tiny_llama4), dtype="float32")
     with pytest.raises(RecipeError, match="router matches no layer"):
         lora_config(Lora(targets=["attention", "router"]), dense)
@@ -185,7 +185,7 @@ def test_a_lora_target_that_hits_nothing_is_an_error(tmp_path: Path, tiny_llama4
         ({"config.json": '{"model_type": "llama"}'}, "no \\*.safetensors"),
     ],
 )
-def test_a_folder_that_is_no_model_is_refused(
+def test_resolve_base_refuses_a_folder_that_is_not_a_model(
     tmp_path: Path, files: dict[str, str], message: str
 ) -> None:
     for name, text in files.items():
@@ -225,7 +225,7 @@ def test_a_gguf_file_is_parsed_once_and_alike(tmp_path: Path) -> None:
     )
 
 
-def test_an_upcycled_base_is_built_once(tmp_path: Path, tiny_llama4: Path) -> None:
+def test_resolve_base_upcycles_once(tmp_path: Path, tiny_llama4: Path) -> None:
     source = make_dense(tmp_path / "dense", tiny_llama4)
     spec = Model.model_validate(
         {"base": {"upcycle": {"from": str(source), "experts": 2}}, "dtype": "float32"}
@@ -238,7 +238,7 @@ def test_an_upcycled_base_is_built_once(tmp_path: Path, tiny_llama4: Path) -> No
     assert resolve_base(other, cache_dir=tmp_path / "cache") != first
 
 
-def test_log_probabilities_agree_with_a_forward_pass_of_each_alone(tiny_llama4: Path) -> None:
+def test_sequence_logprobs_equal_a_forward_pass_of_each_sequence(tiny_llama4: Path) -> None:
     model = load_base(tiny_llama4, dtype="float32")
     prefixes, continuations = [[1, 5, 9], [3, 3, 8, 100, 2]], [[17, 40], [60, 61, 62, 7, 7, 7]]
     found = sequence_logprobs(model, prefixes, continuations)

@@ -62,7 +62,7 @@ def model(tiny_llama4: Path) -> PeftModel:
 
 @pytest.mark.parametrize("rank", [1, 3, 16])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_loss_and_gradients_are_those_of_w_plus_ba(
+def test_lora_experts_have_the_loss_and_gradients_of_w_plus_ba(
     tiny_llama4: Path, rank: int, checkpointing: bool
 ) -> None:
     """The oracle: transformers' dense experts with the sum as weights, in fp64 autograd."""
@@ -108,20 +108,20 @@ def test_only_the_adapter_takes_gradients(model: PeftModel) -> None:
     assert all("lora_" in name for name in trained)
 
 
-def test_a_fresh_adapter_is_the_identity(tiny_llama4: Path) -> None:
+def test_a_new_adapter_is_the_identity(tiny_llama4: Path) -> None:
     spec = Model(base=str(tiny_llama4), dtype="float32", lora=Lora(rank=4, targets=EVERYTHING))
     fresh = load_policy(PolicyPath(base=tiny_llama4), spec, trainable=True)
     torch.testing.assert_close(logits(fresh), logits(load_base(tiny_llama4, dtype="float32")))
 
 
-def test_disabling_gives_the_base_back(model: PeftModel, tiny_llama4: Path) -> None:
+def test_disabled_adapters_give_the_base_output(model: PeftModel, tiny_llama4: Path) -> None:
     base = logits(load_base(tiny_llama4, dtype="float32"))
     assert (logits(model) - base).abs().max() > 1e-2
     with model.disable_adapter():
         torch.testing.assert_close(logits(model), base)
 
 
-def test_merging_and_unmerging(tiny_llama4: Path) -> None:
+def test_merge_and_unmerge_keep_the_logits(tiny_llama4: Path) -> None:
     model = adapted(tiny_llama4).eval()
     before = logits(model)
     model.merge_adapter()
@@ -133,7 +133,7 @@ def test_merging_and_unmerging(tiny_llama4: Path) -> None:
     torch.testing.assert_close(logits(merged), before, atol=1e-4, rtol=1e-4)
 
 
-def test_unsafe_merges_are_refused(tiny_llama4: Path) -> None:
+def test_merge_refuses_weights_that_are_not_finite(tiny_llama4: Path) -> None:
     model = adapted(tiny_llama4)
     layer = next(iter(lora_experts(model).values()))
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_an_adapter_of_another_base_is_refused(
     assert str(tiny_llama4) in str(caught.value.hint)
 
 
-def test_several_adapters_add_up_and_can_be_switched(tiny_llama4: Path) -> None:
+def test_active_adapters_add_up_and_can_be_switched(tiny_llama4: Path) -> None:
     model = adapted(tiny_llama4)
     first = logits(model)
     model.add_adapter("other", model.peft_config["default"])
@@ -195,7 +195,7 @@ def test_several_adapters_add_up_and_can_be_switched(tiny_llama4: Path) -> None:
     assert all("other" not in name for name, _ in model.named_parameters())
 
 
-def test_a_reference_copy_as_trl_makes_it(model: PeftModel, tiny_llama4: Path) -> None:
+def test_trls_reference_copy_keeps_the_first_adapter(model: PeftModel, tiny_llama4: Path) -> None:
     policy = adapted(tiny_llama4)
     before = logits(policy)
     policy.add_adapter("ref", policy.peft_config["default"])
@@ -214,7 +214,7 @@ def test_a_reference_copy_as_trl_makes_it(model: PeftModel, tiny_llama4: Path) -
     assert (changed - before).abs().max() > 1e-3
 
 
-def test_dropout_acts_in_training_alone(tiny_llama4: Path) -> None:
+def test_lora_dropout_acts_in_training_only(tiny_llama4: Path) -> None:
     model = adapted(tiny_llama4, dropout=0.5, targets=["experts"])
     model.train()
     torch.manual_seed(0)
@@ -223,7 +223,7 @@ def test_dropout_acts_in_training_alone(tiny_llama4: Path) -> None:
     assert torch.equal(logits(model), logits(model))
 
 
-def test_rank_stabilised_scaling(tiny_llama4: Path) -> None:
+def test_rslora_scales_by_the_square_root_of_the_rank(tiny_llama4: Path) -> None:
     base = load_base(tiny_llama4, dtype="float32")
     config = lora_config(Lora(rank=4, alpha=8, targets=["experts"]), base)
     config.use_rslora = True
@@ -237,7 +237,7 @@ def test_rank_stabilised_scaling(tiny_llama4: Path) -> None:
     ("changes", "message"),
     [({"use_dora": True}, "use_dora"), ({"init_lora_weights": "pissa"}, "pissa")],
 )
-def test_what_lora_on_experts_has_not_is_refused(
+def test_lora_experts_refuse_unsupported_variants(
     tiny_llama4: Path, changes: dict[str, Any], message: str
 ) -> None:
     layer = next(iter(lora_experts(adapted(tiny_llama4, targets=["experts"])).values()))
@@ -247,7 +247,7 @@ def test_what_lora_on_experts_has_not_is_refused(
         layer.update_layer("more", 0, 8, LoraConfig())
 
 
-def test_a_in_features_stand_on_side_a(model: PeftModel) -> None:
+def test_factor_shapes_of_a_and_b(model: PeftModel) -> None:
     for layer in lora_experts(model).values():
         E, H, I2 = layer.experts.gate_up_proj.shape
         A, B = layer.factors("default", "gate_up_proj")
@@ -256,7 +256,7 @@ def test_a_in_features_stand_on_side_a(model: PeftModel) -> None:
         assert (A.shape, B.shape) == ((E, I2 // 2, 4), (E, 4, H))
 
 
-def test_files_and_memory_agree_on_the_merged_weights(
+def test_live_tensors_equal_merged_tensors_of_the_saved_adapter(
     model: PeftModel, tiny_llama4: Path, tmp_path: Path
 ) -> None:
     model.save_pretrained(str(tmp_path / "adapter"))
@@ -289,7 +289,9 @@ def test_what_lora_hit_is_told(model: PeftModel, tiny_llama4: Path) -> None:
     assert hit["experts"][1] == 2 * 4 * 4 * ((64 + 128) + (64 + 64))
 
 
-def test_a_target_that_is_in_no_layer_is_refused(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_lora_config_refuses_a_target_that_matches_no_layer(
+    tiny_llama4: Path, tmp_path: Path
+) -> None:
     model = load_base(tiny_llama4, dtype="float32")
     assert json.loads((tiny_llama4 / "config.json").read_text())["num_local_experts"] == 4
     for layer in model.model.layers:

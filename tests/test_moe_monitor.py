@@ -15,7 +15,7 @@ from posttrain.recipe.models import Lora, Model
 IDS = torch.randint(5, 300, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
-def test_load_is_what_the_routers_choose(tiny_llama4: Path) -> None:
+def test_take_reports_the_load_that_the_routers_chose(tiny_llama4: Path) -> None:
     model = load_base(tiny_llama4, dtype="float32").train()
     health = MoeMonitor(model)
     model(IDS)
@@ -40,7 +40,7 @@ def test_load_is_what_the_routers_choose(tiny_llama4: Path) -> None:
     )
 
 
-def test_taking_begins_anew_and_evaluation_is_not_counted(tiny_llama4: Path) -> None:
+def test_take_resets_the_counts_and_evaluation_is_not_counted(tiny_llama4: Path) -> None:
     model = load_base(tiny_llama4, dtype="float32").train()
     health = MoeMonitor(model)
     model(IDS)
@@ -52,7 +52,7 @@ def test_taking_begins_anew_and_evaluation_is_not_counted(tiny_llama4: Path) -> 
     assert all(moe.watch is None for moe in moe_layers(model).values())
 
 
-def test_gradient_norms_by_kind_add_up(tiny_llama4: Path) -> None:
+def test_gradient_norms_by_kind_add_up_to_the_total_norm(tiny_llama4: Path) -> None:
     spec = Model(base=str(tiny_llama4), dtype="float32", lora=Lora(rank=2))
     model = load_policy(PolicyPath(base=tiny_llama4), spec, trainable=True)
     model(input_ids=IDS, labels=IDS).loss.backward()
@@ -66,7 +66,7 @@ def test_gradient_norms_by_kind_add_up(tiny_llama4: Path) -> None:
     assert math.sqrt(sum(n**2 for n in norms.values())) == pytest.approx(float(total), rel=1e-5)
 
 
-def test_full_training_has_gradients_of_every_kind(tiny_llama4: Path) -> None:
+def test_gradient_norms_of_full_training_have_every_kind(tiny_llama4: Path) -> None:
     model = load_base(tiny_llama4, dtype="float32").train()
     model(input_ids=IDS, labels=IDS).loss.backward()
     kinds = {key.removeprefix("grad_norm/") for key in gradient_norms(model)}

@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_elsewhere_there_is_a_first_and_a_last_line_and_one_a_minute(
+def test_progress_prints_a_first_and_last_line_and_one_per_minute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [0.0]
@@ -33,7 +33,7 @@ def test_elsewhere_there_is_a_first_and_a_last_line_and_one_a_minute(
     assert "about 2 min 55 s left" in lines[1]
 
 
-def test_an_error_inside_says_stopped_and_passes_through() -> None:
+def test_progress_says_stopped_on_an_error_and_raises_it() -> None:
     out = io.StringIO()
 
     def work() -> None:
@@ -47,7 +47,7 @@ def test_an_error_inside_says_stopped_and_passes_through() -> None:
     assert out.getvalue().rstrip().endswith("(stopped)")
 
 
-def test_on_a_terminal_text_is_never_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_on_a_terminal_shows_text_without_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     out = Terminal()
     with progress("judge [bold]x[/bold]", total=3, stream=out) as bar:
@@ -62,7 +62,7 @@ def test_on_a_terminal_text_is_never_markup(monkeypatch: pytest.MonkeyPatch) -> 
     assert not module._live
 
 
-def test_only_the_first_rank_speaks(
+def test_progress_shows_only_on_rank_0(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -72,7 +72,7 @@ def test_only_the_first_rank_speaks(
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_status_file_holds_the_last_state(
+def test_the_progress_file_holds_the_last_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "progress.json"

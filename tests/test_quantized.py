@@ -59,7 +59,7 @@ def largest_error(format: Format, weight: Tensor) -> float:
 @pytest.mark.parametrize("format", ["fp8", "nf4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(128, 48), (3, 128, 48)])
-def test_packing_is_as_exact_as_its_format(
+def test_quantisation_error_is_within_the_formats_precision(
     format: Format, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
     assert largest_error(format, weights(shape, dtype)) <= LARGEST_ERROR[format]
@@ -67,30 +67,30 @@ def test_packing_is_as_exact_as_its_format(
 
 @settings(deadline=None, max_examples=30)
 @given(exponent=st.integers(-20, 20), seed=st.integers(0, 99))
-def test_a_channels_size_does_not_matter(exponent: int, seed: int) -> None:
+def test_quantisation_error_is_relative_to_the_channels_scale(exponent: int, seed: int) -> None:
     weight = torch.randn(64, 8, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
     for format, limit in LARGEST_ERROR.items():
         assert largest_error(format, weight) <= limit
 
 
 @pytest.mark.parametrize("format", ["fp8", "nf4"])
-def test_zeros_stay_zeros(format: Format) -> None:
+def test_zeros_are_quantised_exactly(format: Format) -> None:
     assert FORMATS[format](torch.zeros(2, 64, 4)).dense().abs().max() == 0
 
 
-def test_nf4_gives_its_own_levels_back() -> None:
+def test_nf4_keeps_its_own_levels_exactly() -> None:
     column = torch.tensor(NF4_LEVELS).repeat(4)[:, None] * 2
     torch.testing.assert_close(Nf4(column).dense(), column)
 
 
 @pytest.mark.parametrize("format", ["fp8", "nf4"])
-def test_one_expert_is_a_slice_of_all(format: Format) -> None:
+def test_expert_equals_its_slice_of_dense(format: Format) -> None:
     packed = FORMATS[format](weights((3, 64, 8)))
     for index in range(3):
         assert torch.equal(packed.expert(index), packed.dense()[index])
 
 
-def test_bytes_per_weight() -> None:
+def test_quantised_weights_have_the_formats_bytes_per_weight() -> None:
     def size(module: nn.Module) -> float:
         return sum(b.nbytes for b in module.state_dict().values()) / (4 * 1024 * 1024)
 
@@ -99,13 +99,13 @@ def test_bytes_per_weight() -> None:
     assert size(Nf4(weight)) == pytest.approx(4.25 / 8, rel=0.01)
 
 
-def test_nf4_wants_whole_blocks() -> None:
+def test_nf4_refuses_inputs_that_are_no_whole_blocks() -> None:
     with pytest.raises(ValueError, match="96: use fp8"):
         Nf4(weights((96, 4)))
 
 
 @pytest.mark.parametrize("format", ["fp8", "nf4"])
-def test_a_packed_linear_layer_computes_with_what_it_unpacks(format: Format) -> None:
+def test_quantized_linear_computes_with_the_dequantised_weight(format: Format) -> None:
     linear = nn.Linear(64, 24)
     packed = QuantizedLinear(linear, format)
     plain = nn.Linear(64, 24)
@@ -119,7 +119,7 @@ def test_a_packed_linear_layer_computes_with_what_it_unpacks(format: Format) -> 
 
 
 @pytest.mark.parametrize("frozen", [Frozen(), Frozen(experts="nf4", linears="nf4")])
-def test_training_on_a_packed_base_is_training_on_what_it_unpacks_to(
+def test_training_on_a_quantised_base_equals_training_on_its_dequantised_weights(
     tiny_llama4: Path, frozen: Frozen
 ) -> None:
     """The oracle: the same adapter on plain weights, set to what the packed ones unpack to."""
@@ -159,7 +159,7 @@ def test_training_on_a_packed_base_is_training_on_what_it_unpacks_to(
 @pytest.mark.parametrize(
     "frozen", [Frozen(experts="fp8"), Frozen(experts=None, linears="nf4"), Frozen(linears="fp8")]
 )
-def test_a_policy_is_the_same_in_training_in_files_and_merged(
+def test_a_quantised_policy_is_the_same_trained_synced_and_merged(
     tiny_llama4: Path, tmp_path: Path, frozen: Frozen
 ) -> None:
     """On what packed weights unpack to: trained, handed to an engine, merged to a plain model."""
@@ -191,7 +191,7 @@ def test_a_policy_is_the_same_in_training_in_files_and_merged(
         assert (other(input_ids=IDS).logits - expected).abs().max() > 1e-3
 
 
-def test_the_router_stays_as_it_is() -> None:
+def test_the_router_is_not_quantised() -> None:
     frozen = Frozen(experts="nf4", linears="fp8")
     layer = "language_model.model.layers.1"
     kept = {
@@ -208,7 +208,7 @@ def test_the_router_stays_as_it_is() -> None:
     assert not any(format_of(name, None) for name in kept)
 
 
-def test_what_is_frozen_is_kept_packed_and_never_in_full(tiny_llama4: Path) -> None:
+def test_load_base_never_holds_the_frozen_base_in_full(tiny_llama4: Path) -> None:
     model = load_base(tiny_llama4, dtype="float32", frozen=Frozen(experts="fp8", linears="fp8"))
     for moe in moe_layers(model).values():
         kept_in = {p.dtype for p in moe.experts.parameters() if p.dim() == 3 and p.shape[1] > 1}
@@ -222,7 +222,7 @@ def test_what_is_frozen_is_kept_packed_and_never_in_full(tiny_llama4: Path) -> N
     assert all(t.numel() < experts.gate_up_proj.shape.numel() for t in kept if t.dim() == 3)
 
 
-def test_a_missing_and_a_short_shard_are_named(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_load_base_names_a_missing_or_short_shard(tiny_llama4: Path, tmp_path: Path) -> None:
     model = Llama4ForCausalLM.from_pretrained(tiny_llama4, dtype=torch.float32)
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     files = sorted(tmp_path.glob("*.safetensors"))
@@ -238,7 +238,7 @@ def test_a_missing_and_a_short_shard_are_named(tiny_llama4: Path, tmp_path: Path
         load_base(tmp_path, dtype="float32", frozen=Frozen())
 
 
-def test_experts_of_another_layout_are_refused(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_load_base_refuses_experts_of_another_layout(tiny_llama4: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(tiny_llama4, tmp_path / "model")
@@ -256,7 +256,7 @@ def test_experts_of_another_layout_are_refused(tiny_llama4: Path, tmp_path: Path
     assert "one by one" in str(caught.value.hint)
 
 
-def test_only_llama4_is_packed(tmp_path: Path, tiny_llama4: Path) -> None:
+def test_load_base_quantises_llama4_only(tmp_path: Path, tiny_llama4: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     LlamaForCausalLM(
@@ -272,7 +272,9 @@ def test_only_llama4_is_packed(tmp_path: Path, tiny_llama4: Path) -> None:
         load_base(tmp_path, dtype="float32", frozen=Frozen())
 
 
-def test_a_configuration_as_first_published_is_mended(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_resolve_base_corrects_llama4s_first_configuration(
+    tiny_llama4: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(tiny_llama4, tmp_path / "published")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "attn_temperature_tuning": 4}))

@@ -17,7 +17,7 @@ CONTINUATIONS = [[17, 40], [60, 61, 62, 7, 7, 7], [9] * 20, [11, 12, 13]]
     # Lengths are 5, 11, 21 and 5; two of 11 fit 22 tokens, and the one of 21 goes alone.
     [(1 << 28, 1), (300 * 22, 3), (1, 4)],
 )
-def test_scores_do_not_depend_on_how_many_go_at_once(
+def test_sequence_logprobs_do_not_depend_on_the_batch_size(
     tiny_llama4: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, passes: int
 ) -> None:
     model = load_base(tiny_llama4, dtype="float32")

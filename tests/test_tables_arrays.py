@@ -6,7 +6,7 @@ import pytest
 from posttrain.tables import read_arrays, write_arrays
 
 
-def test_values_and_arrays_come_back_exactly(tmp_path):
+def test_read_arrays_returns_what_write_arrays_wrote(tmp_path):
     arrays = {
         "counts": np.arange(6, dtype=np.int32).reshape(2, 3),
         "rates": np.array([0.1, np.nan, -np.inf]),
@@ -30,7 +30,7 @@ def test_equal_values_give_equal_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_objects_and_torn_files_are_refused(tmp_path):
+def test_object_arrays_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="objects"):
         write_arrays(tmp_path / "a", {"x": np.array([{}], dtype=object)})
     with pytest.raises(ValueError, match="__array__"):

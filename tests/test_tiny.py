@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from posttrain.models.tiny import write_tiny_llama4
 
 
-def test_what_makes_it_a_llama4(tiny_llama4: Path) -> None:
+def test_tiny_llama4_has_llama4s_kinds_of_layers(tiny_llama4: Path) -> None:
     config = AutoConfig.from_pretrained(tiny_llama4)
     assert config.model_type == "llama4_text"
     assert config.moe_layers == [1, 3]
@@ -19,7 +19,7 @@ def test_what_makes_it_a_llama4(tiny_llama4: Path) -> None:
     assert config.use_qk_norm
 
 
-def test_config_and_tokenizer_agree(tiny_llama4: Path) -> None:
+def test_tiny_llama4s_config_and_tokenizer_agree(tiny_llama4: Path) -> None:
     config = AutoConfig.from_pretrained(tiny_llama4)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama4)
     assert len(tokenizer) == config.vocab_size
@@ -35,7 +35,7 @@ def test_config_and_tokenizer_agree(tiny_llama4: Path) -> None:
     assert answered == asked + "yes<|eot|>"
 
 
-def test_a_seed_decides_the_weights(tiny_llama4: Path, tmp_path: Path) -> None:
+def test_tiny_llama4s_seed_fixes_the_weights(tiny_llama4: Path, tmp_path: Path) -> None:
     name = "model.safetensors"
     state = torch.get_rng_state()
     again = write_tiny_llama4(tmp_path / "again", seed=0)
@@ -45,7 +45,7 @@ def test_a_seed_decides_the_weights(tiny_llama4: Path, tmp_path: Path) -> None:
     assert (other / name).read_bytes() != (tiny_llama4 / name).read_bytes()
 
 
-def test_misplaced_experts_show(tiny_llama4: Path) -> None:
+def test_tiny_llama4s_experts_change_the_log_probabilities(tiny_llama4: Path) -> None:
     """Experts in the wrong order move the log-probabilities by more than any tolerance in use."""
     model = AutoModelForCausalLM.from_pretrained(tiny_llama4)
     ids = torch.arange(5, 45)[None]

@@ -33,7 +33,7 @@ def write_checkpoint(work: Path, step: int) -> Path:
     return folder
 
 
-def test_the_newest_complete_checkpoint_wins(tmp_path: Path) -> None:
+def test_newest_checkpoint_ignores_incomplete_ones(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 9)
     newest = write_checkpoint(tmp_path, 10)
     assert newest_checkpoint(tmp_path) == newest
@@ -41,9 +41,7 @@ def test_the_newest_complete_checkpoint_wins(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "no marker"])
 @pytest.mark.parametrize("file", ["adapter.bin", "optimizer.bin"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_taken(
-    tmp_path: Path, damage: str, file: str
-) -> None:
+def test_newest_checkpoint_moves_damaged_ones_aside(tmp_path: Path, damage: str, file: str) -> None:
     older, newer = write_checkpoint(tmp_path, 9), write_checkpoint(tmp_path, 10)
     target = newer / (MARKER if damage == "no marker" else file)
     data = target.read_bytes()
@@ -57,13 +55,15 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_taken(
     assert len(list((tmp_path / "incomplete").iterdir())) == 1
 
 
-def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
+def test_newest_checkpoint_is_none_without_checkpoints(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_not_finite_stops_the_run(tmp_path: Path, name: str, value: float) -> None:
+def test_on_log_stops_on_numbers_that_are_not_finite(
+    tmp_path: Path, name: str, value: float
+) -> None:
     callback = RunCallback("rl", MetricsLog(tmp_path / "metrics.jsonl"))
     state = TrainerState(global_step=3, is_world_process_zero=True)
     args = cast(TrainingArguments, SimpleNamespace())
@@ -73,13 +73,13 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path: Path, name: str, va
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [3, 3]
 
 
-def test_arguments_follow_the_recipe(tmp_path: Path) -> None:
+def test_trainer_arguments_follow_the_recipe(tmp_path: Path) -> None:
     block = SFTBlock(learning_rate=3e-4, save_total_limit=7)
     args = trainer_arguments(block, stage="sft", dtype="float32", seed=5, work_dir=tmp_path)
     assert (args.learning_rate, args.save_total_limit, args.seed, args.bf16) == (3e-4, 7, 5, False)
 
 
-def test_trl_itself_refuses_a_block_before_any_work() -> None:
+def test_check_trainer_blocks_raises_what_trl_rejects() -> None:
     section = {"data": [{"reasoning_gym": ["gcd"], "size": 3}]}
     recipe = Recipe.model_validate(
         {
@@ -100,7 +100,7 @@ def test_trl_itself_refuses_a_block_before_any_work() -> None:
         (ImportError("liger is not here"), SetupError),
     ],
 )
-def test_what_trl_refuses_of_a_block_is_told_as_such(
+def test_build_trainer_raises_trls_message_as_a_recipe_error(
     raised: Exception, becomes: type[PosttrainError]
 ) -> None:
     def refuse(**given: object) -> None:
@@ -113,6 +113,6 @@ def test_what_trl_refuses_of_a_block_is_told_as_such(
     assert "dpo.trainer" in caught.value.hint
 
 
-def test_a_wrong_call_of_a_trainer_stays_a_bug() -> None:
+def test_build_trainer_passes_type_errors_on() -> None:
     with pytest.raises(TypeError, match="unexpected keyword"):
         build_trainer(lambda model: model, stage="dpo", modell="a model")

@@ -74,7 +74,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
 
 @pytest.mark.parametrize(("stage", "logging_steps"), [("sft", 1), ("sft", 4), ("dpo", 1)])
-def test_a_run_that_was_broken_off_reports_the_tokens_of_the_whole(
+def test_a_resumed_run_reports_the_tokens_of_all_attempts(
     tiny_llama4: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -100,7 +100,7 @@ def test_a_run_that_was_broken_off_reports_the_tokens_of_the_whole(
     assert counts[0] == counts[1] == sorted(counts[0])
 
 
-def test_seconds_are_of_every_step_that_made_the_policy(
+def test_a_resumed_run_reports_the_seconds_of_all_attempts(
     tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -134,7 +134,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, what: str, step: int) -> None:
 
 
 @pytest.mark.parametrize(("what", "step"), [("loss", 3), ("gradient", 3), ("gradient", 4)])
-def test_no_checkpoint_follows_a_step_that_is_no_number(
+def test_no_checkpoint_is_written_after_a_nan_step(
     tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, step: int
 ) -> None:
     poison(monkeypatch, what, step)
@@ -146,7 +146,7 @@ def test_no_checkpoint_follows_a_step_that_is_no_number(
 
 
 @pytest.mark.parametrize("block", [{"save_strategy": "no"}, {"save_strategy": "epoch"}])
-def test_nor_does_a_policy(
+def test_no_policy_is_written_after_a_nan_step(
     tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: dict[str, Any]
 ) -> None:
     poison(monkeypatch, "loss", 6)
@@ -156,7 +156,7 @@ def test_nor_does_a_policy(
     assert not (tmp_path / "out" / "policy").exists()
 
 
-def test_nor_does_the_checkpoint_of_an_epoch(
+def test_no_epoch_checkpoint_is_written_after_a_nan_step(
     tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, "loss", 3)
@@ -173,7 +173,7 @@ def test_nor_does_the_checkpoint_of_an_epoch(
     assert newest_checkpoint(tmp_path / "work") is None
 
 
-def test_every_loss_is_logged_as_it_is(
+def test_losses_are_logged_unfiltered(
     tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, "loss", 3)
