@@ -5,16 +5,17 @@ import math
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.curriculum import Adaptive, UniformSpec, build_curriculum
+from posttrain.curriculum import Adaptive, CurriculumSpec, UniformSpec, build_curriculum
 from posttrain.curriculum.pool import Quotas, shares_of, take_from_richest
 from posttrain.errors import RecipeError
-from posttrain.recipe import load_curriculum
+from posttrain.recipe import RecipeProblems, load_curriculum
 from posttrain.tables import read_arrays, write_arrays
 from tests.builders import (
     adaptive,
@@ -88,6 +89,30 @@ def test_quotas_that_do_not_fit_are_named():
     for share in (-1.0, math.nan, math.inf):
         with pytest.raises(RecipeError, match=r"quotas\.math"):
             shares_of({"math": share, "code": 2.0}, ["math", "code"])
+
+
+def test_an_unknown_kind_is_an_error_with_the_nearest_one(tmp_path):
+    class AdaptveSpec(CurriculumSpec):
+        kind: Literal["adaptve"] = "adaptve"
+
+    with pytest.raises(ValueError, match=r"kind adaptve \(did you mean adaptive\?\): one of unif"):
+        build_curriculum(AdaptveSpec(), prompt_pool(a=2), seed=0)
+    file = tmp_path / "own.yaml"
+    file.write_text("kind: mops\n")
+    with pytest.raises(RecipeProblems, match="did you mean 'mopps'"):
+        load_curriculum(file)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["tag_bins", "probe_memory", "stratum_memory", "hard_centre", "width", "pilot_saves",
+     "continue_above"],
+)  # fmt: skip
+def test_keys_that_became_constants_are_refused_by_name(tmp_path, key):
+    file = tmp_path / "own.yaml"
+    file.write_text(f"kind: adaptive\n{key}: 1\n")
+    with pytest.raises(RecipeProblems, match=f"own.yaml:2: {key}: unknown key"):
+        load_curriculum(file)
 
 
 @all_kinds
