@@ -53,9 +53,9 @@ Built = TypeVar("Built")
 def trainer_arguments(
     block: TrainerBlock, *, stage: str, dtype: str, seed: int, work_dir: Path
 ) -> Any:
-    """Build TRL's config from a `trainer` block and what posttrain decides itself.
+    """Build TRL's config from the recipe's `trainer` block, our defaults and fixed settings.
 
-    Raises RecipeError where TRL refuses the values.
+    Raises RecipeError if TRL rejects the values.
     """
     config_class = getattr(trl, block.config_class)
     on_cpu = not torch.cuda.is_available()
@@ -81,7 +81,10 @@ def trainer_arguments(
 
 
 def check_trainer_blocks(recipe: Recipe) -> None:
-    """Build every stage's TRL config before the first stage runs; raise RecipeError as above."""
+    """Build every stage's TRL config, so that the last stage's fails before the first stage runs.
+
+    Raises RecipeError if TRL rejects one.
+    """
     for stage, section in recipe.training.items():
         with TemporaryDirectory() as folder:
             trainer_arguments(

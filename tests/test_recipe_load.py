@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.curriculum import UniformSpec
 from posttrain.recipe import (
     LoadedRecipe,
     Recipe,
     RecipeProblems,
-    cross,
     find,
     load_curriculum,
     load_judge,
     load_recipe,
 )
 from posttrain.recipe import files as recipe_files
+from posttrain.recipe.judges import RubricJudge
+from posttrain.rewards.verifier import Package
 
 MINIMAL = """\
 model: {base: some/model}
@@ -150,6 +152,76 @@ def test_named_files_are_checked_in_the_same_pass(recipe: Path) -> None:
     ]
 
 
+INLINE = """\
+sft:
+  data: [{path: rows.jsonl, capability: a}]
+  judge:
+    kind: rubric
+    system: Say how hard it is.
+    template: "{question}"
+    labels: {1: 0.0, 2: 1.0}
+"""
+
+
+def test_a_judge_and_a_curriculum_may_stand_in_the_recipe_itself(recipe: Path) -> None:
+    text = MINIMAL.replace("rl:\n", "rl:\n  curriculum: {kind: uniform, max_refills: 3}\n")
+    recipe.write_text(text + INLINE)
+    loaded = load_recipe(recipe, ["rl.curriculum.refill_below=0.5"])
+    assert loaded.recipe.rl is not None
+    assert loaded.recipe.sft is not None
+    assert loaded.recipe.rl.curriculum == UniformSpec(
+        kind="uniform", max_refills=3, refill_below=0.5
+    )
+    assert isinstance(loaded.recipe.sft.judge, RubricJudge)
+    assert loaded.recipe.sft.judge.labels == {"1": 0.0, "2": 1.0}
+    assert set(loaded.files) == {"rl.data.0.path", "sft.data.0.path"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "key", "says"),
+    [
+        ("system:", "systm:", "systm", "sft.judge.systm", "did you mean 'system'?"),
+        ("kind: rubric", "kind: rubrik", "rubrik", "sft.judge.kind", "did you mean 'rubric'?"),
+        ("    kind: rubric\n", "", "judge:", "sft.judge.kind", "one of answer_likelihood, rubric"),
+        ("2: 1.0", "2: 3", "labels", "sft.judge.labels", "must lie in [0, 1]"),
+        (INLINE[INLINE.index("  judge:") :], "  judge: 3\n", "judge", "sft.judge", "found 3"),
+    ],
+)
+def test_mistakes_in_a_section_of_the_recipe_are_at_its_own_lines(
+    recipe: Path, old: str, new: str, at: str, key: str, says: str
+) -> None:
+    text = MINIMAL + INLINE.replace(old, new)
+    recipe.write_text(text)
+    (problem,) = failing(recipe).problems
+    line = next(n for n, row in enumerate(text.splitlines(), start=1) if at in row)
+    assert (problem.file, problem.line, problem.key) == (str(recipe), line, key)
+    assert says in str(problem)
+
+
+def test_a_judge_that_is_no_rubric_cannot_judge_answers(recipe: Path) -> None:
+    (recipe.parent / "j.yaml").write_text("# a judge\nkind: answer_likelihood\n")
+    (problem,) = failing(recipe, "answer_judge={rubric: j.yaml, threshold: 0.5}").problems
+    assert (Path(problem.file).name, problem.line, problem.key) == ("j.yaml", 2, "kind")
+    assert "an answer judge needs a rubric" in problem.message
+
+
+def test_moving_a_named_file_changes_nothing_that_is_written(recipe: Path) -> None:
+    (recipe.parent / "c.yaml").write_text("kind: mopps\n")
+    (recipe.parent / "deep").mkdir()
+    one = load_recipe(recipe, ["rl.curriculum=" + str(recipe.parent / "c.yaml")])
+    (recipe.parent / "c.yaml").rename(recipe.parent / "deep" / "d.yaml")
+    other = load_recipe(recipe, ["rl.curriculum=" + str(recipe.parent / "deep" / "d.yaml")])
+    assert one.written == other.written
+    assert one.resolved == other.resolved
+    assert one.resolved["rl"]["curriculum"]["kind"] == "mopps"
+
+
+def test_an_unreadable_named_file_hides_no_other_mistake(recipe: Path) -> None:
+    (recipe.parent / "c.yaml").write_text("kind: [uniform\n")
+    keys = [p.key for p in failing(recipe, "rl.curriculum=c.yaml", "rl.trainer.beta=x").problems]
+    assert keys == ["rl.trainer.beta", ""]
+
+
 @pytest.mark.parametrize(
     ("text", "line", "says"),
     [
@@ -200,11 +272,11 @@ def test_sections_without_effect_are_noted(recipe: Path) -> None:
 
 def test_a_missing_extra_is_noted(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = "rl.data=[{generated: {constraints: {levels: [1]}}, size: 5}]"
-    monkeypatch.setattr(cross, "find_spec", lambda name: None)
+    monkeypatch.setattr(Package, "missing", ["lm_eval"])
     (note,) = load_recipe(recipe, [asked]).notes
     assert note.key == "rl.data.0"
-    assert "posttrain[instructions]" in note.message
-    monkeypatch.setattr(cross, "find_spec", lambda name: name)
+    assert "verifier instructions needs lm_eval: pip install 'posttrain[instructions]'" in str(note)
+    monkeypatch.setattr(Package, "missing", [])
     assert load_recipe(recipe, [asked]).notes == ()
 
 

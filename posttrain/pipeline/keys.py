@@ -74,7 +74,7 @@ def answer_judge_values(loaded: LoadedRecipe) -> Mapping[str, Any]:
 
 def sandbox_limits(loaded: LoadedRecipe) -> Mapping[str, Any]:
     """Return the sandbox limits, which decide outcomes of code; empty if none is verified."""
-    if not needs(loaded.recipe, "code"):
+    if not needs(loaded.recipe, "sandbox"):
         return {}
     written = loaded.written["sandbox"]
     return {"sandbox": {name: written[name] for name in SANDBOX_KEYS_THAT_MATTER}}

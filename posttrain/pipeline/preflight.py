@@ -63,7 +63,7 @@ def check_sandbox(loaded: LoadedRecipe) -> None:
 
     Seconds the first time on a machine, for the self-test; its result is kept.
     """
-    if needs(loaded.recipe, "code"):
+    if needs(loaded.recipe, "sandbox"):
         choose(loaded.recipe.sandbox, note=note).close()
 
 

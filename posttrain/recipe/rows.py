@@ -1,8 +1,8 @@
-"""The YAML schema of where rows come from."""
+"""The YAML schema of data sources."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,30 +13,33 @@ Column = Literal["messages", "prompt", "question", "answer", "completion", "refe
 if TYPE_CHECKING:
     VerifierName = str
 else:
+    # The schema lists the table's verifiers by name.
     VerifierName = Literal[tuple(VERIFIERS)]
+CHOOSABLE = ", ".join(v.name for v in VERIFIERS.values() if not v.own_data_only)
+"""The verifiers that a file of rows can name."""
 
 DEFAULT_MAX = 4
-"""The highest level where none is given."""
+"""Highest level if neither the recipe nor the family says one."""
 
 
 class Levels(Spec):
-    """An endless source whose level rises where it is mastered and falls where it is dead.
+    """An endless source whose level rises once it is mastered and falls once nothing passes.
 
     Levels are those of reasoning-gym's own curricula, counted from 0.
     """
 
     start: int = Field(default=0, ge=0)
-    """The level of the first prompts."""
+    """Level of the first prompts."""
     min: int = Field(default=0, ge=0)
-    """The lowest."""
+    """Lowest level."""
     max: int | None = Field(default=None, ge=0)
-    """The highest; null is 4, or a family's last where that is lower."""
+    """Highest level; null is 4, or a family's last level if that is lower."""
     rise: float = Field(default=0.8, gt=0.0, le=1.0)
-    """Pass rate from which it rises."""
+    """Pass rate from which the level rises."""
     fall: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Pass rate up to which it falls."""
+    """Pass rate up to which the level falls."""
     min_rollouts: int = Field(default=64, ge=1)
-    """Rollouts at a level before it may change."""
+    """Rollouts at a level before it can change."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Levels:
@@ -51,24 +54,27 @@ class Levels(Spec):
 class PythonFunctions(Spec):
     """Small Python problems with tests, for verifier code."""
 
+    verifier: ClassVar[str] = "code"
     levels: list[Annotated[int, Field(ge=1, le=5)]] = Field(default=[1], min_length=1)
-    """Mixed evenly: 1 one operation on a number, 2 two of them, 3 texts, 4 lists, 5 conditions."""
+    """Levels, mixed evenly: 1 one operation on a number, 2 two operations, 3 texts, 4 lists,
+    5 conditions."""
 
 
 class Constraints(Spec):
     """Writing tasks with constraints on the form, for verifier instructions."""
 
+    verifier: ClassVar[str] = "instructions"
     levels: list[Annotated[int, Field(ge=1, le=4)]] = Field(default=[1], min_length=1)
-    """Mixed evenly: how many constraints a task has."""
+    """Numbers of constraints per task, mixed evenly."""
 
 
 class Generated(Spec):
     """Tasks that posttrain makes itself: endless, seeded, each with a checked answer."""
 
     python_functions: PythonFunctions | None = None
-    """`{levels: [1, 2]}`."""
+    """Small Python problems, for example `{levels: [1, 2]}`."""
     constraints: Constraints | None = None
-    """`{levels: [1]}`; needs the extra instructions."""
+    """Writing tasks, for example `{levels: [1]}`; needs the extra `instructions`."""
 
     @model_validator(mode="after")
     def _some(self) -> Generated:
@@ -78,38 +84,38 @@ class Generated(Spec):
 
     @property
     def named(self) -> dict[str, PythonFunctions | Constraints]:
-        """The generators that are asked for, by name."""
+        """The generators that the recipe asks for, by name."""
         both = {"python_functions": self.python_functions, "constraints": self.constraints}
         return {name: spec for name, spec in both.items() if spec is not None}
 
 
 class DataSource(Spec):
-    """Where rows come from: exactly one of `path`, `reasoning_gym` and `generated`."""
+    """A source of rows: exactly one of `path`, `reasoning_gym` and `generated`."""
 
     path: str | None = Field(default=None, min_length=1)
-    """A JSONL or Parquet file, or the name of a `datasets` data set."""
+    """JSONL or Parquet file, or the name of a `datasets` data set."""
     reasoning_gym: list[str] | dict[str, dict[str, Any]] | None = None
-    """Families, or family -> its own configuration keys; `{level: 2}` sets them by the family's own
-    curriculum, 0 the easiest."""
+    """Families of reasoning-gym, or each family's configuration keys; `{level: 2}` sets them by the
+    family's own curriculum, 0 is the easiest."""
     levels: Levels | None = None
-    """rl.data's reasoning_gym: new prompts without end, of a level that follows the policy; size is
-    how many are made at once. A family's own keys stay fixed."""
+    """New prompts without end, of a level that follows the policy; for reasoning_gym in rl.data.
+    `size` is the number made at once, and a family's own keys stay fixed."""
     generated: Generated | None = None
     """Tasks that posttrain makes itself: `{python_functions: {levels: [1]}}`."""
     split: str = "train"
-    """For `datasets` names."""
+    """Split of a `datasets` data set."""
     size: int | None = Field(default=None, ge=1)
-    """Rows to take; per family or generator where rows are made, and then it must be given."""
+    """Number of rows; for reasoning_gym and generated it is required, and counts per family."""
     capability: str | None = None
-    """Tag for quotas and tables; the family's or generator's name where left out."""
+    """Tag for quotas and tables; left out, the name of the family or generator."""
     columns: dict[Column, str] = Field(default_factory=dict[Column, str])
-    """Our field -> your column, where they differ. reference is what the verifier compares with,
-    where that is not the answer: tests of code, constraints, options."""
+    """Names of your columns by ours, if they differ. `reference` is what the verifier compares
+    with, if that is not the answer: tests of code, constraints, options."""
     verifier: VerifierName | None = None
-    """What decides an answer; reasoning_gym and generated data bring their own, judge is
-    answer_judge's model."""
+    """Verifier of the answers; reasoning_gym and generated data bring their own, and `judge` is the
+    model of answer_judge."""
     system: str | None = None
-    """A system turn put before every conversation."""
+    """System turn put before every conversation."""
     suffix: str = ""
     """Text added to every question, for example an answer format."""
 
@@ -124,8 +130,8 @@ class DataSource(Spec):
                 raise wrong("path needs a capability, the tag its rows are counted under", "path")
             if self.levels is not None:
                 raise wrong("only reasoning_gym has levels", "levels")
-            if self.verifier == "reasoning_gym":
-                message = "reasoning_gym scores its own data only: choose exact or math"
+            if self.verifier is not None and VERIFIERS[self.verifier].own_data_only:
+                message = f"{self.verifier} decides its own data only: choose one of {CHOOSABLE}"
                 raise wrong(message, "verifier")
             return self
         (kind,) = given
@@ -137,11 +143,20 @@ class DataSource(Spec):
         if self.levels is not None:
             _check_levels(self)
         if self.verifier not in (None, kind):
-            scored = "is scored by its own verifier: leave verifier out"
-            raise wrong(f"{kind} data {scored}", "verifier")
+            message = f"{kind} data has its own verifier: leave verifier out"
+            raise wrong(message, "verifier")
         if self.columns:
             raise wrong(f"columns belongs to path; {kind} rows have no columns", "columns")
         return self
+
+    @property
+    def verifiers(self) -> list[str]:
+        """Names of the verifiers of its rows; empty if it has none."""
+        if self.reasoning_gym is not None:
+            return ["reasoning_gym"]
+        if self.generated is not None:
+            return [spec.verifier for spec in self.generated.named.values()]
+        return [] if self.verifier is None else [self.verifier]
 
 
 def _check_levels(source: DataSource) -> None:
@@ -151,16 +166,3 @@ def _check_levels(source: DataSource) -> None:
         for family, config in source.reasoning_gym.items():
             if "level" in config:
                 raise wrong(f"moves the level: leave level out of {family}", "levels")
-
-
-def verifiers_of(source: DataSource) -> set[str]:
-    """Return the verifiers of a source's rows; empty where it has none."""
-    if source.reasoning_gym is not None:
-        return {"reasoning_gym"}
-    if source.generated is not None:
-        made = {
-            "code": source.generated.python_functions,
-            "instructions": source.generated.constraints,
-        }
-        return {verifier for verifier, asked in made.items() if asked is not None}
-    return set() if source.verifier is None else {source.verifier}

@@ -13,8 +13,9 @@ from posttrain.recipe.document import read_file
 from posttrain.recipe.files import FileOrSection, shipped_root
 from posttrain.recipe.judges import AnswerJudgeSpec, JudgeSpec
 from posttrain.recipe.models import EngineSpec, Model
-from posttrain.recipe.rows import DataSource, verifiers_of
+from posttrain.recipe.rows import DataSource
 from posttrain.recipe.trainer_blocks import DPOBlock, GRPOBlock, SFTBlock, SharedBlock
+from posttrain.rewards import VERIFIERS
 from posttrain.rewards.shaping import Shaping
 from posttrain.sandbox import SandboxSpec
 from posttrain.spec import Share, Spec, wrong
@@ -37,7 +38,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Launch(Spec):
-    """How the training stages are started."""
+    """How the training stages are launched."""
 
     num_processes: int = Field(default=1, ge=1)
     """Training processes, one per device."""
@@ -272,6 +273,7 @@ def every_source(recipe: Recipe) -> Iterator[DataSource]:
             yield from suite.data
 
 
-def needs(recipe: Recipe, verifier: str) -> bool:
-    """Return whether a verifier decides any row of the recipe."""
-    return any(verifier in verifiers_of(source) for source in every_source(recipe))
+def needs(recipe: Recipe, section: Literal["sandbox", "answer_judge"]) -> bool:
+    """Return whether a verifier of the recipe's rows uses this section."""
+    names = {name for source in every_source(recipe) for name in source.verifiers}
+    return any(VERIFIERS[name].uses == section for name in names)
