@@ -275,6 +275,21 @@ def test_a_stage_whose_manifest_is_damaged_is_broken(
     assert posttrain_command("report").code == 0
 
 
+def test_status_reads_a_run_whose_recipe_an_earlier_posttrain_resolved(
+    posttrain_command: Invoke, toy_table: Callable[..., None]
+) -> None:
+    toy_table()
+    posttrain_command("run", "recipe.yaml", "--until", "judge")
+    path = Path("runs/toy/recipe.resolved.json")
+    values = json.loads(path.read_text())
+    values["sft"]["judge"] = "/somewhere/judge.yaml"  # by path, as before recipes held its content
+    write_json(path, values)
+    found = json.loads(posttrain_command("status", "--json").out)
+    states = {row["stage"]: row["state"] for row in found["stages"]}
+    assert found["name"] == "toy"
+    assert states == dict.fromkeys(("model", "data", "eval-base", "judge"), "done")
+
+
 @pytest.mark.parametrize("damage", [None, "", "{}"])
 def test_status_of_a_run_that_was_killed_as_it_began(
     posttrain_command: Invoke, damage: str | None

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from posttrain.cli.tables import make_table, wide_console
 from posttrain.errors import RecipeError
-from posttrain.pipeline import STAGES, holder_of, read_progress, stages_of
+from posttrain.pipeline import STAGES, Stage, holder_of, read_progress, stages_of
 from posttrain.recipe import Recipe
-from posttrain.run_directory import RunDirectory
+from posttrain.run_directory import RunDirectory, read_json_object
 from posttrain.tables import read_json
 
 
@@ -23,9 +23,9 @@ def status_values(run_dir: Path) -> dict[str, Any]:
     holder = holder_of(place)
     finished = place.finished_stages()
     running = _running(place) if holder is not None else None
-    recipe = _recipe(place)
+    name, stages = _name_and_stages(place)
     rows: list[dict[str, Any]] = []
-    for stage in stages_of(recipe, STAGES):
+    for stage in stages:
         work = place.work / stage.name
         row: dict[str, Any] = {"stage": stage.name, "seconds": None, "progress": None}
         if stage.name == running:
@@ -42,7 +42,7 @@ def status_values(run_dir: Path) -> dict[str, Any]:
     crashes = sorted(str(path) for path in run_dir.glob("crash-*.txt"))
     return {
         "run_dir": str(run_dir),
-        "name": recipe.name,
+        "name": name,
         "holder": holder,
         "stages": rows,
         "crashes": crashes,
@@ -81,11 +81,22 @@ def _running(place: RunDirectory) -> str | None:
         return None
 
 
-def _recipe(place: RunDirectory) -> Recipe:
+def _name_and_stages(place: RunDirectory) -> tuple[str | None, list[Stage[Any]]]:
+    """Return the run's name and its stages.
+
+    The schema may have changed since an earlier posttrain resolved the recipe. Of such a run the
+    stages that have begun are known, and not those that were still to come.
+    """
     path = place.resolved_recipe
+    values: dict[str, Any] = {}
     try:
-        return Recipe.model_validate(read_json(path))
+        values = read_json_object(path)
+        recipe = Recipe.model_validate(values)
+        return recipe.name, stages_of(recipe, STAGES)
     except (OSError, ValueError) as error:
+        begun = [s for s in STAGES if place.find_stage(s.name) or (place.work / s.name).exists()]
+        if "model" in values and begun:
+            return values.get("name"), begun
         raise RecipeError(
             f"{path} cannot be read: a run was killed as it began, or the file is damaged",
             hint=f"posttrain run RECIPE --run-dir {place.path}",
