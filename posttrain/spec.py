@@ -22,6 +22,8 @@ class Spec(BaseModel):
         frozen=True,
         protected_namespaces=(),
         allow_inf_nan=False,
+        # A validator is built when it is first used: most sections are used as part of another.
+        defer_build=True,
     )
 
     @classmethod
