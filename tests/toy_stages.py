@@ -92,9 +92,10 @@ def slow(context: StageContext, section: Any = None) -> Counts:
 
 def deaf(context: StageContext, section: Any = None) -> Counts:
     """Work on whatever the first signal says."""
-    write_bytes(context.run_dir / "slow.pid", str(os.getpid()).encode())
     for _ in range(2):
         try:
+            # Inside: the signal may come as soon as the file is there.
+            write_bytes(context.run_dir / "slow.pid", str(os.getpid()).encode())
             time.sleep(60)
         except KeyboardInterrupt:
             (context.run_dir / "heard").write_text("yes")
