@@ -1,4 +1,4 @@
-"""Write docs/recipe.md and the schema.json files from the schema: `make docs`."""
+"""Write docs/recipe.md, the schema.json files and the table of verifiers: `make docs`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 from posttrain.recipe import recipe_json_schema
 from posttrain.recipe.export import SHIPPED_AS, SchemaKind
 from posttrain.recipe.trainer_blocks import SharedBlock
+from posttrain.rewards import VERIFIERS
 from posttrain.tables import write_json
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "recipe.md"
+VERIFIER_PAGE = ROOT / "docs" / "verifiers.md"
+VERIFIER_HEAD = "| `verifier` | what it decides | reference |\n| --- | --- | --- |\n"
 BLOCKS = {block.__name__: block.config_class for block in SharedBlock.__subclasses__()}
 """Sections that TRL documents -> its config class."""
 TRL_PAGES = {
@@ -70,6 +73,14 @@ def page() -> str:
         for option in schema["oneOf"]:
             lines += _section(_target(option), schema["$defs"])
     return "\n".join(lines).rstrip() + "\n"
+
+
+def verifier_page() -> str:
+    """Return docs/verifiers.md with its table as the verifiers declare it."""
+    before, head, after = VERIFIER_PAGE.read_text().partition(VERIFIER_HEAD)
+    assert head, f"{VERIFIER_PAGE.name} has no table that begins with {VERIFIER_HEAD!r}"
+    rows = [f"| `{one.name}` | {one.summary} | {one.takes} |\n" for one in VERIFIERS.values()]
+    return f"{before}{head}{''.join(rows)}\n{after.partition(chr(10) * 2)[2]}"
 
 
 def _sections(schema: Node) -> list[str]:
@@ -184,3 +195,4 @@ if __name__ == "__main__":
     for kind, file in SHIPPED_AS.items():
         write_json(ROOT / file, recipe_json_schema(kind))
     PAGE.write_text(page())
+    VERIFIER_PAGE.write_text(verifier_page())

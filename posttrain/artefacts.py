@@ -173,7 +173,7 @@ class SuiteResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationResult:
-    """What an evaluation stage measured."""
+    """Results of an evaluation stage."""
 
     suites: Mapping[str, SuiteResult]
     tokens: int

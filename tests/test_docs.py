@@ -115,6 +115,7 @@ def test_the_reference_is_current() -> None:
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
     assert reference.PAGE.read_text() == reference.page(), "run: make docs"
+    assert reference.VERIFIER_PAGE.read_text() == reference.verifier_page(), "run: make docs"
 
 
 def memory_page() -> ModuleType:

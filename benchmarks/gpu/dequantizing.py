@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 COLUMNS = 1024
-"""Of a program's tile."""
+"""Size of a program's tile."""
 ROWS = 32
-"""Of codes in a program's tile: those of one nf4 block."""
+"""Codes in a program's tile: those of one nf4 block."""
 FP8_ROWS = 16
 
 

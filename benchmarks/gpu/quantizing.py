@@ -25,7 +25,7 @@ FORMAT_NAMES: tuple[Format, ...] = ("fp8", "nf4")
 SCOUT, TINY = (16, 5120, 16384), (4, 128, 96)
 """Gate and up projections of a layer's experts."""
 ROUTED_WEIGHTS = 96.64e9
-"""Of Scout's experts."""
+"""Number of weights of Scout's routed experts."""
 
 
 def cases(setting: Setting) -> Mapping[str, Case]:

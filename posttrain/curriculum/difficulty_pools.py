@@ -20,9 +20,9 @@ class DifficultyPoolsSpec(CurriculumSpec):
 
     kind: Literal["difficulty_pools"]
     hard: Share = 0.25
-    """Up to this pass rate a prompt is hard."""
+    """Highest pass rate of a hard prompt."""
     normal: Share = 0.75
-    """Up to this pass rate it is normal, above it easy."""
+    """Highest pass rate of a normal prompt; those above are easy."""
     hard_weight: float = Field(default=0.2, gt=0)
     """Sampling weight of a hard prompt; unseen ones weigh 1."""
     normal_weight: float = Field(default=1.0, gt=0)

@@ -29,7 +29,7 @@ class MoppsSpec(CurriculumSpec):
 
 
 class Mopps(Uniform):
-    """Of `candidates` times as many random prompts, those whose sampled pass rate is nearest 1/2.
+    """Choose, among random candidates, the prompts whose sampled pass rate is nearest the target.
 
     arXiv 2507.04632: alpha <- discount * alpha + (1 - discount) * alpha_0 + passes, beta alike, at
     each visit. As in the text: the released code has a precedence slip that sets alpha to 8 when a

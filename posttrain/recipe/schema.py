@@ -169,7 +169,7 @@ class Pairs(Spec):
     last_steps: int | None = Field(default=None, ge=1)
     """Number of RL steps, counted from the last, whose rollouts are used; null uses all."""
     corner_cases: list[CornerCase] = Field(default=list(get_args(CornerCase)), min_length=1)
-    """What a rejected completion may have done wrong."""
+    """Faults of rejected completions to take pairs from."""
 
 
 class Dpo(TrainingSection):
@@ -195,7 +195,7 @@ def _describe_eval_points(schema: dict[str, Any]) -> None:
 
 
 class Eval(Spec):
-    """What is measured, and after which stages."""
+    """Held-out evaluation, and the stages after which it runs."""
 
     suites: list[Literal["heldout"] | Suite] = Field(default=["heldout"])
     """Held-out sets; `heldout` sets prompts of rl.data aside before any training."""

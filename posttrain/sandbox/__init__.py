@@ -47,11 +47,11 @@ class SandboxSpec(Spec):
     kind: Literal["auto", "landlock", "wasm", "docker", "http"] = "auto"
     """auto = the first of landlock and wasm that holds on this machine; none = the run stops."""
     wall_seconds: float = Field(default=5.0, gt=0.0, le=60.0)
-    """For one run: all calls of a function's tests, or one test of a program."""
+    """Time limit of one run: all calls of a function's tests, or one test of a program."""
     memory_mib: int = Field(default=512, ge=64)
-    """For one run."""
+    """Memory limit of one run."""
     output_kib: int = Field(default=256, ge=64, le=1024)
-    """Of stdout, for one run."""
+    """Limit on the standard output of one run."""
     image: str = "python:3.12-slim"
     """docker: an image with python."""
     url: str | None = None

@@ -21,9 +21,9 @@ class Limits:
     memory_bytes: int = 512 * 2**20
     """Address space where the kernel can limit that, linear memory in wasm."""
     output_bytes: int = 64 * 2**10
-    """Of stdout, past which the run's reason is `output`; stderr keeps this much of its end."""
+    """Limit on stdout, past which the reason is `output`; stderr keeps this much of its end."""
     file_bytes: int = 2**20
-    """Of each file that the program writes."""
+    """Limit on each file that the program writes."""
     files: int = 64
     """Files and folders in the program's own folder."""
 
