@@ -1,10 +1,14 @@
 # Every target makes the environment it needs; nothing has to be prepared but Python 3.11+.
 #   make demo        install, then the quickstart recipe: 22 minutes on 2 CPU cores
-#   make test        every test but those that need a GPU; make test-fast: the quick ones
+#   make test        every test but those that need a GPU, in two processes at once unless WORKERS=n
+#   make test-fast   the quick ones
 #   make check       ruff and pyright; make format: mend what ruff can
 #   make bench       CLI latency and engine throughput into benchmarks/, whose README names the rest
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
+# A file's tests stay in one process, for the sake of its fixtures; tests/conftest.py orders the files.
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Modules are installed uncompiled, and most are never imported: what is, stays compiled.
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,10 +29,10 @@ demo: env-run
 	$(BIN)/posttrain run recipes/quickstart.yaml
 
 test: env
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
 
 test-fast: env
-	$(BIN)/python -m pytest -m "not slow and not browser and not gpu"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not browser and not gpu"
 
 test-gpu: env
 	$(BIN)/python -m pytest -m gpu

@@ -6,9 +6,11 @@ Whatever needs torch is imported where it is used, so that tests without a model
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -375,3 +377,34 @@ def side_by_side(monkeypatch: Any, places: Sequence[Any], work: Callable[[Any], 
     if failed:
         raise failed[0]
     return [results[number] for number in range(len(places))]
+
+
+# Commands
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        return self.err.rstrip().splitlines()[-1]
+
+
+def call_command(
+    monkeypatch: Any, capsys: Any, main: Callable[[], object], *arguments: object
+) -> Said:
+    """Call a command's function in this process with the arguments of a command line."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    capsys.readouterr()
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    printed = capsys.readouterr()
+    return Said(code=int(code or 0), out=printed.out, err=printed.err)

@@ -1,8 +1,11 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and what tests in several processes need."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,42 @@ from tiny_run import RunServer, make_tiny_run
 
 from posttrain.sandbox.landlock import Landlock
 
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if IS_WORKER:
+    # A core each; nothing so far has imported torch, which reads it.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LONGEST = ("test_pipeline_kills.py", "test_devices.py")
+"""The files that take longest, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first: no worker is to wait at the end for one of them."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first worker to ask for it fills; the others wait until it has."""
+    root = factory.getbasetemp()
+    root = root.parent if IS_WORKER else root
+    folder, made = root / name, root / f"{name}.made"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
 
 @pytest.fixture(scope="session")
 def tiny_llama4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama 4 checkpoint with tokenizer and chat template; do not write into it."""
     from posttrain.models.tiny import write_tiny_llama4
 
-    return write_tiny_llama4(tmp_path_factory.mktemp("models") / "tiny-llama4")
+    return made_once(tmp_path_factory, "tiny-llama4", write_tiny_llama4)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +68,10 @@ def run_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunServer]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(run_server: RunServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe and its finished run in `run`; do not write into it."""
-    return make_tiny_run(run_server, tmp_path_factory.mktemp("tiny"))
+    return made_once(
+        tmp_path_factory,
+        "tiny",
+        lambda folder: make_tiny_run(request.getfixturevalue("run_server"), folder),
+    )

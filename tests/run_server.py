@@ -1,18 +1,25 @@
 """A process that has torch and TRL imported and computes nothing: it forks a child per run.
 
 Importing takes longer than all stages of a tiny model; a fork starts with everything imported.
-Reads one JSON object per line: {"recipe", "overrides", "run_dir", "kill_at"}; answers with one line
-{"signal", "code", "seconds"}.
+Reads one JSON object per line: {"recipe", "overrides", "run_dir", "until", "kill_at"}; answers with
+one line {"signal", "code", "seconds"}.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from posttrain.pipeline import Stage
+    from posttrain.pipeline.context import StageContext
+    from posttrain.pipeline.launch import StageResult
 
 
 def main() -> None:
@@ -47,6 +54,68 @@ def main() -> None:
         print(json.dumps(answer), flush=True)
 
 
+def run_in_forks(stage: Stage[Any], section: Any, context: StageContext) -> StageResult:
+    """Run a stage in this process, or where torchrun would start it in several, in a fork each."""
+    from posttrain.pipeline.launch import StageResult, fsdp_environment, run_in_process
+
+    asked = context.recipe.launch
+    if not stage.is_training or asked.num_processes == 1:
+        return run_in_process(stage, section, context)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {
+        **(fsdp_environment() if asked.strategy == "fsdp" else {}),
+        "WORLD_SIZE": str(asked.num_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    ranks: list[int] = []
+    for rank in range(asked.num_processes):
+        ranks.append(os.fork())
+        if ranks[-1] == 0:
+            os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+            _run_rank(stage, section, context)
+    ended = _wait_for_all(ranks)
+    if any(os.WIFSIGNALED(status) for status in ended):
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert not any(ended), ended
+    return StageResult(counts={})
+
+
+def _wait_for_all(ranks: list[int]) -> list[int]:
+    """Return how processes ended; as torchrun does, end those that outlive one that failed."""
+    ended: list[int] = []
+    left = list(ranks)
+    while left:
+        child, status = os.waitpid(-1, 0)
+        left.remove(child)
+        ended.append(status)
+        if status == 0:
+            continue
+        for other in left:
+            found, status = os.waitpid(other, os.WNOHANG)
+            if found:
+                ended.append(status)
+            else:
+                os.kill(other, signal.SIGKILL)
+                os.waitpid(other, 0)
+        break
+    return ended
+
+
+def _run_rank(stage: Stage[Any], section: Any, context: StageContext) -> NoReturn:
+    from posttrain.pipeline.launch import run_in_process
+
+    try:
+        run_in_process(stage, section, context)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 def _run(wanted: dict[str, Any]) -> None:
     # What the child prints would be read as an answer.
     log = os.open(wanted["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -57,7 +126,7 @@ def _run(wanted: dict[str, Any]) -> None:
         import torch
 
         from posttrain.models.tiny import write_tiny_llama4
-        from posttrain.pipeline import run, run_in_process
+        from posttrain.pipeline import run
         from posttrain.recipe import load_recipe
 
         torch.set_num_threads(1)
@@ -68,7 +137,8 @@ def _run(wanted: dict[str, Any]) -> None:
             if wanted["kill_at"]:
                 os.environ["POSTTRAIN_KILL_AT"] = wanted["kill_at"]
             loaded = load_recipe(Path(wanted["recipe"]), wanted["overrides"])
-            run(loaded, Path(wanted["run_dir"]), launcher=run_in_process)
+            folder = Path(wanted["run_dir"])
+            run(loaded, folder, launcher=run_in_forks, until=wanted.get("until"))
         code = 0
     except BaseException:
         import traceback

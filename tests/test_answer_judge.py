@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_run import RunServer
 
 from posttrain.errors import HealthStop, RecipeError
 from posttrain.judge import AnswerVerifier, read_labelled
@@ -295,10 +296,9 @@ def test_without_a_judge_the_error_says_what_to_write() -> None:
 
 
 @pytest.mark.slow
-def test_a_judge_decides_evaluation_and_rl(tmp_path: Path, tiny_llama4: Path) -> None:
-    from posttrain.pipeline import run
-    from posttrain.recipe import load_recipe
-
+def test_a_judge_decides_evaluation_and_rl(
+    run_server: RunServer, tmp_path: Path, tiny_llama4: Path
+) -> None:
     # No answer is needed, and one that would not fit the engine does no harm.
     rows = [
         {"question": f"Say {i} words.", **({"answer": "word " * 500} if i % 2 else {})}
@@ -309,7 +309,7 @@ def test_a_judge_decides_evaluation_and_rl(tmp_path: Path, tiny_llama4: Path) ->
         "kind: rubric\nsystem: Grade.\ntemplate: '{question} {answer}'\n"
         "labels: {'1': 0.0, '5': 1.0}\nmin_label_mass: 0.0\n"
     )
-    (tmp_path / "judged.yaml").write_text(
+    (tmp_path / "recipe.yaml").write_text(
         f"""
 model: {{base: {tiny_llama4}, dtype: float32, lora: {{rank: 4, alpha: 8}}}}
 engine: {{kind: transformers, max_model_len: 256, max_num_seqs: 16}}
@@ -322,9 +322,9 @@ answer_judge: {{rubric: rubric.yaml, threshold: 0.5}}
 eval: {{heldout_size: 4, num_generations: 2, max_tokens: 48, pass_at: [2], after: [base, rl]}}
 """
     )
-    done = run(load_recipe(tmp_path / "judged.yaml"), tmp_path / "run")
-    assert [stage for stage in done.ran if "rl" in stage] == ["rl", "eval-rl"]
+    run_server.run(tmp_path)
     stages = tmp_path / "run" / "stages"
+    assert {path.name.partition("-")[2] for path in stages.glob("*-rl")} == {"rl", "eval-rl"}
     tables = [*stages.glob("*-rl/rollouts/*.parquet"), *stages.glob("*-eval-*/outcomes-*.parquet")]
     whys = [r.outcome.why for path in tables for g in read_groups(path) for r in g.rollouts]
     assert any("passes from 0.50" in why for why in whys)

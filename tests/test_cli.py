@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -26,19 +25,8 @@ from posttrain.pipeline import Finished, run, run_in_process, work
 from posttrain.report.results import MACRO, result_rows
 from posttrain.run_directory import FileHashes, RunDirectory, seal_stage
 from posttrain.tables import write_json
+from tests.builders import Said, call_command
 from tests.run_edits import copy_run
-
-
-@dataclasses.dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def last_line(self) -> str:
-        return self.err.rstrip().splitlines()[-1]
-
 
 Invoke = Callable[..., Said]
 
@@ -53,12 +41,7 @@ def posttrain_command(
     monkeypatch.setenv("COLUMNS", "200")
 
     def invoke(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["posttrain", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return Said(code=int(ended.value.code or 0), out=captured.out, err=captured.err)
+        return call_command(monkeypatch, capsys, cli.main, *arguments)
 
     return invoke
 

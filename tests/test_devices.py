@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_run import RunServer
 
 from posttrain.models.tiny import write_tiny_llama4
 from posttrain.pipeline import STAGES
@@ -21,6 +22,7 @@ from posttrain.tables import read_json, read_metrics
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "recipes" / "tiny.yaml"
 SETTINGS = (
     *("sft.judge=null", "eval.after=[]", "sft.trainer.save_steps=8"),
     "dpo.trainer.learning_rate=1e-3",
@@ -40,17 +42,38 @@ Runner = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def run(tiny_llama4: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    """Run recipes/tiny.yaml one way; a finished run is not run again."""
-    folder = tmp_path_factory.mktemp("runs")
+def run(
+    tiny_llama4: Path, run_server: RunServer, tmp_path_factory: pytest.TempPathFactory
+) -> Runner:
+    """Run recipes/tiny.yaml one way; what has no name of its own is run once.
 
-    def start(way: str, *arguments: str, name: str | None = None, kill_at: str = "") -> Path:
+    As users start it, or with `forked` from a process that has everything imported.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    unnamed: set[Path] = set()
+
+    def start(
+        way: str,
+        *more: str,
+        until: str | None = None,
+        name: str | None = None,
+        kill_at: str = "",
+        forked: bool = False,
+    ) -> Path:
         run_dir = folder / (name or way)
-        settings = (f"model.base={tiny_llama4}", *SETTINGS, *WAYS[way])
-        sets = [word for setting in settings for word in ("--set", setting)]
-        command = [sys.executable, "-m", "posttrain", "run", "recipes/tiny.yaml", *sets]
+        if run_dir in unnamed:
+            return run_dir
+        if name is None:
+            unnamed.add(run_dir)
+        settings = (f"model.base={tiny_llama4}", *SETTINGS, *WAYS[way], *more)
+        if forked:
+            run_server.run_recipe(RECIPE, run_dir, kill_at=kill_at, overrides=settings, until=until)
+            return run_dir
+        command = [sys.executable, "-m", "posttrain", "run", str(RECIPE)]
+        command += [word for setting in settings for word in ("--set", setting)]
+        command += ["--until", until] if until else []
         done = subprocess.run(
-            [*command, "--run-dir", str(run_dir), *arguments],
+            [*command, "--run-dir", str(run_dir)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "POSTTRAIN_KILL_AT": kill_at},
             capture_output=True,
@@ -88,7 +111,7 @@ def test_all_three_stages_train_to_the_end(run: Runner, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_two_processes_train_as_one_with_the_same_global_batch(run: Runner, way: str) -> None:
-    one, two = run("one", "--until", "sft"), run(way, "--until", "sft")
+    one, two = run("one", until="sft", forked=True), run(way)
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
     expected, found = adapter(one, "6-sft"), adapter(two, "6-sft")
     assert found.keys() == expected.keys()
@@ -103,15 +126,15 @@ def test_two_processes_train_as_one_with_the_same_global_batch(run: Runner, way:
 def test_two_killed_processes_go_on_from_their_checkpoint(
     run: Runner, way: str, kill_at: str
 ) -> None:
-    unbroken = run(way, "--until", "sft")
+    unbroken = run(way)
     name = f"{way}-{kill_at.replace(':', '-')}"
     shutil.copytree(
         unbroken,
         unbroken.with_name(name),
         ignore=shutil.ignore_patterns("6-sft", "[1789][0-9-]*-*"),
     )
-    run(way, "--until", "sft", name=name, kill_at=kill_at)
-    broken = run(way, "--until", "sft", name=name)
+    run(way, until="sft", name=name, kill_at=kill_at, forked=True)
+    broken = run(way, until="sft", name=name, forked=True)
     resumed = read_json(broken / "stages" / "6-sft" / "summary.json")["resumed_from_step"]
     assert resumed == KILL_POINTS[kill_at]
     expected, found = adapter(unbroken, "6-sft"), adapter(broken, "6-sft")
@@ -126,8 +149,8 @@ def test_two_processes_killed_during_rl_go_on_from_their_checkpoint(run: Runner,
     shutil.copytree(
         unbroken, unbroken.with_name(name), ignore=shutil.ignore_patterns("8-rl", "1[0-9]-*")
     )
-    run(way, "--until", "rl", name=name, kill_at="rl.after_rollouts:3")
-    broken = run(way, "--until", "rl", name=name)
+    run(way, until="rl", name=name, kill_at="rl.after_rollouts:3")
+    broken = run(way, until="rl", name=name)
     assert read_json(broken / "stages" / "8-rl" / "summary.json")["resumed_from_step"] == 2
     expected, found = adapter(unbroken, "8-rl"), adapter(broken, "8-rl")
     for key, weight in expected.items():
@@ -144,8 +167,7 @@ def test_a_sharded_policy_reaches_vllm(run: Runner, tmp_path: Path, sync: str) -
     else:
         base = write_tiny_llama4(tmp_path / "base", interleave_moe_layer_step=5)
         asked += [f"model.base={base}", "model.lora.targets=[attention,mlp]", "engine.sync=adapter"]
-    sets = [word for setting in asked for word in ("--set", setting)]
-    run_dir = run("fsdp", *sets, "--until", "rl", name=f"vllm-{sync}")
+    run_dir = run("fsdp", *asked, until="rl", name=f"vllm-{sync}")
     parity = read_metrics(run_dir / "stages" / "8-rl" / "parity.jsonl")
     assert [row["step"] for row in parity] == [1, 2]
     assert all(row["parity/mean"] < 1e-4 for row in parity)

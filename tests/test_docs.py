@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
+import runpy
 import shlex
 import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from posttrain import cli
+from tests.builders import Said, call_command
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -36,15 +40,23 @@ POSTTRAIN = sorted({line for _, line in COMMANDS if line.startswith("posttrain "
 BEDS = sorted({line for _, line in COMMANDS if line.startswith("python -m benchmarks.")})
 
 
-def posttrain(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    code = "from posttrain.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+Invoke = Callable[[str], Said]
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Invoke:
+    """Call `posttrain ...` or `python -m benchmarks. ...` in this process, in the checkout."""
+    monkeypatch.chdir(ROOT)
+
+    def call(line: str) -> Said:
+        words = shlex.split(line)
+        if words[0] == "posttrain":
+            return call_command(monkeypatch, capsys, cli.main, *words[1:])
+        _, _, module, *arguments = words
+        bed = functools.partial(runpy.run_module, module, run_name="__main__", alter_sys=True)
+        return call_command(monkeypatch, capsys, bed, *arguments)
+
+    return call
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
@@ -62,37 +74,31 @@ def test_every_command_is_of_a_kind_that_is_checked(page: str, line: str) -> Non
 
 
 @pytest.mark.parametrize("line", POSTTRAIN)
-def test_every_posttrain_command_exists(line: str) -> None:
+def test_every_posttrain_command_exists(invoke: Invoke, line: str) -> None:
     """Its verb has a help page that lists each option; the recipes and folders it names exist."""
     words = shlex.split(line)[1:]
     verb = words[:2] if words[0] in ("bench", "model") else words[:1]
-    help_page = posttrain([*verb, "--help"])
-    assert help_page.returncode == 0, help_page.stderr
+    help_page = invoke(shlex.join(["posttrain", *verb, "--help"]))
+    assert help_page.code == 0, help_page.err
     for word in words[len(verb) :]:
         if word.startswith("--"):
-            assert word in help_page.stdout
+            assert word in help_page.out
         elif word.endswith(".yaml"):
             assert (ROOT / word).exists() or (ROOT / "recipes" / word).exists()
 
 
 @pytest.mark.parametrize("line", BEDS)
-def test_every_benchmark_bed_has_the_options_that_pages_name(line: str) -> None:
-    words = shlex.split(line)[1:]
-    help_page = subprocess.run(
-        [sys.executable, *words[:2], "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert help_page.returncode == 0, help_page.stderr
-    assert all(word in help_page.stdout for word in words[2:] if word.startswith("--"))
+def test_every_benchmark_bed_has_the_options_that_pages_name(invoke: Invoke, line: str) -> None:
+    words = shlex.split(line)
+    help_page = invoke(shlex.join([*words[:3], "--help"]))
+    assert help_page.code == 0, help_page.err
+    assert all(word in help_page.out for word in words[3:] if word.startswith("--"))
 
 
 @pytest.mark.parametrize("line", [c for c in POSTTRAIN if c.split()[1] in RUNNABLE])
-def test_quick_commands_succeed(line: str) -> None:
-    done = posttrain(shlex.split(line)[1:])
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_quick_commands_succeed(invoke: Invoke, line: str) -> None:
+    done = invoke(line)
+    assert done.code == 0, done.out + done.err
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

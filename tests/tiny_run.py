@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,25 @@ class RunServer:
 
     def run(self, folder: Path, *, kill_at: str = "", overrides: tuple[str, ...] = ()) -> None:
         """Run the recipe in `folder`; with `kill_at` it must die there, else it must finish."""
+        self.run_recipe(
+            folder / "recipe.yaml", folder / "run", kill_at=kill_at, overrides=overrides
+        )
+
+    def run_recipe(
+        self,
+        recipe: Path,
+        run_dir: Path,
+        *,
+        kill_at: str = "",
+        overrides: Sequence[str] = (),
+        until: str | None = None,
+    ) -> None:
+        """Run a recipe; with `kill_at` it must die there, else it must finish."""
         answer = self.ask(
-            recipe=str(folder / "recipe.yaml"),
-            run_dir=str(folder / "run"),
-            overrides=overrides,
+            recipe=str(recipe),
+            run_dir=str(run_dir),
+            overrides=list(overrides),
+            until=until,
             kill_at=kill_at,
         )
         said = self.log.read_text()[-4000:]
