@@ -1,4 +1,7 @@
-"""Run by torchrun: two processes train routed-expert LoRA; rank 0 writes loss and gradients."""
+"""Run by torchrun: two processes train routed-expert LoRA; rank 0 writes loss and gradients.
+
+Arguments: the base, a folder, and what to train by, `ddp` or `fsdp2` or both.
+"""
 
 from __future__ import annotations
 
@@ -66,18 +69,19 @@ def step(base: Path, kind: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return mean / 2, gradients(model)
 
 
-def main(base: Path, out: Path, kind: str) -> None:
-    """One step; rank 0 keeps what came of it.
+def main(base: Path, out: Path, kinds: list[str]) -> None:
+    """One step of each kind; rank 0 keeps what came of it.
 
     The model must be gone before the group is: a DDP model that is a gloo group's last owner frees
     it with the interpreter's lock held, while the group's own thread waits for that lock.
     """
     dist.init_process_group("gloo")
-    loss, found = step(base, kind)
-    if dist.get_rank() == 0:
-        torch.save({"loss": loss, "gradients": found}, out)
+    for kind in kinds:
+        loss, found = step(base, kind)
+        if dist.get_rank() == 0:
+            torch.save({"loss": loss, "gradients": found}, out / f"{kind}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,4 +1,7 @@
-"""Run by torchrun with FSDP's environment: train two steps, then say how each weight fared."""
+"""Run by torchrun with FSDP's environment: train two steps, then say how each weight fared.
+
+Arguments: the base, a folder, and one or more kinds of frozen weights, a folder each in there.
+"""
 
 from __future__ import annotations
 
@@ -72,4 +75,7 @@ def main(base: Path, out: Path, kind: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    for name in sys.argv[3:]:
+        made = Path(sys.argv[2]) / name
+        made.mkdir(exist_ok=True)
+        main(Path(sys.argv[1]), made, name)

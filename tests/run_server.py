@@ -66,6 +66,7 @@ def run_in_forks(stage: Stage[Any], section: Any, context: StageContext) -> Stag
     shared = {
         **(fsdp_environment() if asked.strategy == "fsdp" else {}),
         "WORLD_SIZE": str(asked.num_processes),
+        "LOCAL_WORLD_SIZE": str(asked.num_processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import grouped, head, layer, offload, quantizing
+from benchmarks.gpu import grouped, head, layer, offload, quantizing, start
 from benchmarks.gpu.cases import Case, NotMeasured, Setting
 from benchmarks.gpu.point import append, in_short
 
@@ -112,7 +112,7 @@ def test_the_command_writes_the_table(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--shapes", "tiny"),
-            *("--only", "head", "--only", "start", "--out", str(tmp_path)),
+            *("--only", "head", "--only", "grouped", "--out", str(tmp_path)),
         ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -126,6 +126,20 @@ def test_the_command_writes_the_table(tmp_path: Path) -> None:
     assert page.strip() in done.stdout
     assert "not measured" not in page
     assert "no figure here says anything of a GPU" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fork after: nothing",
+        "fork after: import posttrain.rl.train, posttrain.engines",
+        "spawn after: torch.cuda.init()",
+    ],
+)
+def test_a_child_of_a_process_that_only_imported_works(name: str) -> None:
+    """What differs on the CPU, where no call reaches for CUDA."""
+    assert start.cases(TINY)[name]().text == "CUDA not initialised in the parent; the child works"
 
 
 INTERPRETED = """

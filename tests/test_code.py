@@ -131,7 +131,7 @@ def test_humaneval_and_its_mutants_in_short(task: str) -> None:
 @pytest.mark.slow
 def test_humaneval_whole() -> None:
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda task: solve_and_mutate(task, 4), PROBLEMS))
+        found = list(pool.map(lambda task: solve_and_mutate(task, 2), PROBLEMS))
     assert len(found) == 164
     assert [line for _, wrong in found for line in wrong] == []
     assert sum(int(told) for told, _ in found) >= 164

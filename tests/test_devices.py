@@ -38,6 +38,7 @@ WAYS = {
 }
 KILL_POINTS = {"sft.after_step:13": 8, "sft.before_marker:2": 8, "sft.after_save": 24}
 """Where both processes die -> the checkpoint's step that a re-run goes on from."""
+FROZEN = ("none", "fp8", "nf4")
 Runner = Callable[..., Path]
 
 
@@ -149,8 +150,10 @@ def test_two_processes_killed_during_rl_go_on_from_their_checkpoint(run: Runner,
     shutil.copytree(
         unbroken, unbroken.with_name(name), ignore=shutil.ignore_patterns("8-rl", "1[0-9]-*")
     )
-    run(way, until="rl", name=name, kill_at="rl.after_rollouts:3")
-    broken = run(way, until="rl", name=name)
+    # What torchrun does when a process dies is the same for both ways.
+    forked = way == "ddp"
+    run(way, until="rl", name=name, kill_at="rl.after_rollouts:3", forked=forked)
+    broken = run(way, until="rl", name=name, forked=forked)
     assert read_json(broken / "stages" / "8-rl" / "summary.json")["resumed_from_step"] == 2
     expected, found = adapter(unbroken, "8-rl"), adapter(broken, "8-rl")
     for key, weight in expected.items():
@@ -167,23 +170,22 @@ def test_a_sharded_policy_reaches_vllm(run: Runner, tmp_path: Path, sync: str) -
     else:
         base = write_tiny_llama4(tmp_path / "base", interleave_moe_layer_step=5)
         asked += [f"model.base={base}", "model.lora.targets=[attention,mlp]", "engine.sync=adapter"]
-    run_dir = run("fsdp", *asked, until="rl", name=f"vllm-{sync}")
+    run_dir = run("fsdp", *asked, until="rl", name=f"vllm-{sync}", forked=True)
     parity = read_metrics(run_dir / "stages" / "8-rl" / "parity.jsonl")
     assert [row["step"] for row in parity] == [1, 2]
     assert all(row["parity/mean"] < 1e-4 for row in parity)
 
 
-@pytest.mark.parametrize("frozen", ["none", "fp8", "nf4"])
-def test_sharding_leaves_frozen_weights_as_they_are(
-    tiny_llama4: Path, tmp_path: Path, frozen: str
-) -> None:
-    """In bfloat16: their dtype, their bytes, one shard each, and every decoder layer a unit."""
+@pytest.fixture(scope="module")
+def sharded(tiny_llama4: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each way to keep frozen weights, with what two processes said of themselves."""
+    folder = tmp_path_factory.mktemp("sharded")
     done = subprocess.run(
         [
             *("env", *(f"{k}={v}" for k, v in fsdp_environment().items()), sys.executable, "-m"),
             *("torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            *(str(ROOT / "tests" / "distributed_frozen.py"), str(tiny_llama4), str(tmp_path)),
-            frozen,
+            *(str(ROOT / "tests" / "distributed_frozen.py"), str(tiny_llama4), str(folder)),
+            *FROZEN,
         ],
         capture_output=True,
         text=True,
@@ -192,8 +194,14 @@ def test_sharding_leaves_frozen_weights_as_they_are(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_sharding_leaves_frozen_weights_as_they_are(sharded: Path, frozen: str) -> None:
+    """In bfloat16: their dtype, their bytes, one shard each, and every decoder layer a unit."""
     for rank in range(2):
-        found = read_json(tmp_path / f"rank-{rank}.json")
+        found = read_json(sharded / frozen / f"rank-{rank}.json")
         assert found["layers"] == 4
         assert found["changed"] == []
         assert found["trained_dtypes"] == ["torch.float32"]

@@ -10,25 +10,32 @@ import pytest
 import torch
 from distributed_experts import adapted, batch, gradients
 
+KINDS = ("ddp", "fsdp2")
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_lora_experts_in_two_processes_train_as_in_one(
-    tiny_llama4: Path, tmp_path: Path, kind: str
-) -> None:
-    out = tmp_path / "found.pt"
+
+@pytest.fixture(scope="module")
+def trained(tiny_llama4: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with loss and gradients of two processes, a file for each kind."""
+    folder = tmp_path_factory.mktemp("trained")
     script = Path(__file__).parent / "distributed_experts.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*command, str(script), str(tiny_llama4), str(out), kind],
+        [*command, str(script), str(tiny_llama4), str(folder), *KINDS],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = torch.load(out)
+    return folder
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_experts_in_two_processes_train_as_in_one(
+    trained: Path, tiny_llama4: Path, kind: str
+) -> None:
+    found = torch.load(trained / f"{kind}.pt")
     model = adapted(tiny_llama4)
     ids = batch()
     loss = model(input_ids=ids, labels=ids).loss

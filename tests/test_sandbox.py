@@ -385,17 +385,24 @@ def test_use_and_current(monkeypatch: pytest.MonkeyPatch) -> None:
         sandboxes.use(SandboxSpec())
 
 
-def test_helpers_leave_no_process_and_no_folder() -> None:
+def test_helpers_leave_no_process_and_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     if sys.platform != "linux":
         pytest.skip("Landlock is part of Linux")
-    before = set(Path(tempfile.gettempdir()).glob("posttrain-sandbox-*"))
+    folders: list[Path] = []
+
+    def scratch_dir() -> Path:
+        folders.append(places.scratch_dir())
+        return folders[-1]
+
+    monkeypatch.setattr("posttrain.sandbox.landlock.scratch_dir", scratch_dir)
     made = Landlock(most=1)
     made.run("import time\ntime.sleep(0.01)", b"", SHORT)
     helpers = [h.process.pid for _, h in made._helpers._free]  # pyright: ignore[reportPrivateUsage]
     made.close()
     assert helpers
     assert not any(Path(f"/proc/{pid}").exists() for pid in helpers)
-    assert set(Path(tempfile.gettempdir()).glob("posttrain-sandbox-*")) <= before
+    assert folders
+    assert not any(folder.exists() for folder in folders)
 
 
 def test_json_of_a_self_test() -> None:

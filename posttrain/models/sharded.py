@@ -44,9 +44,13 @@ def patch_accelerate_for_cpu() -> None:
     state = PartialState()
     if state.distributed_type != DistributedType.MULTI_CPU:
         return
-    register_package(PRIORITY, lambda _: None, _restore_to_numbered_cpu)
+    register_package(PRIORITY, _tag_nothing, _restore_to_numbered_cpu)
     if is_sharded_run():
         state.distributed_type = DistributedType.MULTI_GPU
+
+
+def _tag_nothing(_storage: Any) -> None:
+    """Leave it to torch to say where a storage lies; by name, since torch sorts what is twice."""
 
 
 def _restore_to_numbered_cpu(storage: Any, location: str) -> Any:
