@@ -21,6 +21,8 @@ Field = str | int | float
 SECONDS_BETWEEN_LINES = 60.0
 SECONDS_BETWEEN_FILES = 1.0
 
+_terminal: TextIO | None = None
+"""Where notes and bars go once `divert_output` has sent the rest elsewhere."""
 _live: list[Progress] = []
 """The active rich display, if any; a nested bar becomes another row of it."""
 
@@ -87,7 +89,7 @@ def progress(
     On a terminal it is a rich bar, elsewhere a first line, one line per minute and a last line.
     Only rank 0 shows anything. `stream` defaults to standard error.
     """
-    out = stream or sys.stderr
+    out = stream or _terminal or sys.stderr
     if not is_main_process():
         yield Bar(label, total, lambda _: None)
     elif _is_terminal(out):
@@ -107,7 +109,23 @@ def note(text: str) -> None:
 
         _live[-1].console.print(Text(text))
     else:
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=_terminal or sys.stderr, flush=True)
+
+
+def divert_output(log: Path) -> None:
+    """Send what this process prints to `log`, but for notes and bars, which go where they went.
+
+    That is done to the descriptors, so that it holds for C++ libraries and for children, too.
+    """
+    global _terminal
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _terminal is None:
+        _terminal = os.fdopen(os.dup(2), "w")
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
 
 
 @contextmanager

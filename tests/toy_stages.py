@@ -14,6 +14,7 @@ from posttrain.errors import HealthStop
 from posttrain.kill_points import kill_point
 from posttrain.pipeline import STAGES, Stage
 from posttrain.pipeline.context import Counts, StageContext
+from posttrain.progress import note, progress
 from posttrain.recipe import LoadedRecipe, load_recipe
 from posttrain.records import content_hash
 from posttrain.tables import file_sha256, read_json, write_bytes, write_json
@@ -141,13 +142,34 @@ def multi(context: StageContext, section: Any = None) -> Counts:
     return {}
 
 
-def table(**functions: str) -> Sequence[Stage[Any]]:
-    """The real table with toy functions; name a stage (`_` for `-`) to give it another one."""
+def table(*, loads_models: bool = False, **functions: str) -> Sequence[Stage[Any]]:
+    """The real table with toy functions; name a stage (`_` for `-`) to give it another one.
+
+    With `loads_models` stages are forked from a warm process.
+    """
     here = sys.modules[__name__]
     return [
         dataclasses.replace(
             stage,
             run=getattr(here, functions.get(stage.name.replace("-", "_"), "toy")),
+            loads_models=loads_models,
         )
         for stage in STAGES
     ]
+
+
+def noisy(context: StageContext, _section: Any = None) -> Counts:
+    """Print as libraries do, speak as posttrain does, and stop."""
+    print("noise on standard output")
+    print("noise on standard error", file=sys.stderr)
+    os.write(2, b"noise from below\n")
+    note("a word to the user")
+    with progress("toys", total=1) as bar:
+        bar.advance()
+    raise HealthStop("stopped", hint="nothing")
+
+
+def parent(context: StageContext, _section: Any = None) -> Counts:
+    """Say who started the stage."""
+    write_json(context.out_dir / "out.json", {"parent": os.getppid(), "pid": os.getpid()})
+    return {}

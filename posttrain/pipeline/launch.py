@@ -2,8 +2,7 @@
 
 A training stage goes through `accelerate launch` on CUDA. Without CUDA, accelerate starts one
 process whatever it is asked for, so several go through torchrun, with what accelerate would have
-told them of FSDP, and one is started directly: a launcher in front of it would only import torch
-once more.
+told them of FSDP, and one is forked from a process that is warm.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +27,7 @@ from posttrain import errors
 from posttrain.errors import Interrupted, PosttrainError, SetupError
 from posttrain.pipeline.context import Stage, StageContext
 from posttrain.pipeline.environment import has_cuda, num_cpus
+from posttrain.pipeline.warm import PRELOADED, WarmProcess, exit_code
 from posttrain.progress import PROGRESS_FILE_VARIABLE, note
 from posttrain.recipe.schema import Recipe
 from posttrain.tables import read_json, write_bytes, write_json
@@ -35,6 +36,8 @@ RESULT = "result.json"
 ERROR = "error.json"
 CALL = "call.json"
 PROGRESS = "progress.json"
+OUTPUT = "output.log"
+"""What libraries print while a stage works."""
 PARENT_VARIABLE = "POSTTRAIN_RUN_PID"
 
 QUIET = {
@@ -152,8 +155,27 @@ def run_in_process(stage: Stage[Any], section: Any, context: StageContext) -> St
         return StageResult(counts=stage.run(context, section))
 
 
-def run_in_child(stage: Stage[Any], section: Any, context: StageContext) -> StageResult:
-    """Run a stage in a process of its own and wait for it.
+@contextmanager
+def launching(run_dir: Path, stages: Sequence[Stage[Any]]) -> Generator[Launcher]:
+    """Yield a launcher that runs `stages` in processes of their own.
+
+    Where one of them loads a model, on Linux without CUDA, they are forked from a process that has
+    done the imports. A CUDA context would not survive a fork.
+    """
+    if has_cuda() or sys.platform != "linux" or not any(stage.loads_models for stage in stages):
+        yield run_in_child
+        return
+    warm = WarmProcess(run_dir, _environment(), preloaded=PRELOADED)
+    try:
+        yield partial(run_in_child, warm=warm)
+    finally:
+        warm.close()
+
+
+def run_in_child(
+    stage: Stage[Any], section: Any, context: StageContext, *, warm: WarmProcess | None = None
+) -> StageResult:
+    """Run a stage in a process of its own, forked from `warm` where that can be, and wait for it.
 
     The first SIGINT or SIGTERM is passed on and the stage ends where its work is kept; the second
     ends everything at once. Raises what the stage raised; Interrupted; SetupError where the
@@ -173,36 +195,43 @@ def run_in_child(stage: Stage[Any], section: Any, context: StageContext) -> Stag
             "out_dir": str(context.out_dir),
         },
     )
-    num_processes, strategy = context.recipe.launch.num_processes, context.recipe.launch.strategy
-    if strategy == "fsdp":
+    if context.recipe.launch.strategy == "fsdp":
         write_bytes(work / ACCELERATE_CONFIG, accelerate_config(context.recipe).encode())
-    command = launch_line(stage, context.run_dir, num_processes, strategy=strategy)
-    child = subprocess.Popen(
-        command, env=_child_environment(stage, work, num_processes), process_group=0
-    )
-    with _passing_on(child) as received:
+    with _passing_on() as signals:
+        pid, wait, reap = _start(stage, context, warm)
+        signals.send_to(pid)
         # Not reaped yet, so that its number still names its group when that is cleared away.
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    code = child.wait()
-    if (work / RESULT).exists() and not received:
+        code = wait()
+    reap()
+    if (work / RESULT).exists() and not signals.received:
         result = read_json(work / RESULT)
         return StageResult(counts=result["counts"], peak_rss_bytes=result["peak_rss_bytes"])
-    if received:
+    if signals.received:
         raise Interrupted(f"stopped during {stage.name}; finished work is kept")
     raise _failure(stage, work, code)
 
 
-def _child_environment(stage: Stage[Any], work: Path, num_processes: int) -> dict[str, str]:
-    environment = {
-        **QUIET,
-        **({} if has_cuda() else KEEP_MEMORY),
-        **os.environ,
-        PROGRESS_FILE_VARIABLE: str(work / PROGRESS),
-        PARENT_VARIABLE: str(os.getpid()),
-    }
-    if stage.is_training and num_processes > 1 and not has_cuda():
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cpus() // num_processes)))
-    return environment
+def _start(
+    stage: Stage[Any], context: StageContext, warm: WarmProcess | None
+) -> tuple[int, Callable[[], int], Callable[[], object]]:
+    """Start a stage; return its pid, and how to wait for its exit code and then to reap it."""
+    launch = context.recipe.launch
+    environment = _environment() | {PROGRESS_FILE_VARIABLE: str(context.work_dir / PROGRESS)}
+    several = stage.is_training and launch.num_processes > 1
+    if several and not has_cuda():
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cpus() // launch.num_processes)))
+    if warm is not None and not several:
+        with suppress(ConnectionError):  # it has died: a fresh process does as well, later
+            return warm.fork(context.run_dir, stage.name, environment), warm.wait, warm.reap
+    command = launch_line(stage, context.run_dir, launch.num_processes, strategy=launch.strategy)
+    child = subprocess.Popen(command, env=environment, process_group=0)
+    return child.pid, partial(exit_code, child.pid), child.wait
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of every process that this run starts."""
+    memory = {} if has_cuda() else KEEP_MEMORY
+    return {**QUIET, **memory, **os.environ, PARENT_VARIABLE: str(os.getpid())}
 
 
 def _failure(stage: Stage[Any], work: Path, code: int) -> PosttrainError:
@@ -217,31 +246,50 @@ def _failure(stage: Stage[Any], work: Path, code: int) -> PosttrainError:
             "run the same command again: finished work is kept",
         )
     return StageCrash(
-        f"the {stage.name} stage ended with code {code} and said nothing",
+        f"the {stage.name} stage ended with code {code} and said nothing but what is in "
+        f"{work / OUTPUT}",
         hint="run the same command again; if it happens twice, it is a bug of posttrain",
     )
 
 
-@contextmanager
-def _passing_on(child: subprocess.Popen[bytes]) -> Generator[list[int], None, None]:
-    """Send the first signal on to the child's whole group; end everything at the second."""
-    received: list[int] = []
+class _Signals:
+    """The signals that a run gets while a stage works, and the stage's process group."""
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGINT if len(received) == 1 else signal.SIGKILL)
-        if len(received) > 1:
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._group: int | None = None
+
+    def send_to(self, group: int) -> None:
+        """Name the group, which gets the first signal even if that came before."""
+        self._group = group
+        if self.received:
+            self.kill(signal.SIGINT)
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Send the first signal on to the whole group; end everything at the second."""
+        self.received.append(number)
+        self.kill(signal.SIGINT if len(self.received) == 1 else signal.SIGKILL)
+        if len(self.received) > 1:
             os.write(2, b"\nleft at once; run the same command again to resume\n")
             os._exit(Interrupted.exit_code)
         note("stopping; finished work is kept (once more: leave at once)")
 
+    def kill(self, number: int) -> None:
+        """Send a signal to the group, if there is one."""
+        if self._group is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._group, number)
+
+
+@contextmanager
+def _passing_on() -> Generator[_Signals, None, None]:
+    """Handle signals inside; in the end kill what is left of the group, engine workers say."""
+    signals = _Signals()
     try:
-        with handling_signals(handle):
-            yield received
+        with handling_signals(signals.handle):
+            yield signals
     finally:
-        with suppress(ProcessLookupError):  # what the stage left running, engine workers say
-            os.killpg(child.pid, signal.SIGKILL)
+        signals.kill(signal.SIGKILL)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import filecmp
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,7 +17,7 @@ from posttrain.kill_points import kill_point
 from posttrain.pipeline import work
 from posttrain.pipeline.context import Stage, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
-from posttrain.pipeline.launch import Launcher, StageCrash, handling_signals, run_in_child
+from posttrain.pipeline.launch import Launcher, StageCrash, handling_signals, launching
 from posttrain.pipeline.planning import PlannedStage, plan
 from posttrain.pipeline.preflight import check_environment
 from posttrain.pipeline.stages import STAGES, stages_of
@@ -48,12 +49,13 @@ def run(
     run_dir: Path,
     *,
     table: Sequence[Stage[Any]] = STAGES,
-    launcher: Launcher = run_in_child,
+    launcher: Launcher | None = None,
     until: str | None = None,
 ) -> Finished:
     """Run what is not finished, up to and with the stage `until`.
 
-    Raises Locked, RecipeError for a directory of another recipe, and what a stage raised.
+    Stages run in processes of their own unless a `launcher` is given. Raises Locked, RecipeError
+    for a directory of another recipe, and what a stage raised.
     """
     started = time.monotonic()
     run_dir = run_dir.resolve()
@@ -82,7 +84,7 @@ def _run(
     loaded: LoadedRecipe,
     place: RunDirectory,
     table: Sequence[Stage[Any]],
-    launcher: Launcher,
+    launcher: Launcher | None,
     until: str | None,
     started: float,
 ) -> Finished:
@@ -93,21 +95,22 @@ def _run(
     planned = plan(loaded, place, table, hashes)
     _archive_unused_stages(place, planned)
     _renumber_stages(place, planned)
-    if not all(p.is_cached for p in planned):
-        check_environment(loaded, place.path)
+    last = next((n for n, p in enumerate(planned, start=1) if p.stage.name == until), len(planned))
+    to_run = [p.stage for p in planned[:last] if not p.is_cached]
     ran: list[str] = []
     cached: list[str] = []
-    for position, item in enumerate(planned, start=1):
-        name = item.stage.name
-        if item.is_cached:
-            work.end_work(place, name)
-            cached.append(name)
-        else:
-            note(f"[{position}/{len(planned)}] {name}: {item.why}")
-            _run_stage(loaded, place, item, planned, launcher, hashes)
-            ran.append(name)
-        if name == until:
-            break
+    with nullcontext(launcher) if launcher else launching(place.path, to_run) as launch:
+        if to_run:
+            check_environment(loaded, place.path)
+        for position, item in enumerate(planned[:last], start=1):
+            name = item.stage.name
+            if item.is_cached:
+                work.end_work(place, name)
+                cached.append(name)
+            else:
+                note(f"[{position}/{len(planned)}] {name}: {item.why}")
+                _run_stage(loaded, place, item, planned, launch, hashes)
+                ran.append(name)
     hashes.save()
     _show_report(place, planned)
     return Finished(

@@ -1,17 +1,22 @@
-"""One stage's process: `python -m posttrain.pipeline.stage RUN_DIR STAGE`, started by a run."""
+"""One stage's process: `python -m posttrain.pipeline.stage RUN_DIR STAGE`, started by a run.
+
+With `--serve` it is the warm process (posttrain.pipeline.warm) that stages are forked from.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import importlib
 import json
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -23,9 +28,10 @@ from posttrain import errors, sandbox
 from posttrain.errors import Interrupted, Locked, PosttrainError
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
-from posttrain.pipeline.launch import CALL, ERROR, PARENT_VARIABLE, RESULT
+from posttrain.pipeline.launch import CALL, ERROR, OUTPUT, PARENT_VARIABLE, RESULT
 from posttrain.pipeline.stages import STAGES
-from posttrain.progress import is_main_process
+from posttrain.pipeline.warm import exit_code
+from posttrain.progress import divert_output, is_main_process
 from posttrain.recipe.schema import Recipe
 from posttrain.tables import read_json, write_json
 
@@ -42,6 +48,7 @@ def main(arguments: list[str]) -> int:
     _end_with(os.environ.get(PARENT_VARIABLE))
     try:
         with _only_one(run_dir):
+            divert_output(work / OUTPUT)
             function, context = _read_call(run_dir, stage)
             sandbox.use(context.recipe.sandbox)
             row = next(row for row in STAGES if row.name == stage)
@@ -146,5 +153,49 @@ def _peak_rss_bytes() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
+def serve(control: socket.socket, log: Path, preloaded: Sequence[str]) -> None:
+    """Import `preloaded`, then fork a stage whenever the run asks for one, until it is gone."""
+    divert_output(log)
+    for name in preloaded:
+        with suppress(Exception):  # raised again, and told, by the stage that needs it
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # or the first collection in a stage would copy every page that holds an object
+    with suppress(ConnectionError), control.makefile("rw") as lines:
+        for line in lines:
+            asked = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                os.close(control.fileno())
+                _end_as_a_stage(asked)
+            with suppress(OSError):  # it has done so itself, or has ended
+                os.setpgid(pid, pid)
+            print(json.dumps({"pid": pid}), file=lines, flush=True)
+            print(json.dumps({"code": exit_code(pid)}), file=lines, flush=True)
+            lines.readline()  # the run has cleared the stage's process group away
+            os.waitpid(pid, 0)
+
+
+def _end_as_a_stage(asked: Mapping[str, Any]) -> NoReturn:
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        # Beside what the imports have set, which vLLM for one reads later.
+        os.environ.update(asked["environment"])
+        code = main([asked["run_dir"], asked["stage"]])
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    finally:
+        # Not by way of the interpreter, which would end what the warm process has set up.
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1] == "--serve":
+        _fd, _log, *_preloaded = sys.argv[2:]
+        serve(socket.socket(fileno=int(_fd)), Path(_log), _preloaded)
+    else:
+        sys.exit(main(sys.argv[1:]))

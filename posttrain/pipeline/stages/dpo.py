@@ -40,5 +40,6 @@ STAGE = Stage(
     run=run,
     reads=("model", "rl", "pairs"),
     depends_on=depends_on,
+    loads_models=True,
     is_training=True,
 )

@@ -184,4 +184,5 @@ def _row(
         files=answer_judge_files,
         estimate=estimate,
         seed_name="eval",
+        loads_models=True,
     )

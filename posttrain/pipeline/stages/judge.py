@@ -193,4 +193,5 @@ STAGE = Stage(
     depends_on=depends_on,
     files=answer_judge_files,
     estimate=estimate,
+    loads_models=True,
 )

@@ -53,4 +53,5 @@ STAGE = Stage(
     depends_on=depends_on,
     files=files,
     is_seeded=False,
+    loads_models=True,
 )

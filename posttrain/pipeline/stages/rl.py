@@ -108,5 +108,6 @@ STAGE = Stage(
     depends_on=depends_on,
     files=answer_judge_files,
     estimate=estimate,
+    loads_models=True,
     is_training=True,
 )

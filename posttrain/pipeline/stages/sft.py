@@ -64,5 +64,6 @@ STAGE = Stage(
     reads=("model", "data", "prune"),
     depends_on=depends_on,
     estimate=estimate,
+    loads_models=True,
     is_training=True,
 )

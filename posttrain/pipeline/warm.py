@@ -1,0 +1,107 @@
+"""A process that has imported torch, TRL and vLLM, from which a run forks its stages.
+
+Importing them takes ten seconds of a processor, and a stage needs a process of its own, so that its
+memory is really given back. What is forked here has the imports and is otherwise as good as new:
+nothing is computed in the warm process, so it has no engine and no thread pool.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+PRELOADED = (
+    *("posttrain.judge", "posttrain.sft", "posttrain.rl", "posttrain.dpo"),
+    *(["posttrain.engines.vllm"] if importlib.util.find_spec("vllm") else []),
+)
+"""Modules that bring in all that a stage needs."""
+LOG = "imports.log"
+"""In the work folder: what the imports print."""
+
+
+class WarmProcess:
+    """The client's side; used by one thread, for one stage at a time."""
+
+    def __init__(
+        self, run_dir: Path, environment: Mapping[str, str], *, preloaded: Sequence[str]
+    ) -> None:
+        """Start the process; it imports while this one goes on."""
+        self._control, theirs = socket.socketpair()
+        self._buffer = b""
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "posttrain.pipeline.stage", "--serve"),
+                    *(str(theirs.fileno()), str(run_dir / "work" / LOG), *preloaded),
+                ],
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                # Ctrl-C is for the run, which passes it on to the stage.
+                process_group=0,
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can fork another stage."""
+        return self._process.poll() is None
+
+    def fork(self, run_dir: Path, stage: str, environment: Mapping[str, str]) -> int:
+        """Start a stage in a process group of its own; return its pid, which is the group's.
+
+        Raises ConnectionError where the process has died.
+        """
+        try:
+            self._send({"run_dir": str(run_dir), "stage": stage, "environment": dict(environment)})
+        except OSError as error:
+            raise ConnectionError("the warm process has died") from error
+        return self._receive()["pid"]
+
+    def wait(self) -> int:
+        """Wait for the stage to end, and return its exit code as subprocess has it.
+
+        Its pid stays taken until `reap`. Where the warm process is killed meanwhile, the stage
+        counts as killed, too.
+        """
+        try:
+            return self._receive()["code"]
+        except ConnectionError:
+            return -signal.SIGKILL
+
+    def reap(self) -> None:
+        """Let go of the pid of a stage that has ended."""
+        with suppress(ConnectionError):
+            self._send({"reap": True})
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        self._control.close()
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        self._control.sendall(json.dumps(message).encode() + b"\n")
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            chunk = self._control.recv(1 << 16)
+            if not chunk:
+                raise ConnectionError("the warm process has died")
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return json.loads(line)
+
+
+def exit_code(pid: int) -> int:
+    """Wait for a child without reaping it, and return its exit code as subprocess has it."""
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert ended is not None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
