@@ -22,7 +22,7 @@ SECONDS_BETWEEN_LINES = 60.0
 SECONDS_BETWEEN_FILES = 1.0
 
 _terminal: TextIO | None = None
-"""Where notes and bars go once `divert_output` has sent the rest elsewhere."""
+"""Stream of notes and progress bars once `divert_output` has redirected the rest."""
 _live: list[Progress] = []
 """The active rich display, if any; a nested bar becomes another row of it."""
 
@@ -113,9 +113,9 @@ def note(text: str) -> None:
 
 
 def divert_output(log: Path) -> None:
-    """Send what this process prints to `log`, but for notes and bars, which go where they went.
+    """Redirect what this process and its children print to `log`; notes and bars stay visible.
 
-    That is done to the descriptors, so that it holds for C++ libraries and for children, too.
+    Redirects the descriptors 1 and 2, so that it holds for C++ libraries, too.
     """
     global _terminal
     sys.stdout.flush()

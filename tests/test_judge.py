@@ -14,7 +14,13 @@ import pytest
 
 from posttrain.engines import Completion
 from posttrain.errors import RecipeError, SetupError
-from posttrain.judge import attempt_samples, judge_identity, judge_samples, judge_summary
+from posttrain.judge import (
+    attempt_samples,
+    check_judge,
+    judge_identity,
+    judge_samples,
+    judge_summary,
+)
 from posttrain.judge.ask import JUDGES
 from posttrain.judge.check import pilot_samples
 from posttrain.judge.rubric import conversation, fill
@@ -367,7 +373,8 @@ def summary_of(samples, scores, passes, tmp_path):
         for v, score in zip(verdicts, scores, strict=True)
     ]
     groups = [measured(s, p) for s, p in zip(samples, passes, strict=True)]
-    summary = judge_summary(samples, verdicts, groups, prune(samples, verdicts, Prune()))
+    check = check_judge(samples, verdicts, groups)
+    summary = judge_summary(samples, verdicts, check, prune(samples, verdicts, Prune()))
     json.dumps(summary, allow_nan=False)
     return summary
 

@@ -4,12 +4,18 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
+from builders import counted_group, data_recipe, make_sample
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.artefacts import DROPPED, PILOT, SAMPLES, VERDICTS
+from posttrain.data import prompt_of
+from posttrain.pipeline.context import StageContext
+from posttrain.pipeline.stages.prune import STAGE
 from posttrain.prune import prune
 from posttrain.recipe.schema import Prune
 from posttrain.records import Sample, Verdict
+from posttrain.tables import read_json, write_groups
 
 
 def sample(number, capability="math"):
@@ -134,3 +140,43 @@ def test_data_that_does_not_belong_together_is_refused():
     ]:
         with pytest.raises(ValueError, match=words):
             prune(samples, verdicts, Prune())
+
+
+@pytest.mark.parametrize(
+    ("misjudges", "require_check", "num_dropped"),
+    [(False, True, 20), (True, True, 0), (True, False, 20)],
+    ids=["judge passes", "judge fails", "judge fails, and pruning is asked for all the same"],
+)
+def test_only_a_judge_that_passes_its_check_prunes(
+    tmp_path, capsys, misjudges, require_check, num_dropped
+):
+    """The model fails number i of 40 in i of 40 attempts; the judge scores it so, or at random."""
+    samples = [make_sample(f"question {i}") for i in range(40)]
+    scores = [(i * 7 % 40 if misjudges else i) / 40 for i in range(40)]
+    judged, data = tmp_path / "judge", tmp_path / "data"
+    for folder in (judged, data, out := tmp_path / "out"):
+        folder.mkdir()
+    SAMPLES.write(data, samples)
+    VERDICTS.write(judged, [verdict(s, score) for s, score in zip(samples, scores, strict=True)])
+    groups = [counted_group(s.sample_id, 40 - i, num=40) for i, s in enumerate(samples)]
+    write_groups(judged / PILOT, groups, {s.sample_id: prompt_of(s) for s in samples})
+    context = StageContext(
+        stage="prune",
+        key="",
+        recipe=data_recipe(),
+        recipe_path=tmp_path / "recipe.yaml",
+        run_dir=tmp_path,
+        seed=0,
+        inputs={"data": data, "judge": judged},
+        work_dir=tmp_path,
+        out_dir=out,
+    )
+
+    counts = STAGE.run(context, Prune(require_check=require_check))
+    assert counts["dropped"] == num_dropped
+    summary = read_json(out / "summary.json")
+    assert summary["earned"] is not misjudges
+    refused = misjudges and require_check
+    assert ("refusal" in summary) is refused
+    assert ("sft.prune.require_check=false" in capsys.readouterr().err) is refused
+    assert len(DROPPED.read(out)) == num_dropped

@@ -166,7 +166,9 @@ sft:
 def test_a_judge_and_a_curriculum_may_stand_in_the_recipe_itself(recipe: Path) -> None:
     text = MINIMAL.replace("rl:\n", "rl:\n  curriculum: {kind: uniform, max_refills: 3}\n")
     recipe.write_text(text + INLINE)
-    loaded = load_recipe(recipe, ["rl.curriculum.refill_below=0.5"])
+    loaded = load_recipe(
+        recipe, ["rl.curriculum.refill_below=0.5", "sft.prune.require_check=false"]
+    )
     assert loaded.recipe.rl is not None
     assert loaded.recipe.sft is not None
     assert loaded.recipe.rl.curriculum == UniformSpec(
@@ -259,6 +261,24 @@ def test_shaping_beside_a_baseline_that_takes_no_rewards_is_refused(recipe: Path
     assert "baseline posterior" in problem.message
     (recipe.parent / "c.yaml").write_text("kind: adaptive\n")
     assert load_recipe(recipe, shaped).recipe.rl is not None
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "says"),
+    [
+        ("sft.pilot.num_samples=0", "sft.pilot.num_samples", "0, so the judge cannot be checked"),
+        ("sft.data=[{path: rows.jsonl, capability: a}]", "sft.data", "no source has a verifier"),
+    ],
+)
+def test_a_judge_that_cannot_be_checked_is_refused_unless_pruning_goes_on_unchecked(
+    recipe: Path, override: str, key: str, says: str
+) -> None:
+    judged = ("sft.data=[{reasoning_gym: [gcd], size: 9}]", "sft.judge={kind: answer_likelihood}")
+    assert load_recipe(recipe, judged).recipe.sft is not None
+    (problem,) = failing(recipe, *judged, override).problems
+    assert (problem.key, says in problem.message) == (key, True)
+    for anyway in ("sft.prune.require_check=false", "sft.prune.drop_easiest=0"):
+        assert load_recipe(recipe, (*judged, override, anyway)).recipe.sft is not None
 
 
 def test_sections_without_effect_are_noted(recipe: Path) -> None:

@@ -19,7 +19,7 @@ sft:
   data: [{path: sft.jsonl, capability: letters, verifier: exact}]
   judge: judge.yaml
   pilot: {num_samples: 4, num_generations: 2, max_tokens: 4}
-  prune: {drop_easiest: 0.25}
+  prune: {drop_easiest: 0.25, require_check: false}
   trainer:
     max_steps: 24
     save_steps: 8

@@ -3,11 +3,13 @@
 from posttrain.judge.answers import AnswerVerifier
 from posttrain.judge.ask import judge_identity, judge_samples
 from posttrain.judge.calibration import read_labelled
-from posttrain.judge.check import attempt_samples, judge_summary
+from posttrain.judge.check import CheckResult, attempt_samples, check_judge, judge_summary
 
 __all__ = [
     "AnswerVerifier",
+    "CheckResult",
     "attempt_samples",
+    "check_judge",
     "judge_identity",
     "judge_samples",
     "judge_summary",

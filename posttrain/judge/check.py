@@ -95,18 +95,29 @@ def _task(sample: Sample) -> Prompt:
     return prompt
 
 
-def judge_summary(
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CheckResult:
+    """Agreement of a judge's scores with measured failure rates.
+
+    >>> CheckResult(earned=None, verdict="The judge was not checked.", spearman={}).earned is None
+    True
+    """
+
+    earned: bool | None
+    """Whether the judge passes its check; None where that cannot be decided."""
+    verdict: str
+    """The same in a sentence, with its numbers."""
+    spearman: Mapping[str, Any]
+    """Rank correlations `overall`, `within`, and `capabilities` with one each; each correlation
+    has num_samples, mean, low and high."""
+
+
+def check_judge(
     samples: Sequence[Sample],
     verdicts: Sequence[Verdict],
     pilot_groups: Sequence[RolloutGroup],
-    prune_result: PruneResult,
-) -> dict[str, Any]:
-    """Summarise judging and pruning, with the rank correlation of score and measured failure rate.
-
-    Keys, JSON values only: `capabilities` (per capability num_samples, num_kept, num_dropped,
-    num_unscored, cut, score_quantiles), `unscored_reasons`, `spearman` (`overall`, `within`, and
-    `capabilities` with one each; num_samples, mean, low, high), `earned` (True, False, or None
-    where it could not be told) and `verdict`, the same in words.
+) -> CheckResult:
+    """Correlate scores with the failure rates measured in the pilot.
 
     `within` ranks score and failure rate inside each capability and correlates the ranks of all:
     pruning compares samples of one capability only, so this is what decides. `overall` can be high
@@ -126,21 +137,35 @@ def judge_summary(
     within = [pair for pairs in pairs_of.values() for pair in _ranked(pairs)]
     num_measured = sum(bool(pairs) for pairs in pairs_of.values())
     decisive = _correlation(within, num_groups=max(1, num_measured))
+    earned, words = _decide(decisive, num_measured)
     spearman = {
         "overall": _correlation(list(measured.values())),
         "within": decisive,
         "capabilities": {c: _correlation(pairs) for c, pairs in pairs_of.items()},
     }
-    earned, words = _decide(decisive, num_measured)
+    return CheckResult(earned=earned, verdict=words, spearman=spearman)
+
+
+def judge_summary(
+    samples: Sequence[Sample],
+    verdicts: Sequence[Verdict],
+    check: CheckResult,
+    prune_result: PruneResult,
+) -> dict[str, Any]:
+    """Summarise judging and pruning as JSON values.
+
+    Keys: `capabilities` (per capability num_samples, num_kept, num_dropped, num_unscored, cut,
+    score_quantiles), `unscored_reasons`, and `spearman`, `earned` and `verdict` of the check.
+    """
+    capability_of = {sample.sample_id: sample.capability for sample in samples}
+    score_of = {v.sample_id: v.score for v in verdicts if v.score is not None}
     return {
         "capabilities": {
             capability: _counts(capability, capability_of, score_of, prune_result)
-            for capability in pairs_of
+            for capability in sorted(set(capability_of.values()))
         },
         "unscored_reasons": _tally(row.reason for row in prune_result.unscored),
-        "spearman": spearman,
-        "earned": earned,
-        "verdict": words,
+        **dataclasses.asdict(check),
     }
 
 

@@ -76,7 +76,7 @@ class Stage(Generic[Section]):
     """Expected work, given the rows of `sft` and `rl`."""
     is_seeded: bool = True
     loads_models: bool = False
-    """Imports torch and what stands on it."""
+    """Whether it imports torch, TRL or vLLM; it is then forked from a process that has."""
     is_training: bool = False
     """Whether it trains a policy; it then runs in launch.num_processes processes."""
     seed_name: str | None = None

@@ -1,8 +1,9 @@
-"""Each stage in its own process, so that its memory is really given back.
+"""Run each stage in a process of its own, so that its memory is given back to the system.
 
-A training stage goes through `accelerate launch` on CUDA. Without CUDA, accelerate starts one
-process whatever it is asked for, so several go through torchrun, with what accelerate would have
-told them of FSDP, and one is forked from a process that is warm.
+On CUDA, a training stage is started by `accelerate launch`. Without, accelerate starts a single
+process whatever the number asked for: several processes are therefore started by torchrun, with the
+FSDP settings that accelerate would have passed on, and a single one is forked from a process that
+has done the imports (warm.py).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ERROR = "error.json"
 CALL = "call.json"
 PROGRESS = "progress.json"
 OUTPUT = "output.log"
-"""What libraries print while a stage works."""
+"""File for what libraries print during a stage."""
 PARENT_VARIABLE = "POSTTRAIN_RUN_PID"
 
 QUIET = {
@@ -51,11 +52,11 @@ QUIET = {
     "TQDM_DISABLE": "1",
     "PYTHONWARNINGS": "ignore",
 }
-"""Set for stage processes where the user has not set them."""
+"""Environment variables of stage processes; what the user has set goes before."""
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
-"""Without CUDA the tensors of each step lie in the C library's heap, which would otherwise give
-them back to the system and fault them in again at every step."""
+"""Environment variables that keep freed memory in the C library's heap. Without CUDA the tensors of
+a step lie there, and would otherwise be given back and faulted in again at every step."""
 
 
 ACCELERATE_CONFIG = "accelerate.yaml"
@@ -63,7 +64,7 @@ ACCELERATE_CONFIG = "accelerate.yaml"
 
 FSDP: Mapping[str, str] = {
     "fsdp_version": "2",
-    # Without a class named, the one the model itself says is not to be split: its decoder layer.
+    # No class is named, so accelerate wraps the model's own `_no_split_modules`: decoder layers.
     "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
     "fsdp_reshard_after_forward": "true",
     # Each process writes its part of a checkpoint; a full one would gather the frozen base too.
@@ -77,14 +78,14 @@ FSDP: Mapping[str, str] = {
 
 
 class StageCrash(PosttrainError):
-    """A stage ended by a bug; its traceback is in a file."""
+    """Error of a stage that a bug ended; its traceback is in a file."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageResult:
-    """What a finished stage says of itself."""
+    """Counts and peak memory of a finished stage."""
 
     counts: Mapping[str, float | int]
     peak_rss_bytes: int | None = None
@@ -97,7 +98,7 @@ Launcher = Callable[[Stage[Any], Any, StageContext], StageResult]
 def launch_line(
     stage: Stage[Any], run_dir: Path, num_processes: int, *, strategy: str = "ddp"
 ) -> list[str]:
-    """The command that runs one stage."""
+    """Return the command that runs one stage."""
     ours = ["-m", "posttrain.pipeline.stage", str(run_dir), stage.name]
     several = stage.is_training and num_processes > 1
     sharded = several and strategy == "fsdp"
@@ -120,7 +121,7 @@ def launch_line(
 def shown_launch_line(
     stage: Stage[Any], run_dir: Path, num_processes: int, *, strategy: str = "ddp"
 ) -> str:
-    """The launch line for people to read and copy."""
+    """Return the launch line as text to copy into a shell."""
     line = launch_line(stage, run_dir, num_processes, strategy=strategy)
     return shlex.join(["python" if word == sys.executable else word for word in line])
 
@@ -140,17 +141,17 @@ def accelerate_config(recipe: Recipe) -> str:
 
 
 def mixed_precision(recipe: Recipe) -> str:
-    """Return accelerate's word for model.dtype."""
+    """Return accelerate's `mixed_precision` for model.dtype."""
     return "bf16" if recipe.model.dtype == "bfloat16" else "no"
 
 
 def fsdp_environment() -> dict[str, str]:
-    """Return the environment variables that `accelerate launch` sets for that file."""
+    """Return the environment variables that `accelerate launch` sets for accelerate_config."""
     return {"ACCELERATE_USE_FSDP": "true", **{key.upper(): value for key, value in FSDP.items()}}
 
 
 def run_in_process(stage: Stage[Any], section: Any, context: StageContext) -> StageResult:
-    """Run a stage in this very process: for tests, and for stages that need no memory."""
+    """Run a stage in the calling process, as tests do."""
     with _set_environment({PROGRESS_FILE_VARIABLE: str(context.work_dir / PROGRESS)}):
         return StageResult(counts=stage.run(context, section))
 
@@ -175,11 +176,11 @@ def launching(run_dir: Path, stages: Sequence[Stage[Any]]) -> Generator[Launcher
 def run_in_child(
     stage: Stage[Any], section: Any, context: StageContext, *, warm: WarmProcess | None = None
 ) -> StageResult:
-    """Run a stage in a process of its own, forked from `warm` where that can be, and wait for it.
+    """Run a stage in a process of its own and wait for it; fork it from `warm` if possible.
 
-    The first SIGINT or SIGTERM is passed on and the stage ends where its work is kept; the second
-    ends everything at once. Raises what the stage raised; Interrupted; SetupError where the
-    system killed it; StageCrash with the place of the traceback for a bug.
+    The first SIGINT or SIGTERM is passed on, and the stage stops where its work is kept; the second
+    kills the stage and this process. Raises what the stage raised, Interrupted after a signal,
+    SetupError if the system killed the stage, and StageCrash for a bug.
     """
     work = context.work_dir
     for name in (RESULT, ERROR):
@@ -200,7 +201,7 @@ def run_in_child(
     with _passing_on() as signals:
         pid, wait, reap = _start(stage, context, warm)
         signals.send_to(pid)
-        # Not reaped yet, so that its number still names its group when that is cleared away.
+        # It is reaped only after its group was killed, or the number could be another group's.
         code = wait()
     reap()
     if (work / RESULT).exists() and not signals.received:
@@ -246,27 +247,27 @@ def _failure(stage: Stage[Any], work: Path, code: int) -> PosttrainError:
             "run the same command again: finished work is kept",
         )
     return StageCrash(
-        f"the {stage.name} stage ended with code {code} and said nothing but what is in "
+        f"the {stage.name} stage ended with code {code} and left no message; what it printed is in "
         f"{work / OUTPUT}",
         hint="run the same command again; if it happens twice, it is a bug of posttrain",
     )
 
 
 class _Signals:
-    """The signals that a run gets while a stage works, and the stage's process group."""
+    """Signals that arrive during a stage, and the process group that they are sent on to."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
         self._group: int | None = None
 
     def send_to(self, group: int) -> None:
-        """Name the group, which gets the first signal even if that came before."""
+        """Set the group that gets the signals; it gets one that came earlier, too."""
         self._group = group
         if self.received:
             self.kill(signal.SIGINT)
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Send the first signal on to the whole group; end everything at the second."""
+        """Interrupt the group at the first signal; kill it and exit at the second."""
         self.received.append(number)
         self.kill(signal.SIGINT if len(self.received) == 1 else signal.SIGKILL)
         if len(self.received) > 1:
@@ -283,7 +284,7 @@ class _Signals:
 
 @contextmanager
 def _passing_on() -> Generator[_Signals, None, None]:
-    """Handle signals inside; in the end kill what is left of the group, engine workers say."""
+    """Pass signals on inside; at the end kill what the stage left running, as engine workers."""
     signals = _Signals()
     try:
         with handling_signals(signals.handle):
@@ -296,7 +297,7 @@ def _passing_on() -> Generator[_Signals, None, None]:
 def handling_signals(
     handle: Callable[[int, FrameType | None], object],
 ) -> Generator[None, None, None]:
-    """Let `handle` have SIGINT and SIGTERM; only the main thread can, elsewhere nothing changes."""
+    """Handle SIGINT and SIGTERM with `handle` inside; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -323,7 +324,7 @@ def _set_environment(values: Mapping[str, str]) -> Generator[None, None, None]:
 
 
 def read_progress(work: Path) -> Mapping[str, Any] | None:
-    """The newest state that a running stage published."""
+    """Return the latest progress of a running stage; None without any."""
     try:
         value = json.loads((work / PROGRESS).read_text())
     except (OSError, ValueError):

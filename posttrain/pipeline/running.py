@@ -36,7 +36,7 @@ from posttrain.tables import write_bytes, write_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
-    """What a run did."""
+    """Stages that a run executed or found finished."""
 
     run_dir: Path
     ran: tuple[str, ...]
@@ -52,10 +52,10 @@ def run(
     launcher: Launcher | None = None,
     until: str | None = None,
 ) -> Finished:
-    """Run what is not finished, up to and with the stage `until`.
+    """Run the unfinished stages of a recipe, up to and including `until`.
 
-    Stages run in processes of their own unless a `launcher` is given. Raises Locked, RecipeError
-    for a directory of another recipe, and what a stage raised.
+    Each runs in a process of its own unless a `launcher` is given. Raises Locked, RecipeError for
+    the directory of another recipe, and what a stage raised.
     """
     started = time.monotonic()
     run_dir = run_dir.resolve()
@@ -182,7 +182,7 @@ def _run_stage(
 
 
 def _archive_unused_stages(place: RunDirectory, planned: Sequence[PlannedStage]) -> None:
-    """Move stages that the recipe no longer has out of its report's sight."""
+    """Move the folders of stages that are not in the recipe to aside/."""
     ours = {place.find_stage(p.stage.name) for p in planned}
     for folder in sorted(place.stages.iterdir()):
         if folder not in ours and not folder.name.startswith("."):
@@ -191,7 +191,7 @@ def _archive_unused_stages(place: RunDirectory, planned: Sequence[PlannedStage])
 
 
 def _renumber_stages(place: RunDirectory, planned: Sequence[PlannedStage]) -> None:
-    """Give directories of a posttrain with fewer or more stages today's numbers, last one first."""
+    """Rename stage folders that another version of posttrain numbered differently."""
     for item in reversed(planned):
         folder = place.find_stage(item.stage.name)
         final = place.stage(item.number, item.stage.name)
@@ -200,7 +200,7 @@ def _renumber_stages(place: RunDirectory, planned: Sequence[PlannedStage]) -> No
 
 
 def _show_report(place: RunDirectory, planned: Sequence[PlannedStage]) -> None:
-    """Copy the finished report to where people look first."""
+    """Copy the finished report to the top of the run directory."""
     for item in planned:
         source = place.stage(item.number, item.stage.name) / REPORT
         shown = place.report

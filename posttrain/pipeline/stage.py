@@ -1,6 +1,6 @@
-"""One stage's process: `python -m posttrain.pipeline.stage RUN_DIR STAGE`, started by a run.
+"""Run one stage in this process: `python -m posttrain.pipeline.stage RUN_DIR STAGE`.
 
-With `--serve` it is the warm process (posttrain.pipeline.warm) that stages are forked from.
+With `--serve` it is the process that stages are forked from (posttrain.pipeline.warm).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SECONDS_TO_WAIT_FOR_AN_ORPHAN = 30.0
 
 
 def main(arguments: list[str]) -> int:
-    """Run one stage as its call.json says; the exit code is that of the error, if any."""
+    """Run the stage that call.json describes; return 0, or the exit code of its error."""
     run_dir, stage = Path(arguments[0]), arguments[1]
     work = run_dir / "work" / stage
     signal.signal(signal.SIGINT, _interrupt)
@@ -83,7 +83,7 @@ def _read_call(run_dir: Path, stage: str) -> tuple[Any, StageContext]:
 
 
 def _report(error: BaseException, run_dir: Path, stage: str, work: Path) -> int:
-    """Leave error.json for the run to read; of several processes the first one counts."""
+    """Write error.json for the run; of several processes the first one writes it."""
     known = explain(error, run_dir)
     if known is not None:
         kind, message, hint, code = _kind(known), known.message, known.hint, known.exit_code
@@ -98,13 +98,13 @@ def _report(error: BaseException, run_dir: Path, stage: str, work: Path) -> int:
 
 
 def _kind(error: PosttrainError) -> str:
-    """The class that the run can raise: one of posttrain.errors, for a subclass what it is of."""
+    """Return the name of the error's class in posttrain.errors, or of its base class there."""
     return next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
 
 
 @contextmanager
 def _only_one(run_dir: Path) -> Generator[None, None, None]:
-    """Wait until a stage process that outlived its run is gone: it writes to the same folders."""
+    """Wait for a stage process that outlived its run, as it writes to the same folders."""
     if not is_main_process():
         yield
         return
@@ -125,7 +125,7 @@ def _only_one(run_dir: Path) -> Generator[None, None, None]:
 
 
 def _end_with(parent: str | None) -> None:
-    """End this process when the run that started it is gone, however it went."""
+    """Exit once the process that started this one is gone."""
     if parent is None:
         return
 
@@ -142,7 +142,7 @@ def _end_with(parent: str | None) -> None:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    # Once is enough: a second signal must not break the way out.
+    # A second signal must not interrupt the cleanup.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -154,13 +154,13 @@ def _peak_rss_bytes() -> int:
 
 
 def serve(control: socket.socket, log: Path, preloaded: Sequence[str]) -> None:
-    """Import `preloaded`, then fork a stage whenever the run asks for one, until it is gone."""
+    """Import `preloaded`; then fork a stage at each request, until the run is gone."""
     divert_output(log)
     for name in preloaded:
-        with suppress(Exception):  # raised again, and told, by the stage that needs it
+        with suppress(Exception):  # raised again by the stage that needs the module
             importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # or the first collection in a stage would copy every page that holds an object
+    gc.freeze()  # or a stage's first collection would copy every page that holds an object
     with suppress(ConnectionError), control.makefile("rw") as lines:
         for line in lines:
             asked = json.loads(line)
@@ -168,11 +168,11 @@ def serve(control: socket.socket, log: Path, preloaded: Sequence[str]) -> None:
             if pid == 0:
                 os.close(control.fileno())
                 _end_as_a_stage(asked)
-            with suppress(OSError):  # it has done so itself, or has ended
+            with suppress(OSError):  # the stage has done so itself, or has ended
                 os.setpgid(pid, pid)
             print(json.dumps({"pid": pid}), file=lines, flush=True)
             print(json.dumps({"code": exit_code(pid)}), file=lines, flush=True)
-            lines.readline()  # the run has cleared the stage's process group away
+            lines.readline()  # the run has killed what was left of the process group
             os.waitpid(pid, 0)
 
 
@@ -180,13 +180,13 @@ def _end_as_a_stage(asked: Mapping[str, Any]) -> NoReturn:
     code = 1
     try:
         os.setpgid(0, 0)
-        # Beside what the imports have set, which vLLM for one reads later.
+        # Keeps variables that the imports set, some of which vLLM reads later.
         os.environ.update(asked["environment"])
         code = main([asked["run_dir"], asked["stage"]])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     finally:
-        # Not by way of the interpreter, which would end what the warm process has set up.
+        # No interpreter exit, whose handlers belong to the parent process.
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

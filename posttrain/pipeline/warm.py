@@ -1,8 +1,7 @@
-"""A process that has imported torch, TRL and vLLM, from which a run forks its stages.
+"""Fork stages from a process that has imported torch, TRL and vLLM.
 
-Importing them takes ten seconds of a processor, and a stage needs a process of its own, so that its
-memory is really given back. What is forked here has the imports and is otherwise as good as new:
-nothing is computed in the warm process, so it has no engine and no thread pool.
+The imports take ten seconds of processor time, once per run instead of once per stage. The process
+computes nothing itself, so it holds no engine and no thread pool that a fork would break.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ PRELOADED = (
     *("posttrain.judge", "posttrain.sft", "posttrain.rl", "posttrain.dpo"),
     *(["posttrain.engines.vllm"] if importlib.util.find_spec("vllm") else []),
 )
-"""Modules that bring in all that a stage needs."""
+"""Modules whose imports cover those of every stage."""
 LOG = "imports.log"
-"""In the work folder: what the imports print."""
+"""File in the work folder for what the imports print."""
 
 
 class WarmProcess:
-    """The client's side; used by one thread, for one stage at a time."""
+    """Client of the process that stages are forked from; runs one stage at a time."""
 
     def __init__(
         self, run_dir: Path, environment: Mapping[str, str], *, preloaded: Sequence[str]
     ) -> None:
-        """Start the process; it imports while this one goes on."""
+        """Start the process, which imports in the background."""
         self._control, theirs = socket.socketpair()
         self._buffer = b""
         with theirs:
@@ -51,7 +50,7 @@ class WarmProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can fork another stage."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def fork(self, run_dir: Path, stage: str, environment: Mapping[str, str]) -> int:
@@ -66,10 +65,9 @@ class WarmProcess:
         return self._receive()["pid"]
 
     def wait(self) -> int:
-        """Wait for the stage to end, and return its exit code as subprocess has it.
+        """Wait for the stage to end; return its exit code, negative for a signal.
 
-        Its pid stays taken until `reap`. Where the warm process is killed meanwhile, the stage
-        counts as killed, too.
+        The pid stays reserved until `reap`. If the process itself is killed, so counts the stage.
         """
         try:
             return self._receive()["code"]
@@ -77,7 +75,7 @@ class WarmProcess:
             return -signal.SIGKILL
 
     def reap(self) -> None:
-        """Let go of the pid of a stage that has ended."""
+        """Release the pid of a stage that has ended."""
         with suppress(ConnectionError):
             self._send({"reap": True})
 
@@ -101,7 +99,7 @@ class WarmProcess:
 
 
 def exit_code(pid: int) -> int:
-    """Wait for a child without reaping it, and return its exit code as subprocess has it."""
+    """Wait for a child without reaping it; return its exit code, negative for a signal."""
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert ended is not None
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status

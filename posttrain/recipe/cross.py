@@ -29,6 +29,7 @@ def check_sections(recipe: Recipe, unsound: frozenset[str]) -> list[Mistake]:
         ({"engine", "eval", "sft", "rl"}, _lengths),
         ({"rl", "launch"}, check_generation_batch),
         ({"dpo"}, _dpo_loss),
+        ({"sft"}, _judge_check),
         ({"sft", "eval"}, _levels),
         ({"rl"}, _curriculum),
         ({"rl"}, _rl_verifiers),
@@ -66,6 +67,22 @@ def capabilities(source: DataSource) -> list[str]:
     if source.generated is not None:
         return list(source.generated.named)
     return list(source.reasoning_gym or ())
+
+
+def _judge_check(recipe: Recipe) -> Iterator[Mistake]:
+    """Refuse a judge that must pass its check where the check has nothing to measure."""
+    sft = recipe.sft
+    if sft is None or sft.judge is None or not sft.prune.require_check:
+        return
+    if not sft.prune.drop_easiest:
+        return
+    so = "so the judge cannot be checked, and nothing would be pruned"
+    anyway = "or set sft.prune.require_check: false to prune unchecked"
+    if sft.pilot.num_samples == 0:
+        yield Mistake(path=("sft", "pilot", "num_samples"), message=f"0, {so}: raise it, {anyway}")
+    elif not any(source.verifiers for source in sft.data):
+        message = f"no source has a verifier, {so}: give one a verifier, {anyway}"
+        yield Mistake(path=("sft", "data"), message=message)
 
 
 def _levels(recipe: Recipe) -> Iterator[Mistake]:

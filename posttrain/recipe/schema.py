@@ -62,6 +62,8 @@ class Prune(Spec):
 
     drop_easiest: Share = 0.5
     """Share of each capability's scored samples to drop, easiest first."""
+    require_check: bool = True
+    """Drop samples only if the judge passes its check on the pilot."""
 
 
 class TrainingSection(Spec):

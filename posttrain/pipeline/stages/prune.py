@@ -1,4 +1,4 @@
-"""prune: drop the easiest samples, and say whether the judge could tell."""
+"""prune: drop the easiest samples, if the judge can tell which they are."""
 
 from __future__ import annotations
 
@@ -16,23 +16,35 @@ from posttrain.records import Sample
 from posttrain.run_directory import SUMMARY
 from posttrain.tables import read_groups, write_json
 
+KEEP_ALL = Prune(drop_easiest=0.0)
+REFUSAL = (
+    "No sample is dropped on the word of a judge that did not pass its check. "
+    "To drop samples all the same: --set sft.prune.require_check=false"
+)
+
 
 def run(context: StageContext, section: Prune) -> Counts:
-    """Split the samples into kept, dropped and unscored; report how good the judge is."""
-    from posttrain.judge import judge_summary
+    """Check the judge; split the samples into kept, dropped and unscored.
+
+    Drops nothing where the judge does not pass and the section asks for that.
+    """
+    from posttrain.judge import check_judge, judge_summary
 
     samples = data.samples(context)
     verdicts = VERDICTS.read(context.inputs["judge"])
-    result = prune(samples, verdicts, section)
+    check = check_judge(samples, verdicts, read_groups(context.inputs["judge"] / PILOT))
+    refused = section.require_check and not check.earned
+    result = prune(samples, verdicts, KEEP_ALL if refused else section)
     KEPT.write(context.out_dir, result.kept)
     DROPPED.write(context.out_dir, result.dropped)
     UNSCORED.write(context.out_dir, result.unscored)
-    pilot = read_groups(context.inputs["judge"] / PILOT)
-    summary = judge_summary(samples, verdicts, pilot, result)
+    summary = judge_summary(samples, verdicts, check, result)
+    if refused:
+        summary["refusal"] = REFUSAL
     write_json(context.out_dir / SUMMARY, summary)
-    for value in summary.values():
-        if isinstance(value, str) and " " in value:
-            note(value)
+    note(check.verdict)
+    if refused:
+        note(REFUSAL)
     return {
         "kept": len(result.kept),
         "dropped": len(result.dropped),
@@ -41,7 +53,7 @@ def run(context: StageContext, section: Prune) -> Counts:
 
 
 def depends_on(loaded: LoadedRecipe, _section: Prune) -> Mapping[str, Any]:
-    """Return the share to drop."""
+    """Return the rule of pruning."""
     return {"sft": {"prune": loaded.written["sft"]["prune"]}}
 
 
@@ -63,7 +75,7 @@ def kept_samples(context: StageContext) -> list[Sample]:
 
 STAGE = Stage(
     name="prune",
-    version=1,
+    version=2,
     section=section_of,
     run=run,
     reads=("data", "judge"),

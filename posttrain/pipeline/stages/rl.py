@@ -1,4 +1,4 @@
-"""rl: online RL on a moving curriculum, from the policy after SFT."""
+"""rl: train by online RL on the prompts that the curriculum chooses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNTS = ("steps", "tokens", "groups", "rollouts", "generated_tokens", "scored_t
 
 
 def run(context: StageContext, section: Rl) -> Counts:
-    """Train the policy after SFT on verified rollouts."""
+    """Train the latest policy by online RL."""
     from posttrain import rl
     from posttrain.data import levelled_families, question_hashes
     from posttrain.lengths import check_prompt_lengths
@@ -67,7 +67,7 @@ def run(context: StageContext, section: Rl) -> Counts:
 
 
 def depends_on(loaded: LoadedRecipe, _section: Rl) -> Mapping[str, Any]:
-    """Everything of rl but its data and what only decides how safely it runs."""
+    """Return the rl section without its data and without keys that cannot change the result."""
     section = loaded.written["rl"]
     names = ("pilot_prompts", "system_prompts", "variants", "shaping")
     curriculum = {k: v for k, v in section["curriculum"].items() if k != "max_steps_without_signal"}
@@ -85,7 +85,7 @@ def depends_on(loaded: LoadedRecipe, _section: Rl) -> Mapping[str, Any]:
 
 
 def estimate(recipe: Recipe, section: Rl, rows: Mapping[str, int | None]) -> Estimate:
-    """Tokens: max_steps x completions x max_completion_length, refills left out."""
+    """Estimate tokens: max_steps x completions x max_completion_length, without refills."""
     block = section.trainer
     prompts = rows["rl"]
     if block.max_steps > 0:
