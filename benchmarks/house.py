@@ -24,7 +24,7 @@ TABLES = {
     "posttrain.rewards",
     "posttrain.sandbox",
 }
-"""Modules that list others: commands, curricula, engines, stages, sections, verifiers, sandboxes."""
+"""Modules that list others: commands, curricula, engines, stages, sections, verifiers and so on."""
 
 
 def package_files() -> dict[str, Path]:
