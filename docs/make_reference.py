@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.recipe import recipe_json_schema
-from posttrain.recipe.export import SHIPPED_AS, SchemaKind
+from posttrain.recipe import FileKind, recipe_json_schema
 from posttrain.recipe.trainer_blocks import SharedBlock
 from posttrain.rewards import VERIFIERS
 from posttrain.tables import write_json
@@ -23,6 +22,11 @@ TRL_PAGES = {
     "SFTConfig": "https://huggingface.co/docs/trl/sft_trainer#trl.SFTConfig",
     "GRPOConfig": "https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig",
     "DPOConfig": "https://huggingface.co/docs/trl/dpo_trainer#trl.DPOConfig",
+}
+SCHEMAS: dict[FileKind, Path] = {
+    "recipe": ROOT / "recipes" / "schema.json",
+    "judge": ROOT / "judges" / "schema.json",
+    "curriculum": ROOT / "curricula" / "schema.json",
 }
 Node = Mapping[str, Any]
 
@@ -63,7 +67,7 @@ def page() -> str:
     lines = [HEAD, "## Top level", "", *_table(recipe, recipe["$defs"])]
     for name in _sections(recipe):
         lines += _section(name, recipe["$defs"])
-    others: tuple[tuple[SchemaKind, str], ...] = (
+    others: tuple[tuple[FileKind, str], ...] = (
         ("judge", "Judge files"),
         ("curriculum", "Curriculum files"),
     )
@@ -192,7 +196,7 @@ def _target(node: Node) -> str:
 
 
 if __name__ == "__main__":
-    for kind, file in SHIPPED_AS.items():
-        write_json(ROOT / file, recipe_json_schema(kind))
+    for kind, file in SCHEMAS.items():
+        write_json(file, recipe_json_schema(kind))
     PAGE.write_text(page())
     VERIFIER_PAGE.write_text(verifier_page())

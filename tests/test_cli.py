@@ -18,7 +18,7 @@ import toy_stages
 import posttrain
 from posttrain import cli, models, pipeline, rewards
 from posttrain.artefacts import CapabilityResult, EvaluationResult, SuiteResult, read_evaluation
-from posttrain.cli import results
+from posttrain.cli import status
 from posttrain.errors import HealthStop
 from posttrain.metrics import Interval
 from posttrain.pipeline import Finished, run, run_in_process, work
@@ -443,7 +443,7 @@ def test_text_from_a_run_is_never_markup(
     seal(folder, tokens=10)
     capsys.readouterr()
     done = Finished(run_dir=tmp_path / "r", ran=("eval-base",), cached=(), seconds=3.0)
-    results.show_results(done)
+    status.show_results(done)
     out = capsys.readouterr().out
     assert name in out
     assert "0.500" in out

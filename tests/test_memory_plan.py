@@ -265,7 +265,7 @@ def test_run_refuses_what_does_not_fit(
     monkeypatch.setattr(
         "posttrain.pipeline.run", lambda loaded, folder, until: started.append(folder)
     )
-    monkeypatch.setattr("posttrain.cli.results.show_results", lambda done: None)
+    monkeypatch.setattr("posttrain.cli.status.show_results", lambda done: None)
     asked = ["run", "scout_lora_1x80gb.yaml"]
     assert command(*asked, monkeypatch=monkeypatch) == 3
     assert not started

@@ -11,14 +11,19 @@ import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
-from posttrain.recipe import load_curriculum, load_judge, load_recipe, recipe_json_schema
-from posttrain.recipe.export import SHIPPED_AS, SchemaKind
-from posttrain.recipe.files import shipped_files, shipped_root
+from posttrain.recipe import (
+    FileKind,
+    load_curriculum,
+    load_judge,
+    load_recipe,
+    recipe_json_schema,
+)
+from posttrain.recipe.files import shipped_files
 
 RECIPES = shipped_files("recipes")
 JUDGES = shipped_files("judges")
 CURRICULA = shipped_files("curricula")
-BY_KIND: dict[SchemaKind, list[Path]] = {
+BY_KIND: dict[FileKind, list[Path]] = {
     "recipe": RECIPES,
     "judge": JUDGES,
     "curriculum": CURRICULA,
@@ -62,7 +67,7 @@ def test_curriculum_is_sound(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "path"), PAIRS, ids=lambda value: getattr(value, "name", value))
-def test_editors_can_check_it(kind: SchemaKind, path: Path) -> None:
+def test_editors_can_check_it(kind: FileKind, path: Path) -> None:
     first, second = path.read_text().splitlines()[:2]
     assert first == "# yaml-language-server: $schema=schema.json"
     assert second.startswith("# ")
@@ -71,9 +76,9 @@ def test_editors_can_check_it(kind: SchemaKind, path: Path) -> None:
     jsonschema.validate(YAML(typ="safe", pure=True).load(path.read_text()), schema)
 
 
-@pytest.mark.parametrize("kind", SHIPPED_AS)
-def test_the_schema_that_ships_is_the_one_the_code_has(kind: SchemaKind) -> None:
-    shipped = json.loads((shipped_root() / SHIPPED_AS[kind]).read_text())
+@pytest.mark.parametrize("kind", BY_KIND)
+def test_the_schema_that_ships_is_the_one_the_code_has(kind: FileKind) -> None:
+    shipped = json.loads((BY_KIND[kind][0].parent / "schema.json").read_text())
     assert shipped == recipe_json_schema(kind), "run make docs"
 
 
@@ -86,7 +91,7 @@ def test_the_schema_refuses_what_the_loader_refuses() -> None:
 
 def test_every_key_of_the_schema_is_described() -> None:
     bare: list[str] = []
-    for kind in SHIPPED_AS:
+    for kind in BY_KIND:
         schema = recipe_json_schema(kind)
         for name, section in {"": schema, **schema.get("$defs", {})}.items():
             assert name == "" or section.get("description"), name

@@ -131,7 +131,7 @@ def run(
 ) -> None:
     """Run a recipe; run it again to resume. Finished stages are not run twice."""
     from posttrain.cli.plan import known_base
-    from posttrain.cli.results import show_results
+    from posttrain.cli.status import show_results
     from posttrain.pipeline import run as run_stages
     from posttrain.pipeline.fit import check_fit, devices_here, memory_values
     from posttrain.run_directory import RunDirectory

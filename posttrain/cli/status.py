@@ -1,20 +1,23 @@
-"""State of a run, as values and as a table."""
+"""State of a run, as values and as tables; results at its end."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
+from posttrain.artefacts import EVALUATION, SuiteResult, read_evaluation
 from posttrain.cli.tables import make_table, wide_console
 from posttrain.errors import RecipeError
-from posttrain.pipeline import STAGES, Stage, holder_of, read_progress, stages_of
+from posttrain.pipeline import STAGES, Finished, Stage, holder_of, read_progress, stages_of
 from posttrain.recipe import Recipe
-from posttrain.run_directory import RunDirectory, read_json_object
-from posttrain.tables import read_json
+from posttrain.report.results import MACRO, result_rows, result_table, stage_table
+from posttrain.run_directory import FinishedStage, RunDirectory, read_json_object
+from posttrain.tables import DamagedFile, read_json
 
 
 def status_values(run_dir: Path) -> dict[str, Any]:
@@ -110,3 +113,48 @@ def _progress(progress: Mapping[str, Any] | None) -> str:
     fields = "".join(f", {name} {value}" for name, value in progress["fields"].items())
     age = f" ({progress['age_seconds']:.0f} s ago)"
     return f"{progress['label']} {progress['done']}{total}{fields}{age}"
+
+
+def show_results(done: Finished) -> None:
+    """Print results, the time of each stage, and the report's place."""
+    console = wide_console()
+    place = RunDirectory(path=done.run_dir)
+    stages = place.finished_stages()
+    for suite, results in _suites(stages).items():
+        rows = result_rows(results, stages)
+        columns, cells = result_table(rows)
+        sums = [at for at, row in enumerate(rows) if row.capability == MACRO]
+        table = make_table(
+            f"suite {suite}", columns, cells, left=["capability"], lines=sums, bold=sums
+        )
+        console.print(table)
+    columns, cells = stage_table(stages)
+    states = [
+        "ran" if name in done.ran else "cached" if name in done.cached else "old" for name in stages
+    ]
+    this_time = [*states, f"{done.seconds:.1f} s"]
+    cells = [[row[0], state, *row[1:]] for row, state in zip(cells, this_time, strict=True)]
+    columns = [columns[0], "this time", *columns[1:]]
+    console.print(
+        make_table("stages", columns, cells, left=["this time", "counts"], lines=[len(stages) - 1])
+    )
+    if not done.ran:
+        console.print(Text("nothing to do: every stage is finished"))
+    if place.report.exists():
+        console.print(Text(f"report: {_short(place.report)}"), soft_wrap=True)
+
+
+def _suites(stages: dict[str, FinishedStage]) -> dict[str, dict[str, SuiteResult]]:
+    """Return results by suite and point, in order, without damaged ones."""
+    suites: dict[str, dict[str, SuiteResult]] = {}
+    for name, stage in stages.items():
+        if name.startswith(EVALUATION):
+            with suppress(OSError, DamagedFile):
+                for suite, result in read_evaluation(stage.path).suites.items():
+                    suites.setdefault(suite, {})[name.removeprefix(EVALUATION)] = result
+    return suites
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

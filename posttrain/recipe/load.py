@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from posttrain.curriculum import AnyCurriculumSpec, CurriculumSpec
 from posttrain.recipe import files
 from posttrain.recipe.check import Places, key_places, validate
 from posttrain.recipe.cross import check_sections, notes
-from posttrain.recipe.document import Document, as_map, read_file
+from posttrain.recipe.document import Document, as_map, read_document, read_file
 from posttrain.recipe.families import check_families, check_levels
 from posttrain.recipe.judges import JudgeSpec
 from posttrain.recipe.named import NamedFiles, data_sources
-from posttrain.recipe.overrides import apply_overrides
-from posttrain.recipe.problems import KeyPath, Mistake, Problem, RecipeProblems, dotted
+from posttrain.recipe.problems import KeyPath, Mistake, Problem, RecipeProblems, dotted, show
 from posttrain.recipe.schema import Recipe
 
 
@@ -157,3 +156,63 @@ def _set(values: Any, place: KeyPath, value: str) -> None:
     for part in place[:-1]:
         values = values[part]
     values[place[-1]] = value
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Problem]:
+    """Set `a.b=c` in the document, each value read as YAML; the last one wins."""
+    return [problem for override in overrides for problem in _apply(document, override)]
+
+
+def _apply(document: Document, override: str) -> Iterator[Problem]:
+    def wrong(message: str, key: str = "") -> Problem:
+        return Problem(file=document.file, message=message, key=key, override=override)
+
+    name, equals, written = override.partition("=")
+    name = name.strip()
+    parts = name.split(".")
+    if not equals or not all(parts):
+        yield wrong("expected key.key=value")
+        return
+    try:
+        read, problems = read_document(b"value: " + written.encode("utf-8", "replace"), "--set")
+    except RecipeProblems as error:
+        yield from (wrong(problem.message, name) for problem in error.problems)
+        return
+    if problems or set(read.data) != {"value"}:
+        messages = [problem.message for problem in problems] or ["more than one value"]
+        yield from (wrong(message, name) for message in messages)
+        return
+    here: Any = document.data
+    path: KeyPath = ()
+    for depth, part in enumerate(parts, start=1):
+        step, complaint = _step(here, part, path)
+        if complaint:
+            yield wrong(complaint, name)
+            return
+        path = (*path, step)
+        new = isinstance(here, dict) and cast("dict[str, Any]", here).get(str(step)) is None
+        if depth == len(parts) or new:
+            cast("Any", here)[step] = read.data["value"] if depth == len(parts) else {}
+            _now_from(document, path, override)
+        here = cast("Any", here)[step]
+
+
+def _step(here: Any, part: str, path: KeyPath) -> tuple[str | int, str]:
+    """Return the key or position that `part` means, and what is wrong with it."""
+    if isinstance(here, dict):
+        return part, ""
+    if not isinstance(here, list):
+        return part, f"{dotted(path)} is {show(here)}, not a section: set it as a whole"
+    size = len(cast("list[Any]", here))
+    if part.isascii() and part.isdigit() and len(part) < 6 and int(part) < size:
+        return int(part), ""
+    span = f"0 to {size - 1}" if size else "and this one is empty"
+    return part, f"{dotted(path)} is a list: take a position, {span}"
+
+
+def _now_from(document: Document, path: KeyPath, override: str) -> None:
+    """Forget where the value at `path` stood before."""
+    for known in (document.lines, document.overrides):
+        for old in [old for old in known if old[: len(path)] == path]:
+            del known[old]
+    document.overrides[path] = override

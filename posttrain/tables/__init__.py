@@ -3,13 +3,14 @@
 # pyarrow ships no types
 # pyright: reportUnknownVariableType=false
 
-from posttrain.tables.arrays import read_arrays, write_arrays
 from posttrain.tables.files import (
     DamagedFile,
     MetricsLog,
     file_sha256,
+    read_arrays,
     read_json,
     read_metrics,
+    write_arrays,
     write_bytes,
     write_json,
 )
