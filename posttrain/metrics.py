@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -24,6 +24,9 @@ GroupsByCapability = Mapping[str, Sequence[RolloutGroup]]
 # data.
 _BLOCK_CELLS = 2_000_000
 _NUM_RESAMPLES = 10_000
+_MAX_CONSTANTS = 64
+_TAIL = (1.0 - 0.95) / 2.0
+"""Probability left out at each end of an interval, which is thus a 95 % one."""
 # With fewer values that differ from the commonest, a bootstrap covers the truth too seldom.
 _MIN_DIFFERING = 5
 _SAME = 1e-9
@@ -43,7 +46,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
+        """Return True if the whole interval lies on one side of zero."""
         return self.low > 0.0 or self.high < 0.0
 
 
@@ -51,7 +54,7 @@ _NOTHING = Interval(mean=math.nan, low=math.nan, high=math.nan)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """The unbiased chance that at least one of k samples passes; NaN where num_samples < k.
+    """Return the unbiased chance that at least one of k samples passes; NaN where num_samples < k.
 
     1 - C(n-c, k) / C(n, k), as a product that does not overflow (Chen et al. 2021, arXiv
     2107.03374).
@@ -73,9 +76,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def pass_rates(groups: Iterable[RolloutGroup]) -> dict[str, float]:
-    """Pass rate c/n per prompt over its decided rollouts; a prompt without a decided one is left
-    out.
-    """
+    """Return the pass rate c/n of every prompt with a decided rollout, over its decided ones."""
     return {
         prompt_id: passed / decided
         for prompt_id, (passed, decided) in _counts(groups).items()
@@ -84,46 +85,35 @@ def pass_rates(groups: Iterable[RolloutGroup]) -> dict[str, float]:
 
 
 def pass_rate_interval(
-    groups: Sequence[RolloutGroup],
-    *,
-    confidence: float = 0.95,
-    seed: int = 0,
-    num_resamples: int = _NUM_RESAMPLES,
+    groups: Sequence[RolloutGroup], *, seed: int = 0, num_resamples: int = _NUM_RESAMPLES
 ) -> Interval:
-    """Mean pass rate over prompts, with a percentile bootstrap over prompts.
+    """Return the mean pass rate over prompts, with a percentile bootstrap over prompts.
 
     Undecided rollouts are missing, not failed. Rates that hardly differ are not resampled, see
     `_macro_interval`: where all are 0 (or 1) the open end is the exact binomial bound over prompts,
-    (alpha/2)^(1/P).
+    0.025^(1/P).
     """
     rates_P = np.array(list(pass_rates(groups).values()), dtype=np.float64)
-    return _macro_interval([rates_P], 0.0, confidence, seed, num_resamples)
+    return _macro_interval([rates_P], 0.0, seed, num_resamples)
 
 
-def macro_pass_at_1(
-    groups_by_capability: GroupsByCapability, *, confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """Mean over capabilities of their mean pass rate, bootstrapped over prompts inside each
-    capability.
+def macro_pass_at_1(groups_by_capability: GroupsByCapability, *, seed: int = 0) -> Interval:
+    """Return the mean over capabilities of their mean pass rate, bootstrapped over prompts.
 
-    NaN where a capability has no decided rollout: its average does not exist.
+    Prompts are drawn inside each capability. NaN where a capability has no decided rollout: its
+    average does not exist.
     """
     rates_C = [
         np.array(list(pass_rates(groups).values()), dtype=np.float64)
         for _, groups in sorted(groups_by_capability.items())
     ]
-    return _macro_interval(rates_C, 0.0, confidence, seed)
+    return _macro_interval(rates_C, 0.0, seed)
 
 
 def paired_difference(
-    before: GroupsByCapability,
-    after: GroupsByCapability,
-    *,
-    confidence: float = 0.95,
-    seed: int = 0,
+    before: GroupsByCapability, after: GroupsByCapability, *, seed: int = 0
 ) -> Interval:
-    """Macro-average pass rate after minus before, with a paired bootstrap over the prompts both
-    share.
+    """Return the macro-average pass rate after minus before, with a paired bootstrap over prompts.
 
     A prompt that either side could not decide is left out. Raises ValueError where the two sides
     were not measured on the same prompts.
@@ -147,7 +137,7 @@ def paired_difference(
         differences_C.append(
             np.array([rates_after[i] - rates_before[i] for i in shared], dtype=np.float64)
         )
-    return _macro_interval(differences_C, -1.0, confidence, seed)
+    return _macro_interval(differences_C, -1.0, seed)
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
@@ -162,16 +152,14 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     return float(x_N @ y_N / math.sqrt(float(x_N @ x_N) * float(y_N @ y_N)))
 
 
-def spearman_interval(
-    x: Sequence[float], y: Sequence[float], *, num_groups: int = 1, confidence: float = 0.95
-) -> Interval:
-    """Spearman's rank correlation with the interval of Bonett and Wright (2000, Psychometrika 65).
+def spearman_interval(x: Sequence[float], y: Sequence[float], *, num_groups: int = 1) -> Interval:
+    """Return Spearman's rank correlation with its interval.
 
-    atanh(r) is normal with variance (1 + r^2 / 2) / (N - 3). Where the values are ranks within
-    `num_groups` groups, N counts one less for each group but the first, as in a partial
-    correlation. An r of 1 or -1 counts as half a step less, 6 / (N^3 - N), the continuity
-    correction of Kendall's Rank Correlation Methods: no order of few pairs is certain. Where N - 3
-    is not above 0 the interval is -1 to 1.
+    By Bonett and Wright (2000, Psychometrika 65), atanh(r) is normal with variance
+    (1 + r^2 / 2) / (N - 3). Where the values are ranks within `num_groups` groups, N counts one
+    less for each group but the first, as in a partial correlation. An r of 1 or -1 counts as half
+    a step less, 6 / (N^3 - N), the continuity correction of Kendall's Rank Correlation Methods: no
+    order of few pairs is certain. Where N - 3 is not above 0 the interval is -1 to 1.
     """
     mean = spearman(x, y)
     if math.isnan(mean):
@@ -182,8 +170,7 @@ def spearman_interval(
         return Interval(mean=mean, low=-1.0, high=1.0)
     most = 1.0 - 6.0 / (num_pairs**3 - num_pairs)
     centre = math.atanh(min(most, max(-most, mean)))
-    width = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
-    width *= math.sqrt((1.0 + mean**2 / 2.0) / freedom)
+    width = NormalDist().inv_cdf(1.0 - _TAIL) * math.sqrt((1.0 + mean**2 / 2.0) / freedom)
     low, high = math.tanh(centre - width), math.tanh(centre + width)
     return Interval(mean=mean, low=min(low, mean), high=max(high, mean))
 
@@ -207,19 +194,17 @@ def best_constant_answer(
     passes: Callable[[Prompt, str], bool],
     *,
     groups: Iterable[RolloutGroup] = (),
-    max_candidates: int = 64,
 ) -> float:
-    """Share of the prompts that one and the same answer would pass, for the best such answer.
+    """Return the share of prompts that the best single answer would pass; NaN without prompts.
 
-    Candidates are the references and the answers seen in `groups`, the commonest `max_candidates`
-    of each. NaN without prompts.
+    Candidates are the references and the answers seen in `groups`, the 64 commonest of each.
     """
     if not prompts:
         return math.nan
     references = Counter(prompt.reference for prompt in prompts)
     answers = Counter(rollout.text for group in groups for rollout in group.rollouts)
     candidates = dict.fromkeys(
-        text for counter in (references, answers) for text, _ in counter.most_common(max_candidates)
+        text for counter in (references, answers) for text, _ in counter.most_common(_MAX_CONSTANTS)
     )
     best = 0
     for text in candidates:
@@ -233,9 +218,7 @@ def best_constant_answer(
 
 
 def mean_pass_at_k(groups: Iterable[RolloutGroup], k: int) -> float:
-    """Mean unbiased pass@k over the prompts with at least k decided rollouts; NaN where there are
-    none.
-    """
+    """Return the mean unbiased pass@k of prompts with k decided rollouts; NaN without any."""
     values = [
         pass_at_k(decided, passed, k)
         for passed, decided in _counts(groups).values()
@@ -245,7 +228,7 @@ def mean_pass_at_k(groups: Iterable[RolloutGroup], k: int) -> float:
 
 
 def _counts(groups: Iterable[RolloutGroup]) -> dict[str, tuple[int, int]]:
-    """(passed, decided) per prompt_id; several groups of one prompt count together."""
+    """Return (passed, decided) by prompt_id; several groups of one prompt count together."""
     counts: dict[str, tuple[int, int]] = {}
     for group in groups:
         passed, decided = counts.get(group.prompt_id, (0, 0))
@@ -253,45 +236,35 @@ def _counts(groups: Iterable[RolloutGroup]) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _blocks(num_resamples: int, num_values: int) -> Iterator[int]:
-    block = max(1, _BLOCK_CELLS // num_values)
-    for start in range(0, num_resamples, block):
-        yield min(block, num_resamples - start)
-
-
 def _resampled_means(values_N: Floats, rng: np.random.Generator, num_resamples: int) -> Floats:
-    """(num_resamples,) means of resamples with replacement."""
+    """Return (num_resamples,) means of resamples with replacement."""
     n = len(values_N)
-    return np.concatenate(
-        [
-            values_N[rng.integers(0, n, (block, n))].mean(axis=1)
-            for block in _blocks(num_resamples, n)
-        ]
-    )
+    block = max(1, _BLOCK_CELLS // n)
+    means: list[Floats] = []
+    for start in range(0, num_resamples, block):
+        size = min(block, num_resamples - start)
+        means.append(values_N[rng.integers(0, n, (size, n))].mean(axis=1))
+    return np.concatenate(means)
 
 
 def _macro_interval(
-    values_C: Sequence[Floats],
-    least: float,
-    confidence: float,
-    seed: int,
-    num_resamples: int = _NUM_RESAMPLES,
+    values_C: Sequence[Floats], least: float, seed: int, num_resamples: int = _NUM_RESAMPLES
 ) -> Interval:
-    """Mean over capabilities of the mean of their values, which lie between `least` and 1.
+    """Return the mean over capabilities of the mean of their values, with its interval.
 
-    Percentiles of means that are drawn for each capability and averaged. They are resampled means,
-    the bootstrap's, where at least five values differ from the commonest. Where fewer do, resamples
-    say too little of values yet unseen: the means are drawn from the Bayesian bootstrap (Rubin
-    1981) with one value more, `least` for the lower end and 1 for the upper (Gaffke 2005;
-    Learned-Miller and Thomas 2019, arXiv 1905.06208). Of values 0 and 1 this is Clopper and
-    Pearson's interval, and averaging its draws is melding (Fay, Proschan and Brittain 2015).
+    Values lie between `least` and 1. The ends are percentiles of means that are drawn for each
+    capability and averaged. They are resampled means, the bootstrap's, where at least five values
+    differ from the commonest. Where fewer do, resamples say too little of values yet unseen: the
+    means are drawn from the Bayesian bootstrap (Rubin 1981) with one value more, `least` for the
+    lower end and 1 for the upper (Gaffke 2005; Learned-Miller and Thomas 2019, arXiv 1905.06208).
+    Of values 0 and 1 this is Clopper and Pearson's interval, and averaging its draws is melding
+    (Fay, Proschan and Brittain 2015).
     """
     if not values_C or any(len(values_N) == 0 for values_N in values_C):
         return _NOTHING
     mean = float(np.mean([values_N.mean() for values_N in values_C]))
-    tail = (1.0 - confidence) / 2.0
     if len(values_C) == 1 and np.ptp(values_C[0]) < _SAME:
-        reach = 1.0 - tail ** (1.0 / len(values_C[0]))
+        reach = 1.0 - _TAIL ** (1.0 / len(values_C[0]))
         return Interval(
             mean=mean, low=mean - reach * (mean - least), high=mean + reach * (1.0 - mean)
         )
@@ -301,15 +274,15 @@ def _macro_interval(
     upper: Floats = np.mean([upper for _, upper in draws_C], axis=0)
     return Interval(
         mean=mean,
-        low=float(np.quantile(lower, tail)),
-        high=float(np.quantile(upper, 1.0 - tail)),
+        low=float(np.quantile(lower, _TAIL)),
+        high=float(np.quantile(upper, 1.0 - _TAIL)),
     )
 
 
 def _drawn_means(
     values_N: Floats, least: float, rng: np.random.Generator, num_resamples: int
 ) -> tuple[Floats, Floats]:
-    """Draws of the mean for the lower and for the upper end, each (num_resamples,)."""
+    """Return draws of the mean for the lower and for the upper end, each (num_resamples,)."""
     # Differences of rates that are equal may differ in the last bit.
     distinct_D, counts_D = np.unique(np.round(values_N / _SAME) * _SAME, return_counts=True)
     if len(values_N) - counts_D.max() >= _MIN_DIFFERING:

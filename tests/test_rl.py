@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -311,8 +310,7 @@ def test_offloading_is_for_one_process(
     tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = SimpleNamespace(world_size=2, process_index=0)
-    stage = importlib.import_module("posttrain.rl.train")
-    monkeypatch.setattr(stage, "trainer_arguments", lambda *a, **k: two)
+    monkeypatch.setattr("posttrain.rl.trainer_arguments", lambda *a, **k: two)
     with pytest.raises(RecipeError, match=r"rl\.offload_policy") as error:
         train(
             rl_section(curriculum=UniformSpec(kind="uniform"), offload_policy=True),

@@ -1,6 +1,6 @@
 """One run of the real bed: an arm on a pool with a seed, trained by the RL stage's own parts.
 
-The parts are those of `posttrain.rl.train`, without its tables' summary and its checkpoints: a run
+The parts are those of `posttrain.rl`, without its tables' summary and its checkpoints: a run
 is short, and starts over where it was cut off.
 """
 

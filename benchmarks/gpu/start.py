@@ -17,10 +17,7 @@ BEFORE_THE_FORK: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "import transformers, peft, accelerate, trl",
         {},
     ),
-    "import posttrain.rl.train, posttrain.engines": (
-        "import posttrain.rl.train, posttrain.engines",
-        {},
-    ),
+    "import posttrain.rl, posttrain.engines": ("import posttrain.rl, posttrain.engines", {}),
     "torch.cuda.is_available()": ("torch.cuda.is_available()", {}),
     "torch.cuda.is_available(), PYTORCH_NVML_BASED_CUDA_CHECK=1": (
         "torch.cuda.is_available()",
