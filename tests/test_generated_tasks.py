@@ -375,7 +375,3 @@ def test_a_family_by_level(tmp_path: Path) -> None:
     assert "level" not in configs["level=0"]
     for prompt in bundle.prompts:
         assert verify(prompt, prompt.reference).passed is True
-    with pytest.raises(RecipeError, match="has the levels 0 to"):
-        load_bundle(
-            data_recipe(rl=[{"reasoning_gym": {"chain_sum": {"level": 999}}, "size": 1}]), tmp_path
-        )

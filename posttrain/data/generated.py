@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import random
@@ -21,47 +20,21 @@ from posttrain.rewards.reasoning_gym import family_keys, level_config, make_entr
 MAX_MISSES = 500
 """Draws in a row without a new question after which a family counts as exhausted."""
 _CHUNK = 64
-
-
 _GENERATORS: Mapping[str, Callable[[random.Random, int], Problem | Writing]] = {
     "python_functions": make_problem,
     "constraints": make_writing,
 }
 
 
-def families_of(source: DataSource, where: str) -> dict[str, dict[str, Any]]:
-    """Return the source's families with their configurations, levels translated into keys.
-
-    Raises RecipeError for names and levels that do not exist.
-    """
+def families_of(source: DataSource) -> dict[str, dict[str, Any]]:
+    """Return the source's families with their configurations, levels translated into keys."""
     asked = source.reasoning_gym
     assert asked is not None
-    levels = asked if isinstance(asked, dict) else {name: dict[str, Any]() for name in asked}
-    families = {family: dict(config) for family, config in levels.items()}
-    known = family_keys()
+    written = asked if isinstance(asked, dict) else {name: dict[str, Any]() for name in asked}
+    families = {family: dict(config) for family, config in written.items()}
     for family, config in families.items():
-        if family not in known:
-            near = difflib.get_close_matches(family, known, n=1, cutoff=0.0)[0]
-            raise RecipeError(
-                f"{where}: reasoning-gym has no family {family!r}, the nearest is {near!r}",
-                hint=f"under {where} write reasoning_gym: [{near}]",
-            )
-        if "level" in config and "level" not in known[family]:
-            try:
-                config = families[family] = {**level_config(family, config["level"]), **config}
-            except ValueError as error:
-                raise RecipeError(
-                    f"{where}: {error}", hint=f"change the level of {family} under {where}"
-                ) from error
-            del config["level"]
-        for key in config:
-            if key not in known[family]:
-                keys = ", ".join(known[family])
-                near = difflib.get_close_matches(key, known[family], n=1, cutoff=0.0)
-                raise RecipeError(
-                    f"{where}: family {family!r} has no configuration key {key!r}, it has: {keys}",
-                    hint=f"did you mean {near[0]}?" if near else f"leave {key} out",
-                )
+        if "level" in config and "level" not in family_keys()[family]:
+            families[family] = level_config(family, config.pop("level")) | config
     return families
 
 

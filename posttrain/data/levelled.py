@@ -9,25 +9,12 @@ from typing import Any
 from posttrain.data.generated import MAX_MISSES, asked, draw, families_of
 from posttrain.data.quarantine import BadRow, Raw
 from posttrain.data.records import make_prompt, question_hashes
-from posttrain.errors import RecipeError
 from posttrain.recipe.rows import DEFAULT_MAX, DataSource, Levels
 from posttrain.records import Prompt, content_hash
 from posttrain.rewards.reasoning_gym import level_config, num_levels
 
 LEVELLED = "levelled"
 """Key in a prompt's meta: label of the family that made it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LevelSpan:
-    """Levels of a family with the highest one known: start, range, and when to move."""
-
-    start: int
-    min: int
-    max: int
-    rise: float
-    fall: float
-    min_rollouts: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,31 +26,28 @@ class LevelledFamily:
     family: str
     fixed: dict[str, Any]
     """Configuration keys that no level changes."""
-    levels: LevelSpan
+    levels: Levels
+    highest: int
+    """Highest level: levels.max, or the family's last one if that is lower than the default."""
 
     @property
     def label(self) -> str:
-        """Name in prompts and tables."""
+        """Return its name in prompts and tables."""
         return f"{self.where} reasoning_gym:{self.family}"
 
     @property
     def capability(self) -> str:
-        """Capability of its prompts."""
+        """Return the capability of its prompts."""
         return self.source.capability or self.family
 
     @property
     def all_levels(self) -> range:
-        """All levels, ascending."""
-        return range(self.levels.min, self.levels.max + 1)
+        """Return all levels, ascending."""
+        return range(self.levels.min, self.highest + 1)
 
     def config(self, level: int) -> dict[str, Any]:
-        """Return the family's configuration at a level; RecipeError if there is no such level."""
-        try:
-            return level_config(self.family, level) | self.fixed
-        except ValueError as error:
-            raise RecipeError(
-                f"{self.where}.levels: {error}", hint=f"change levels under {self.where}"
-            ) from error
+        """Return the family's configuration at a level."""
+        return level_config(self.family, level) | self.fixed
 
     def meta(self, level: int) -> dict[str, Any]:
         """Return the meta of its prompts at a level, without their entry."""
@@ -82,36 +66,25 @@ class LevelledFamily:
 
 def levelled_families(source: DataSource, where: str) -> list[LevelledFamily]:
     """Return the families of a source with levels; none if it has no levels."""
-    if source.levels is None:
+    levels = source.levels
+    if levels is None:
         return []
-    return [
-        LevelledFamily(
-            where=where,
-            source=source,
-            family=family,
-            fixed=config,
-            levels=_span(source.levels, family, where),
+    found: list[LevelledFamily] = []
+    for family, config in families_of(source).items():
+        highest = levels.max
+        if highest is None:
+            highest = max(levels.start, min(DEFAULT_MAX, num_levels(family) - 1))
+        found.append(
+            LevelledFamily(
+                where=where,
+                source=source,
+                family=family,
+                fixed=config,
+                levels=levels,
+                highest=highest,
+            )
         )
-        for family, config in families_of(source, where).items()
-    ]
-
-
-def _span(levels: Levels, family: str, where: str) -> LevelSpan:
-    """Fill in the highest level, by default at most the family's last.
-
-    Given levels that do not exist are kept, for `config` to refuse.
-    """
-    given = levels.model_dump()
-    if levels.max is None:
-        try:
-            last = num_levels(family) - 1
-        except ValueError as error:
-            raise RecipeError(
-                f"{where}.levels: {error}",
-                hint=f"leave levels out under {where}, or take another family",
-            ) from error
-        given["max"] = max(levels.start, min(DEFAULT_MAX, last))
-    return LevelSpan(**given)
+    return found
 
 
 def new_prompts(

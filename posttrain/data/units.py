@@ -13,7 +13,6 @@ from posttrain.data.levelled import LevelledFamily, levelled_families
 from posttrain.data.quarantine import Raw
 from posttrain.data.reading import is_local, open_table
 from posttrain.data.turns import Conversation, find_layout, to_conversation
-from posttrain.errors import RecipeError
 from posttrain.recipe.rows import DataSource
 from posttrain.records import Message, content_hash
 from posttrain.rewards import find_verifier
@@ -44,7 +43,7 @@ def units_of(
 ) -> list[Unit]:
     """Return the units of sources, in order.
 
-    Raises RecipeError for missing files and columns, and for families that do not exist.
+    Raises RecipeError for missing files and columns.
     """
     units: list[Unit] = []
     repeats: Counter[str] = Counter()
@@ -64,7 +63,7 @@ def units_of(
                 units.append(_generator_unit(source, here, name, spec.levels, seed, repeats[key]))
                 repeats[key] += 1
         else:
-            for family, config in families_of(source, here).items():
+            for family, config in families_of(source).items():
                 key = content_hash(family, config)
                 named = source.reasoning_gym
                 written = named[family] if isinstance(named, dict) else {}
@@ -78,11 +77,6 @@ def units_of(
 def _table_unit(source: DataSource, where: str, find: Find, *, prompts: bool) -> Unit:
     assert source.path is not None
     assert source.capability is not None
-    if prompts and source.verifier is None:
-        raise RecipeError(
-            f"{where}: nothing can decide answers to {source.path}",
-            hint=f"under {where} write verifier: math, exact, choice, code or instructions",
-        )
     name = Path(source.path).name if is_local(source.path) else source.path
     table = open_table(source.path, source.split, find, where)
     verifier = None if source.verifier is None else find_verifier(source.verifier)

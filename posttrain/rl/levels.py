@@ -4,34 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from posttrain.data import LEVELLED, LevelledFamily, new_prompts
+from posttrain.recipe.rows import Levels
 from posttrain.records import Prompt, RolloutGroup
 
 FamilyLevel = tuple[str, int]
 """A family's label and a level."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LevelRule:
-    """When a level changes.
-
-    >>> LevelRule(lowest=0, highest=4).rise
-    0.8
-    """
-
-    lowest: int
-    highest: int
-    rise: float = 0.8
-    """Pass rate from which it rises."""
-    fall: float = 0.1
-    """Pass rate up to which it falls."""
-    min_rollouts: int = 64
-    """Rollouts at the level before it may change."""
-    memory: float = 256.0
-    """Rollouts after which older ones count for a third."""
+_MEMORY = 256.0
+"""Rollouts at a level after which older ones count for a third."""
 
 
 class LevelController:
@@ -41,26 +23,15 @@ class LevelController:
     same rollouts in the same steps give the same levels.
     """
 
-    def __init__(self, rule: LevelRule, *, start: int) -> None:
-        if not rule.lowest <= start <= rule.highest:
-            raise ValueError(
-                f"level {start} is out of range: give one from {rule.lowest} to {rule.highest}"
-            )
-        if not 0.0 <= rule.fall < rule.rise <= 1.0:
-            raise ValueError(f"fall ({rule.fall:g}) must be below rise ({rule.rise:g})")
-        self._rule = rule
-        self.level = start
+    def __init__(self, levels: Levels, highest: int) -> None:
+        self._levels, self._highest = levels, highest
+        self.level = levels.start
         self._num_passed, self._num_decided, self._num_since = 0.0, 0.0, 0
         # This step's counts, whole numbers, so that the order of its groups does not matter.
         self._new_passed, self._new_decided = 0, 0
 
     def observe(self, *, level: int, num_passed: int, num_decided: int) -> None:
-        """Count rollouts of a prompt of `level`; ValueError if there is no such level."""
-        rule = self._rule
-        if not rule.lowest <= level <= rule.highest:
-            raise ValueError(
-                f"level {level} is out of range: there are {rule.lowest} to {rule.highest}"
-            )
+        """Count rollouts of a prompt of `level`."""
         if level == self.level:
             self._new_passed += num_passed
             self._new_decided += num_decided
@@ -70,17 +41,17 @@ class LevelController:
 
         Called once a step, when all of its groups were observed.
         """
-        rule = self._rule
-        kept = (1.0 - 1.0 / rule.memory) ** self._new_decided
+        levels = self._levels
+        kept = (1.0 - 1.0 / _MEMORY) ** self._new_decided
         self._num_passed = kept * self._num_passed + self._new_passed
         self._num_decided = kept * self._num_decided + self._new_decided
         self._num_since += self._new_decided
         self._new_passed = self._new_decided = 0
-        if self._num_since < rule.min_rollouts:
+        if self._num_since < levels.min_rollouts:
             return 0
         rate = self._num_passed / self._num_decided
-        change = int(rate >= rule.rise) - int(rate <= rule.fall)
-        moved = min(max(self.level + change, rule.lowest), rule.highest)
+        change = int(rate >= levels.rise) - int(rate <= levels.fall)
+        moved = min(max(self.level + change, levels.min), self._highest)
         if moved == self.level:
             return 0
         self.level = moved
@@ -98,13 +69,7 @@ class LevelController:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
-        rule, level = self._rule, int(state["level"])
-        if not rule.lowest <= level <= rule.highest:
-            raise ValueError(
-                f"the saved level {level} is out of range: there are {rule.lowest} to "
-                f"{rule.highest}"
-            )
-        self.level = level
+        self.level = int(state["level"])
         self._num_passed, self._num_decided = state["counts"]
         self._num_since = int(state["num_since"])
         self._new_passed, self._new_decided = state["new"]
@@ -129,8 +94,7 @@ class LevelledPrompts:
         self._held_out = held_out
         self._seed = seed
         self._controllers = {
-            family.label: LevelController(_rule(family), start=family.levels.start)
-            for family in families
+            family.label: LevelController(family.levels, family.highest) for family in families
         }
         self._known: set[str] = set()
         self._num_made: Counter[FamilyLevel] = Counter()
@@ -212,17 +176,6 @@ class LevelledPrompts:
 
 def _short(label: str) -> str:
     return label.rpartition(":")[2]
-
-
-def _rule(family: LevelledFamily) -> LevelRule:
-    levels = family.levels
-    return LevelRule(
-        lowest=levels.min,
-        highest=levels.max,
-        rise=levels.rise,
-        fall=levels.fall,
-        min_rollouts=levels.min_rollouts,
-    )
 
 
 def _family_level(prompt: Prompt) -> FamilyLevel | None:
