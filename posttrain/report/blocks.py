@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ MINUS = "\u2212"
 Tone = Literal["", "up", "down", "flat"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Prose:
     """A paragraph."""
 
@@ -24,7 +24,7 @@ class Prose:
     kind: Literal["prose"] = "prose"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Note:
     """A line that says what is missing, and why."""
 
@@ -157,12 +157,9 @@ def small_multiples(
     *,
     caption: str,
     legend: Sequence[tuple[str, str]] = (),
-    most: int = 12,
 ) -> Figure:
-    """Return a figure that shows the first `most` panels and folds the rest."""
-    return Figure(
-        title=title, panels=panels[:most], more=panels[most:], legend=legend, caption=caption
-    )
+    """Return a figure that shows the first twelve panels and folds the rest."""
+    return Figure(title=title, panels=panels[:12], more=panels[12:], legend=legend, caption=caption)
 
 
 def conversation(messages: Sequence[Message]) -> list[Passage]:
@@ -193,7 +190,7 @@ def points(value: float) -> str:
     return text.replace("-", MINUS) if text not in ("-0.0", "+0.0") else "0.0"
 
 
-def number(value: float | int | None, digits: int = 3) -> str:
+def number(value: float | int | None) -> str:
     """Format a number with three digits, integers in full.
 
     >>> number(12345), number(0.00012), number(1.5), number(None)
@@ -203,11 +200,17 @@ def number(value: float | int | None, digits: int = 3) -> str:
         return "\u2013"
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}".replace("-", MINUS)
-    return (
-        f"{value:,.{digits}g}".replace("-", MINUS)
-        if abs(value) < 1000
-        else f"{value:,.0f}".replace("-", MINUS)
-    )
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return text.replace("-", MINUS)
+
+
+def counted(counts: Mapping[str, float]) -> list[str]:
+    """Format named counts.
+
+    >>> counted({"too_long": 2, "tokens": 12345})
+    ['too long 2', 'tokens 12,345']
+    """
+    return [f"{name.replace('_', ' ')} {number(value)}" for name, value in counts.items()]
 
 
 def duration(seconds: float | None) -> str:

@@ -26,6 +26,8 @@ Points = Sequence[tuple[float, float]]
 PANEL = (290, 186)
 MAX_POINTS = 160
 MAX_DOTS = 600
+NUM_BINS = 25
+"""Bars of a histogram."""
 
 
 def thin(points: Points, limit: int = MAX_POINTS) -> list[tuple[float, float]]:
@@ -52,17 +54,13 @@ def stage_dots(
         }
         for row in rows
     ]
-    colour = alt.Color(
-        "point:N",
-        scale=alt.Scale(domain=order, range=[COLOURS[stage_colour(p)] for p in order]),
-        legend=None,
-    )
+    colour = _colour("point:N", {point: stage_colour(point) for point in order})
     x = alt.X(
         "point:N", sort=order, title=None, axis=alt.Axis(labelAngle=0, ticks=False, domain=True)
     )
     y_scale = alt.Scale(domain=[0, top], nice=False)
     y = alt.Y("mean:Q", scale=y_scale, title=None, axis=alt.Axis(format=".0%", tickCount=4))
-    base = alt.Chart(alt.InlineData(values=values))
+    base = _chart(values)
     layers: list[Any] = [
         base.mark_line(color=COLOURS["rule"], strokeWidth=1.5, aria=False).encode(x=x, y=y),
         base.mark_rule(strokeWidth=5, opacity=0.28, strokeCap="round", aria=False).encode(
@@ -71,11 +69,7 @@ def stage_dots(
         base.mark_circle(size=70, opacity=1).encode(x=x, y=y, color=colour, description="tip:N"),
     ]
     if constant is not None:
-        flat = alt.Chart(
-            alt.InlineData(
-                values=[{"at": constant, "tip": f"best constant answer: {percent(constant)}"}]
-            )
-        )
+        flat = _chart([{"at": constant, "tip": f"best constant answer: {percent(constant)}"}])
         layers.append(
             flat.mark_rule(color=COLOURS["muted"], strokeDash=[3, 3], strokeWidth=1).encode(
                 y=alt.Y("at:Q", scale=y_scale), description="tip:N"
@@ -90,10 +84,8 @@ def curves(
     label: str,
     share: bool = False,
     top: float | None = None,
-    x_title: str | None = "step",
     zero: bool = False,
     limit_line: float | None = None,
-    shape: tuple[int, int] = PANEL,
 ) -> Markup:
     """Draw lines over steps; `lines` maps names to (colour name, points)."""
     show = percent if share else number
@@ -102,20 +94,15 @@ def curves(
         for name, (_, points) in lines.items()
         for x, y in thin(points)
     ]
-    names = list(lines)
-    colour = alt.Color(
-        "name:N",
-        scale=alt.Scale(domain=names, range=[COLOURS[c] for c, _ in lines.values()]),
-        legend=None,
-    )
+    colour = _colour("name:N", {name: colour for name, (colour, _) in lines.items()})
     y_scale = alt.Scale(domain=[0, top]) if top is not None else alt.Scale(zero=zero, nice=True)
     tiny = 0 < max((abs(v["y"]) for v in values), default=1.0) < 1e-3
     axis = alt.Axis(tickCount=4, format=".0%" if share else "~e" if tiny else "~g")
     x_scale = alt.Scale(nice=False, padding=4)
     x = alt.X(
-        "x:Q", title=x_title, scale=x_scale, axis=alt.Axis(tickCount=5, format=",d", tickMinStep=1)
+        "x:Q", title="step", scale=x_scale, axis=alt.Axis(tickCount=5, format=",d", tickMinStep=1)
     )
-    base = alt.Chart(alt.InlineData(values=values)).encode(
+    base = _chart(values).encode(
         x=x, y=alt.Y("y:Q", title=None, scale=y_scale, axis=axis), color=colour
     )
     layers: list[Any] = [
@@ -124,15 +111,13 @@ def curves(
         base.mark_circle(size=40, opacity=0 if len(values) > 40 else 1).encode(description="tip:N"),
     ]
     if limit_line is not None:
-        flat = alt.Chart(
-            alt.InlineData(values=[{"at": limit_line, "tip": f"tolerance {number(limit_line)}"}])
-        )
+        flat = _chart([{"at": limit_line, "tip": f"tolerance {number(limit_line)}"}])
         layers.append(
             flat.mark_rule(color=COLOURS["failed"], strokeDash=[3, 3]).encode(
                 y=alt.Y("at:Q", scale=y_scale), description="tip:N"
             )
         )
-    return _svg(alt.layer(*layers), shape, label)
+    return _svg(alt.layer(*layers), PANEL, label)
 
 
 def score_histogram(
@@ -141,27 +126,21 @@ def score_histogram(
     cut: float | None,
     *,
     label: str,
-    num_bins: int = 25,
 ) -> Markup:
     """Draw counts of judge scores in [0, 1]: dropped ones pale, the cut dashed."""
     values: list[dict[str, Any]] = []
     for name, scores in (("dropped", dropped), ("kept", kept)):
-        counts = [0] * num_bins
+        counts = [0] * NUM_BINS
         for score in scores:
-            counts[min(int(score * num_bins), num_bins - 1)] += 1
+            counts[min(int(score * NUM_BINS), NUM_BINS - 1)] += 1
         for i, count in enumerate(counts):
             if count:
-                low, high = i / num_bins, (i + 1) / num_bins
+                low, high = i / NUM_BINS, (i + 1) / NUM_BINS
                 tip = f"score {low:.2f} to {high:.2f}: {count:,} {name}"
                 values.append({"low": low, "high": high, "count": count, "name": name, "tip": tip})
-    colour = alt.Color(
-        "name:N",
-        scale=alt.Scale(domain=["dropped", "kept"], range=[COLOURS["dropped"], COLOURS["accent"]]),
-        legend=None,
-    )
     x_scale = alt.Scale(domain=[0, 1])
     bars = (
-        alt.Chart(alt.InlineData(values=values))
+        _chart(values)
         .mark_bar(binSpacing=1)
         .encode(
             x=alt.X(
@@ -174,13 +153,13 @@ def score_histogram(
                 stack="zero",
                 axis=alt.Axis(tickCount=4, format=",d", tickMinStep=1),
             ),
-            color=colour,
+            color=_colour("name:N", {"dropped": "dropped", "kept": "accent"}),
             description="tip:N",
         )
     )
     if cut is None:
         return _svg(bars, PANEL, label)
-    line = alt.Chart(alt.InlineData(values=[{"at": cut, "tip": f"cut at {cut:.3f}"}]))
+    line = _chart([{"at": cut, "tip": f"cut at {cut:.3f}"}])
     rule = line.mark_rule(color=COLOURS["ink"], strokeDash=[4, 3], strokeWidth=1.3).encode(
         x=alt.X("at:Q", scale=x_scale), description="tip:N"
     )
@@ -194,7 +173,7 @@ def scatter(
     every = max(1, -(-len(points) // MAX_DOTS))
     values = [{"x": x, "y": y, "tip": tip} for x, y, tip in points[::every]]
     chart = (
-        alt.Chart(alt.InlineData(values=values))
+        _chart(values)
         .mark_circle(size=26, opacity=0.45, color=COLOURS["accent"])
         .encode(
             x=alt.X(
@@ -238,7 +217,7 @@ def stacked_steps(
     names = {tick: number(counts[tick * width]["step"]) for tick in ticks}
     text = " : ".join(f"datum.value == {tick} ? '{name}'" for tick, name in names.items()) + " : ''"
     chart = (
-        alt.Chart(alt.InlineData(values=values))
+        _chart(values)
         .mark_bar()
         .encode(
             x=alt.X(
@@ -248,13 +227,7 @@ def stacked_steps(
                 axis=alt.Axis(labelExpr=text, labelAngle=0, ticks=False, labelOverlap=False),
             ),
             y=alt.Y("count:Q", title=None, axis=alt.Axis(tickCount=4, format=",d", tickMinStep=1)),
-            color=alt.Color(
-                "name:N",
-                scale=alt.Scale(
-                    domain=[k for k, _, _ in parts], range=[COLOURS[c] for _, c, _ in parts]
-                ),
-                legend=None,
-            ),
+            color=_colour("name:N", {key: colour for key, colour, _ in parts}),
             order=alt.Order("rank:Q"),
             description="tip:N",
         )
@@ -267,20 +240,28 @@ def bars(rows: Sequence[tuple[str, float, str]], *, colours: Sequence[str], labe
     values = [{"name": n, "value": v, "text": t, "tip": f"{n}: {t}"} for n, v, t in rows]
     order = [n for n, _, _ in rows]
     most = max((v for _, v, _ in rows), default=1.0) or 1.0
-    base = alt.Chart(alt.InlineData(values=values)).encode(
+    base = _chart(values).encode(
         y=alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelColor=COLOURS["ink"])),
         x=alt.X(
             "value:Q", title=None, axis=None, scale=alt.Scale(domain=[0, most * 1.2], nice=False)
         ),
     )
-    colour = alt.Color(
-        "name:N", scale=alt.Scale(domain=order, range=[COLOURS[c] for c in colours]), legend=None
-    )
+    colour = _colour("name:N", dict(zip(order, colours, strict=True)))
     drawn = base.mark_bar(height=11, cornerRadiusEnd=2).encode(color=colour, description="tip:N")
     text = base.mark_text(align="left", dx=5, color=COLOURS["muted"], aria=False).encode(
         text="text:N"
     )
     return _svg(alt.layer(drawn, text), (640, 22 * len(rows) + 8), label)
+
+
+def _chart(values: Sequence[Mapping[str, Any]]) -> Any:
+    return alt.Chart(alt.InlineData(values=values))
+
+
+def _colour(field: str, colours: Mapping[str, str]) -> Any:
+    """Return the encoding of a field's values by colour name, in order, without a legend."""
+    scale = alt.Scale(domain=list(colours), range=[COLOURS[name] for name in colours.values()])
+    return alt.Color(field, scale=scale, legend=None)
 
 
 def _svg(chart: Any, shape: tuple[int, int], label: str) -> Markup:

@@ -41,23 +41,23 @@ def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prom
     """Return the headline section: a table, a figure and the differences for every suite."""
     blocks: list[Block] = []
     if not evaluated:
-        blocks.append(Note(text="There are no results yet: the run has no finished evaluation."))
+        blocks.append(Note("There are no results yet: the run has no finished evaluation."))
     for suite in evaluated:
         changes = measured_changes(suite, prompts)
         blocks.append(stage_table(suite))
         if missing := [p for p in expected_points(run) if p not in suite.results]:
-            blocks.append(Note(text=f"Not measured on {suite.suite}: {', '.join(missing)}."))
+            blocks.append(Note(f"Not measured on {suite.suite}: {', '.join(missing)}."))
         blocks.append(figure(suite))
         if changes:
             blocks.append(change_table(suite.suite, changes))
         elif len(suite.results) > 1:
             blocks.append(
                 Note(
-                    text=f"No paired differences on {suite.suite}, because "
+                    f"No paired differences on {suite.suite}, because "
                     f"outcomes-{suite.suite}.parquet is missing."
                 )
             )
-    blocks.extend(Prose(text=text) for text in method(run, evaluated))
+    blocks.extend(Prose(text) for text in method(run, evaluated))
     return Section(slug="result", title="What each stage did", blocks=blocks)
 
 

@@ -42,8 +42,7 @@ def judge_section(run: Run, samples: Mapping[str, Sample]) -> Section:
     if "judge" not in run.stages and "prune" not in run.stages:
         blocks.append(
             Note(
-                text="No judge ran, so nothing was pruned: SFT, if the recipe has it, used all "
-                "samples."
+                "No judge ran, so nothing was pruned: SFT, if the recipe has it, used all samples."
             )
         )
         return Section(slug="judge", title=title, blocks=blocks)
@@ -54,7 +53,7 @@ def judge_section(run: Run, samples: Mapping[str, Sample]) -> Section:
         blocks.append(counts_table(kept, dropped, unscored))
         blocks.append(histograms(kept, dropped))
     else:
-        blocks.append(Note(text="The prune stage has not finished, so there is no cut to show."))
+        blocks.append(Note("The prune stage has not finished, so there is no cut to show."))
     blocks.extend(pilot_blocks(run))
     if "prune" in run.stages:
         blocks.extend(summary_blocks(run.stages["prune"].summary()))
@@ -126,7 +125,7 @@ def pilot_blocks(run: Run) -> list[Block]:
     if pilot is None or verdicts is None:
         return [
             Note(
-                text=f"The judge was not checked against measurement: {PILOT} or "
+                f"The judge was not checked against measurement: {PILOT} or "
                 f"{VERDICTS.name} is missing."
             )
         ]
@@ -136,7 +135,7 @@ def pilot_blocks(run: Run) -> list[Block]:
     if len(pairs) < 2:
         return [
             Note(
-                text="The judge was not checked against measurement, because the pilot has fewer "
+                "The judge was not checked against measurement, because the pilot has fewer "
                 "than two scored samples."
             )
         ]
@@ -212,10 +211,10 @@ def summary_blocks(summary: Mapping[str, Any]) -> list[Block]:
         )
         blocks.append(table)
     if summary.get("verdict"):
-        blocks.append(Prose(text=str(summary["verdict"])))
+        blocks.append(Prose(str(summary["verdict"])))
     if reasons := summary.get("unscored_reasons"):
         told = "; ".join(f"{reason} ({number(count)})" for reason, count in reasons.items())
-        blocks.append(Prose(text=f"Reasons for unscored samples: {told}."))
+        blocks.append(Prose(f"Reasons for unscored samples: {told}."))
     return blocks
 
 

@@ -19,6 +19,7 @@ from posttrain.report.blocks import (
     Source,
     Table,
     TableRow,
+    counted,
     duration,
     number,
     size,
@@ -34,19 +35,17 @@ from posttrain.tables import read_json
 def timing_section(run: Run) -> Section:
     """Return the section on seconds and peak memory by stage."""
     finished = list(run.stages.values())
-    blocks: list[Block] = []
     if not finished:
-        blocks.append(Note(text="No stage has finished."))
-        return Section(slug="timing", title="Time and memory", blocks=blocks)
+        nothing = [Note("No stage has finished.")]
+        return Section(slug="timing", title="Time and memory", blocks=nothing)
     seconds = [s.manifest.seconds for s in finished]
+    peak = max(s.manifest.peak_rss_bytes or 0 for s in finished)
     rows = [(s.name, t, duration(t)) for s, t in zip(finished, seconds, strict=True)]
     colours = [stage_colour(s.name) for s in finished]
     said = "; ".join(f"{name} {text}" for name, _, text in rows)
     svg = bars(rows, colours=colours, label=f"Time per stage: {said}")
-    blocks.append(
-        Figure(
-            title=f"{duration(sum(seconds))} in all", panels=[Panel(title="", svg=svg)], wide=True
-        )
+    figure = Figure(
+        title=f"{duration(sum(seconds))} in all", panels=[Panel(title="", svg=svg)], wide=True
     )
     table = Table(
         title="Stage by stage",
@@ -57,16 +56,15 @@ def timing_section(run: Run) -> Section:
                 cells=[
                     Cell(text=duration(t)),
                     Cell(text=size(s.manifest.peak_rss_bytes)),
-                    Cell(text=_counts(s.manifest.counts), numeric=False),
+                    Cell(text=", ".join(counted(s.manifest.counts)), numeric=False),
                 ],
             )
             for s, t in zip(finished, seconds, strict=True)
         ],
-        foot=[text_row("all", duration(sum(seconds)), _most(run), "")],
+        foot=[text_row("all", duration(sum(seconds)), size(peak or None), "")],
         caption="Peak memory is the resident set of the stage's own processes.",
     )
-    blocks.append(table)
-    return Section(slug="timing", title="Time and memory", blocks=blocks)
+    return Section(slug="timing", title="Time and memory", blocks=[figure, table])
 
 
 def section(run: Run) -> Section:
@@ -84,7 +82,7 @@ def section(run: Run) -> Section:
         )
     )
     if run.recipe_text is None:
-        blocks.append(Note(text="recipe.yaml is missing."))
+        blocks.append(Note("recipe.yaml is missing."))
     else:
         blocks.append(Source(title="Recipe, as written", text=run.recipe_text))
     for title, value in (
@@ -93,7 +91,7 @@ def section(run: Run) -> Section:
     ):
         name = title.rpartition("(")[2].rstrip(")")
         blocks.append(
-            Source(title=title, text=pretty(value)) if value else Note(text=f"{name} is missing.")
+            Source(title=title, text=pretty(value)) if value else Note(f"{name} is missing.")
         )
     for stage in run.stages.values():
         title = f"{stage.path.name}: {MANIFEST}"
@@ -144,12 +142,3 @@ def pretty(value: Any) -> str:
 
 def _nth(every: int) -> str:
     return {1: "", 2: "second ", 3: "third "}.get(every, f"{every}th ")
-
-
-def _counts(counts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k.replace('_', ' ')} {number(v)}" for k, v in counts.items())
-
-
-def _most(run: Run) -> str:
-    values = [s.manifest.peak_rss_bytes for s in run.stages.values()]
-    return size(max((value for value in values if value is not None), default=None))

@@ -18,7 +18,7 @@ from posttrain.report.blocks import (
     Section,
     Table,
     TableRow,
-    number,
+    counted,
     plural,
 )
 from posttrain.report.read import Run, read_rows
@@ -30,21 +30,17 @@ def section(run: Run) -> Section:
     """Return the section on the data: rows that left, by reason, with examples."""
     blocks: list[Block] = []
     if "data" not in run.stages:
-        blocks.append(Note(text="The data stage has not finished."))
+        blocks.append(Note("The data stage has not finished."))
         return Section(slug="data", title="Data", blocks=blocks)
-    facts = [
-        f"{key.replace('_', ' ')} {number(value)}"
-        for key, value in run.stages["data"].manifest.counts.items()
-    ]
-    if facts:
-        blocks.append(Prose(text="Rows: " + ", ".join(facts) + "."))
+    if facts := counted(run.stages["data"].manifest.counts):
+        blocks.append(Prose("Rows: " + ", ".join(facts) + "."))
     path = run.file("data", QUARANTINE)
     rows = read_rows(path)
     if path is None:
-        blocks.append(Note(text="There is no quarantine table: quarantine.parquet is missing."))
+        blocks.append(Note("There is no quarantine table: quarantine.parquet is missing."))
     elif not rows:
         blocks.append(
-            Note(text="Nothing was quarantined: every row was usable, unique, and not held out.")
+            Note("Nothing was quarantined: every row was usable, unique, and not held out.")
         )
     else:
         blocks.extend(quarantine(rows))

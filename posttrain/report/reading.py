@@ -39,7 +39,7 @@ def section(run: Run, evaluated: Sequence[Evaluated], prompts: Mapping[str, Prom
     else:
         blocks.append(
             Note(
-                text="There are no RL rollouts to read: the RL stage has not finished, or the "
+                "There are no RL rollouts to read: the RL stage has not finished, or the "
                 "recipe has none."
             )
         )

@@ -55,7 +55,7 @@ def flow_blocks(run: Run) -> list[Block]:
     """Draw pass rates and the curriculum's flow by capability, and tabulate the use of tokens."""
     rows = read_rows(run.file("rl", CURRICULUM))
     if not rows:
-        return [Note(text="There is no curriculum flow: curriculum.jsonl is missing or empty.")]
+        return [Note("There is no curriculum flow: curriculum.jsonl is missing or empty.")]
     by_capability: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda r: (str(r["capability"]), float(r["step"]))):
         by_capability.setdefault(str(row["capability"]), []).append(row)
@@ -155,7 +155,7 @@ def parity_block(run: Run) -> Block:
     tolerance = engine.get("parity_tolerance")
     points = series(rows, "parity/mean")
     if not points:
-        return Note(text="There is no weight-sync parity: parity.jsonl is missing or empty.")
+        return Note("There is no weight-sync parity: parity.jsonl is missing or empty.")
     worst = max(y for _, y in points)
     label = (
         f"Mean log-probability difference between trainer and engine, at most {number(worst)} nats"

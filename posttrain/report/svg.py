@@ -38,37 +38,12 @@ FONT_SIZE = 11
 _VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 _ELEMENTS = frozenset({"svg", "g", "path", "line", "rect", "text", "tspan", "circle"})
 _ATTRIBUTES = frozenset(
-    [
-        "d",
-        "transform",
-        "x",
-        "y",
-        "x1",
-        "x2",
-        "y1",
-        "y2",
-        "cx",
-        "cy",
-        "r",
-        "dx",
-        "dy",
-        "width",
-        "height",
-        "fill",
-        "stroke",
-        "stroke-width",
-        "stroke-dasharray",
-        "stroke-linecap",
-        "stroke-linejoin",
-        "opacity",
-        "fill-opacity",
-        "stroke-opacity",
-        "text-anchor",
-        "font-size",
-        "font-weight",
-        "viewBox",
-        "display",
-    ]
+    {
+        *("d", "transform", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "r", "dx", "dy"),
+        *("width", "height", "viewBox", "display", "opacity"),
+        *("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray"),
+        *("stroke-linecap", "stroke-linejoin", "text-anchor", "font-size", "font-weight"),
+    }
 )
 _EMPTY_PATHS = frozenset({"", "M0,0h0v0h0Z"})
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")

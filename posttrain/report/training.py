@@ -21,6 +21,7 @@ from posttrain.report.blocks import (
     Section,
     Table,
     conversation,
+    counted,
     duration,
     number,
     percent,
@@ -149,13 +150,13 @@ def _pair_blocks(run: Run) -> list[Block]:
     if path is None:
         return [
             Note(
-                text="There are no preference pairs: the pairs stage has not finished, or the "
+                "There are no preference pairs: the pairs stage has not finished, or the "
                 "recipe has no dpo section."
             )
         ]
     pairs = PAIRS.read(path.parent)
     if not pairs:
-        return [Note(text="The RL rollouts gave no usable pair, so DPO had no data.")]
+        return [Note("The RL rollouts gave no usable pair, so DPO had no data.")]
     return pair_blocks(pairs)
 
 
@@ -199,10 +200,10 @@ def _curves_of(run: Run, stage: str) -> list[Block]:
     if stage not in run.stages:
         asked = run.recipe.get(stage) is not None
         why = "has not finished" if asked else "is not part of this recipe"
-        return [Note(text=f"The {stage} stage {why}.")]
+        return [Note(f"The {stage} stage {why}.")]
     blocks: list[Block] = []
     if facts := _facts(run.stages[stage].summary()):
-        blocks.append(Prose(text=facts))
+        blocks.append(Prose(facts))
     path = run.file(stage, METRICS)
     rows: list[dict[str, Any]] = [] if path is None else read_metrics(path)
     panels: list[Panel] = []
@@ -216,7 +217,7 @@ def _curves_of(run: Run, stage: str) -> list[Block]:
     else:
         blocks.append(
             Note(
-                text=f"There are no training curves: metrics.jsonl of the {stage} stage is missing "
+                f"There are no training curves: metrics.jsonl of the {stage} stage is missing "
                 "or empty."
             )
         )
@@ -224,13 +225,13 @@ def _curves_of(run: Run, stage: str) -> list[Block]:
 
 
 def _facts(summary: Mapping[str, Any]) -> str:
-    parts = [
-        f"took {duration(value)}"
-        if key == "seconds"
-        else f"{key.replace('_', ' ')} {number(value)}"
+    numbers = {
+        key: value
         for key, value in summary.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
+    }
+    seconds = numbers.pop("seconds", None)
+    parts = ([] if seconds is None else [f"took {duration(seconds)}"]) + counted(numbers)
     return (", ".join(parts) + ".").capitalize() if parts else ""
 
 

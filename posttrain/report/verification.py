@@ -61,7 +61,7 @@ def section(run: Run, prompts: Mapping[str, Prompt]) -> Section:
     places = read_decided(run, prompts)
     blocks: list[Block] = [*_by_verifier(places)]
     if not blocks:
-        blocks.append(Note(text="No answer was verified yet."))
+        blocks.append(Note("No answer was verified yet."))
     if facts := _means(run):
         blocks.append(facts)
     rollouts = places.get("rl", [])
@@ -160,7 +160,7 @@ def reward_hack_blocks(rollouts: Sequence[Decided]) -> list[Block]:
     )
     if not kinds:
         said = "No rollout matches a reward-hack pattern of its verifier." if rollouts else ""
-        return [Note(text=said)] if said else []
+        return [Note(said)] if said else []
     panels: list[Panel] = []
     rows: list[TableRow] = []
     risen: list[str] = []
@@ -190,7 +190,7 @@ def reward_hack_blocks(rollouts: Sequence[Decided]) -> list[Block]:
         Figure(title="Flagged answers by step", panels=panels[:6], more=panels[6:]),
     ]
     if risen:
-        blocks.append(Note(text=f"Sudden rises: {'; '.join(risen)}. Read some of these answers."))
+        blocks.append(Note(f"Sudden rises: {'; '.join(risen)}. Read some of these answers."))
     return blocks
 
 
