@@ -10,9 +10,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import DPOTrainer
 
-from posttrain.engines.parity import expected_logprobs, save_expected
+from posttrain.engines.parity import save_parity
 from posttrain.lengths import TOO_LONG_FILE, TooLong, leave_out_too_long
-from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
+from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.models.sharded import is_sharded_run, reads_weights
 from posttrain.recipe.models import Model
 from posttrain.recipe.trainer_blocks import DPOBlock
@@ -37,13 +37,7 @@ def train(
     `out_dir`'s too_long.parquet. Returns the stage's summary: seconds, steps, tokens, final loss,
     pairs trained on and left out.
     """
-    args = trainer_arguments(
-        trainer,
-        stage="dpo",
-        dtype=model.dtype,
-        seed=seed,
-        work_dir=work_dir,
-    )
+    args = trainer_arguments(trainer, stage="dpo", dtype=model.dtype, seed=seed, work_dir=work_dir)
     tokenizer = load_tokenizer(policy.base)
     pairs, too_long = leave_out_too_long(
         pairs,
@@ -69,14 +63,9 @@ def train(
     )
     check_reference(dpo)
     summary = run_trainer(dpo, stage="dpo", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
-    # Every process, as the model may be sharded over them.
-    expected = expected_logprobs(
-        dpo.accelerator.unwrap_model(dpo.model),
-        [prompt_ids(tokenizer, pair.prompt) for pair in pairs[:8]],
-        [tokenizer.encode(pair.chosen, add_special_tokens=False) for pair in pairs[:8]],
-    )
+    answers = [(pair.prompt, pair.chosen) for pair in pairs]
+    save_parity(dpo, tokenizer, answers, out_dir / "policy")
     if dpo.is_world_process_zero():
-        save_expected(expected, out_dir / "policy")
         write_records(out_dir / TOO_LONG_FILE, too_long, TooLong)
     return summary | {"pairs": len(pairs), "too_long": len(too_long)}
 

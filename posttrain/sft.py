@@ -9,9 +9,9 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from posttrain.engines.parity import expected_logprobs, save_expected
+from posttrain.engines.parity import save_parity
 from posttrain.lengths import TOO_LONG_FILE, TooLong, leave_out_too_long
-from posttrain.models import PolicyPath, load_policy, load_tokenizer, prompt_ids
+from posttrain.models import PolicyPath, load_policy, load_tokenizer
 from posttrain.recipe.models import Model
 from posttrain.recipe.trainer_blocks import SFTBlock
 from posttrain.records import Sample
@@ -56,17 +56,9 @@ def train(
         processing_class=tokenizer,
     )
     summary = run_trainer(sft, stage="sft", work_dir=work_dir, out_dir=out_dir, tokenizer=tokenizer)
-    # Every process, as the model may be sharded over them.
-    expected = expected_logprobs(
-        sft.accelerator.unwrap_model(sft.model),
-        [prompt_ids(tokenizer, s.messages[:-1]) for s in samples[:8]],
-        [
-            tokenizer.encode(s.messages[-1]["content"], add_special_tokens=False)
-            for s in samples[:8]
-        ],
-    )
+    answers = [(s.messages[:-1], s.messages[-1]["content"]) for s in samples]
+    save_parity(sft, tokenizer, answers, out_dir / "policy")
     if sft.is_world_process_zero():
-        save_expected(expected, out_dir / "policy")
         write_records(out_dir / TOO_LONG_FILE, too_long, TooLong)
     return summary | {"samples": len(samples), "too_long": len(too_long)}
 

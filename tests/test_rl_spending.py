@@ -40,7 +40,7 @@ from tests.builders import (
 REASONS = ("selected", "explored", "reviewed", "retried", "filled")
 
 
-class Piloting(Uniform):
+class Piloting(Uniform[UniformSpec]):
     """Uniform proposals with pilots of two; only a mixed pilot goes on, unless told otherwise."""
 
     def __init__(

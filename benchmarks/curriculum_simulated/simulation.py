@@ -246,7 +246,7 @@ def _scored(prompt_id: str, group: Group, step: int) -> RolloutGroup:
     )
 
 
-class Oracle(Uniform):
+class Oracle(Uniform[UniformSpec]):
     """Curriculum that knows all pass rates and takes the prompts with the largest p (1 - p)."""
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -11,7 +10,6 @@ from posttrain.curriculum.arrays import Mask, np
 from posttrain.curriculum.pool import Choice, gumbel_top
 from posttrain.curriculum.protocol import CurriculumSpec
 from posttrain.curriculum.uniform import Uniform
-from posttrain.records import Prompt
 from posttrain.spec import Share, wrong
 
 
@@ -37,28 +35,17 @@ class DifficultyPoolsSpec(CurriculumSpec):
         return self
 
 
-class DifficultyPools(Uniform):
+class DifficultyPools(Uniform[DifficultyPoolsSpec]):
     """Draws in proportion to the weight of the pool that the latest pass rate falls into.
 
     prime-rl's DifficultyPoolSampler: no smoothing, inclusive upper thresholds, unseen prompts weigh
     1. It draws with replacement; here a batch has no prompt twice.
     """
 
-    def __init__(
-        self,
-        spec: DifficultyPoolsSpec,
-        prompts: Sequence[Prompt],
-        *,
-        seed: int,
-        tags: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__(spec, prompts, seed=seed, tags=tags)
-        self._spec = spec
-
     def choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
         """Sample by weight without replacement."""
         free = self.pool.free(capability, taken_P)
-        latest, spec = self.history.latest_P[free], self._spec
+        latest, spec = self.history.latest_P[free], self.spec
         weights = np.where(
             latest <= spec.hard,
             spec.hard_weight,

@@ -28,7 +28,7 @@ class MoppsSpec(CurriculumSpec):
     """Random prompts per prompt that is chosen."""
 
 
-class Mopps(Uniform):
+class Mopps(Uniform[MoppsSpec]):
     """Choose, among random candidates, the prompts whose sampled pass rate is nearest the target.
 
     arXiv 2507.04632: alpha <- discount * alpha + (1 - discount) * alpha_0 + passes, beta alike, at
@@ -45,18 +45,17 @@ class Mopps(Uniform):
         tags: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(spec, prompts, seed=seed, tags=tags)
-        self._spec = spec
         self._alpha_P = np.ones(len(prompts))
         self._beta_P = np.ones(len(prompts))
 
     def choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
         """Sample a pass rate for random candidates; take those nearest to the target."""
         free = self.pool.free(capability, taken_P)
-        num_candidates = min(len(free), self._spec.candidates * num_prompts)
+        num_candidates = min(len(free), self.spec.candidates * num_prompts)
         rng = self.pool.rng
         candidates = rng.choice(free, num_candidates, replace=False, shuffle=False)
         sampled = rng.beta(self._alpha_P[candidates], self._beta_P[candidates])
-        nearest = np.argsort(np.abs(sampled - self._spec.target), kind="stable")[:num_prompts]
+        nearest = np.argsort(np.abs(sampled - self.spec.target), kind="stable")[:num_prompts]
         chosen = candidates[nearest]
         taken_P[chosen] = True
         return [
@@ -74,7 +73,7 @@ class Mopps(Uniform):
 
     def learn(self, counts: StepCounts) -> None:
         """Update the posteriors of the prompts that came."""
-        i, kept = counts.index_N, self._spec.discount
+        i, kept = counts.index_N, self.spec.discount
         failed_N = counts.num_decided_N - counts.num_passed_N
         self._alpha_P[i] = kept * self._alpha_P[i] + (1.0 - kept) + counts.num_passed_N
         self._beta_P[i] = kept * self._beta_P[i] + (1.0 - kept) + failed_N

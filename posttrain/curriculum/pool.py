@@ -274,20 +274,11 @@ def shares_of(
             hint="give every capability of rl.data a share; 0 leaves it out",
         )
     # Through the decimal text, so that 0.1 means a tenth and not its nearest binary fraction.
-    weights = {c: Fraction(repr(_checked(c, quotas[c]))) for c in present}
+    weights = {c: Fraction(repr(quotas[c])) for c in present}
     whole = sum(weights.values(), Fraction(0))
     if not whole:
         raise RecipeError("curriculum quotas are all 0", hint="give a capability a share above 0")
     return {c: weight / whole for c, weight in weights.items() if weight}
-
-
-def _checked(capability: str, value: float) -> float:
-    if not 0 <= value < float("inf"):
-        raise RecipeError(
-            f"curriculum quotas.{capability} is {value}, which is no share",
-            hint="give a number of 0 or more",
-        )
-    return value
 
 
 # Sampling without replacement

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from posttrain.curriculum.arrays import Mask, np
 from posttrain.curriculum.pool import Choice
 from posttrain.curriculum.protocol import CurriculumSpec
 from posttrain.curriculum.uniform import Uniform
-from posttrain.records import Prompt
 from posttrain.spec import Share
 
 
@@ -21,7 +19,7 @@ class RetiringSpec(CurriculumSpec):
     """A prompt whose pass rate over all its rollouts reaches it is not shown again."""
 
 
-class Retiring(Uniform):
+class Retiring(Uniform[RetiringSpec]):
     """Uniform over prompts whose pass rate so far stays below a cap.
 
     The pass rate is that of all rollouts of the prompt so far (ScaleRL, arXiv 2510.13786:
@@ -29,23 +27,12 @@ class Retiring(Uniform):
     capability has no other left.
     """
 
-    def __init__(
-        self,
-        spec: RetiringSpec,
-        prompts: Sequence[Prompt],
-        *,
-        seed: int,
-        tags: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__(spec, prompts, seed=seed, tags=tags)
-        self._cap = spec.pass_rate_cap
-
     def choose(self, capability: int, num_prompts: int, taken_P: Mask) -> list[Choice]:
         """Choose among the prompts below the cap, then fill up with retired ones."""
         free = self.pool.free(capability, taken_P)
         decided = self.history.num_decided_P[free]
         rates = self.history.num_passed_P[free] / np.maximum(decided, 1)
-        retired = (decided > 0) & (rates >= self._cap)
+        retired = (decided > 0) & (rates >= self.spec.pass_rate_cap)
         chosen = self.longest_unseen(free[~retired], num_prompts)
         filled = self.longest_unseen(free[retired], num_prompts - len(chosen))
         taken_P[chosen] = taken_P[filled] = True

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from posttrain.curriculum.arrays import Ints, Mask, np
 from posttrain.curriculum.counts import History, StepCounts
 from posttrain.curriculum.pool import Choice, Pool, check_kind
 from posttrain.curriculum.protocol import CurriculumSpec, Proposal
 from posttrain.records import Prompt, RolloutGroup
+
+AnySpec = TypeVar("AnySpec", bound=CurriculumSpec)
 
 
 class UniformSpec(CurriculumSpec):
@@ -19,7 +21,7 @@ class UniformSpec(CurriculumSpec):
     kind: Literal["uniform"]
 
 
-class Uniform:
+class Uniform(Generic[AnySpec]):
     """Goes through each capability's prompts in random order, all of them before any a second time.
 
     What it observes changes its metrics only. A simpler curriculum is this class with another
@@ -28,13 +30,13 @@ class Uniform:
 
     def __init__(
         self,
-        spec: CurriculumSpec,
+        spec: AnySpec,
         prompts: Sequence[Prompt],
         *,
         seed: int,
         tags: Mapping[str, float] | None = None,
     ) -> None:
-        self._kind = spec.kind_name()
+        self.spec = spec
         self.pool = Pool(prompts, quotas=spec.quotas, seed=seed)
         self.history = History(self.pool)
 
@@ -114,7 +116,7 @@ class Uniform:
     def state_dict(self) -> dict[str, Any]:
         """Return the pool's, the history's and the subclass's state."""
         return {
-            "kind": self._kind,
+            "kind": self.spec.kind_name(),
             "pool": self.pool.state_dict(),
             "history": self.history.state_dict(),
             **self.own_state(),
@@ -122,7 +124,7 @@ class Uniform:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`; ValueError if it belongs to another kind or other prompts."""
-        check_kind(state, self._kind)
+        check_kind(state, self.spec.kind_name())
         self.pool.load_state_dict(state["pool"])
         self.history.load_state_dict(state["history"])
         self.load_own_state(state)

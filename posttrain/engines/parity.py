@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from posttrain.engines.engine import Engine
 from posttrain.errors import HealthStop
+from posttrain.models import prompt_ids
 from posttrain.models.scoring import sequence_logprobs
+from posttrain.records import Message
 from posttrain.tables import read_json, write_json
 
 PARITY_FILE = "parity.json"
@@ -49,6 +52,26 @@ def expected_logprobs(
     logprobs = sequence_logprobs(model, prefixes, continuations)
     model.train(training)
     return ExpectedLogprobs(prefixes_N=prefixes, continuations_N=continuations, logprobs_N=logprobs)
+
+
+def save_parity(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    answers: Sequence[tuple[list[Message], str]],
+    folder: Path,
+) -> None:
+    """Score the first few answers with the trained policy, and write that into its folder.
+
+    Every process must call it, as the model may be sharded over them.
+    """
+    few = answers[: 2 * NUM_SEQUENCES]
+    expected = expected_logprobs(
+        trainer.accelerator.unwrap_model(trainer.model),
+        [prompt_ids(tokenizer, messages) for messages, _ in few],
+        [tokenizer.encode(answer, add_special_tokens=False) for _, answer in few],
+    )
+    if trainer.is_world_process_zero():
+        save_expected(expected, folder)
 
 
 def check_parity(engine: Engine, expected: ExpectedLogprobs, *, tolerance: float) -> Parity:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -55,10 +55,6 @@ class Calibration:
     num_unscored: int = 0
     """Number of answers without a score, which are in no other figure."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return every field."""
-        return asdict(self)
-
 
 def calibrate(
     scores_N: Sequence[float | None], good_N: Sequence[bool], *, seed: int = 0
@@ -96,7 +92,7 @@ def calibrate(
 
 
 def read_labelled(path: Path) -> list[LabelledAnswer]:
-    """Rows of a JSONL or Parquet file with `question` or `messages`, `answer`, and `good`.
+    """Read a JSONL or Parquet file with `question` or `messages`, `answer` and `good`.
 
     Raises RecipeError that names the row and the column.
     """

@@ -72,11 +72,10 @@ def attempt_samples(
 
 
 def pilot_samples(samples: Sequence[Sample], num_samples: int, *, seed: int) -> list[Sample]:
-    """Choose samples with a verifier at random, capabilities taking turns."""
+    """Choose samples at random, capabilities taking turns."""
     by_capability: dict[str, list[Sample]] = {}
     for sample in samples:
-        if sample.verifier is not None:
-            by_capability.setdefault(sample.capability, []).append(sample)
+        by_capability.setdefault(sample.capability, []).append(sample)
     rng = random.Random(seed)
     for _, of_one in sorted(by_capability.items()):
         rng.shuffle(of_one)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from posttrain.errors import SetupError
-from posttrain.models.loading import LLAMA4_TYPES
+from posttrain.memory.shapes import LLAMA4_TYPES
 from posttrain.models.merge import ADAPTER_KEY
 
 Reader = Literal["vllm", "peft"]

@@ -17,14 +17,13 @@ from transformers import (
 )
 
 from posttrain.errors import SetupError
+from posttrain.memory.shapes import LLAMA4_TYPES
 from posttrain.models.checkpoint import checkpoint_shapes, checkpoint_tensors, is_text, text_name
 from posttrain.models.experts import GroupedExperts, use_grouped_experts
 from posttrain.models.quantized import FORMATS, QuantizedLinear, format_of
 from posttrain.models.sharded import reads_weights
 from posttrain.models.trl_shim import apply_trl_shim
 from posttrain.recipe.models import Frozen
-
-LLAMA4_TYPES = ("llama4", "llama4_text")
 
 
 def load_base(

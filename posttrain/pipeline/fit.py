@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,7 @@ def memory_values(recipe: Recipe, base: Path | None, devices: Devices | None) ->
 def _flops(shapes: Shapes, recipe: Recipe, length: int) -> dict[str, float]:
     lora = recipe.model.lora
     weights = active_adapter_parameters(shapes, lora) if lora else 0
-    found = flops_per_token(shapes, sequence_length=length, adapter_weights=weights)
-    return {
-        "forward": found.forward,
-        "frozen": found.frozen,
-        "frozen_recomputed": found.frozen_recomputed,
-        "full": found.full,
-        "adapters": found.adapters,
-    }
+    return asdict(flops_per_token(shapes, sequence_length=length, adapter_weights=weights))
 
 
 def _phase(phase: Phase) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ def _answer_judge(context: StageContext) -> Generator[AnswerVerifier]:
         values = {"threshold": spec.threshold}
         if spec.calibration is not None:
             found = judge.calibrate(read_labelled(Path(spec.calibration)), seed=context.seed)
-            values = {**found.as_json(), "threshold": judge.threshold}
+            values = {**asdict(found), "threshold": judge.threshold}
             note(f"answer judge: passes from {judge.threshold:.2f}, AUC {found.auc:.2f}")
         if is_main_process():
             write_json(context.out_dir / ANSWER_JUDGE, values)
