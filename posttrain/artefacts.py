@@ -155,19 +155,19 @@ class SuiteResult:
 
     @property
     def macro_pass_at_k(self) -> dict[int, float]:
-        """pass@k, averaged over capabilities, for each k that all of them have."""
+        """Return pass@k, averaged over capabilities, for each k that all of them have."""
         tables = [result.pass_at_k for result in self.capabilities.values()]
         shared = sorted(set[int].intersection(*map(set, tables))) if tables else []
         return {k: _mean(table[k] for table in tables) for k in shared}
 
     @property
     def macro_constant(self) -> float:
-        """The best constant answers' pass@1, averaged over capabilities."""
+        """Return the best constant answers' pass@1, averaged over capabilities."""
         return _mean(result.constant for result in self.capabilities.values())
 
     @property
     def num_prompts(self) -> int:
-        """Prompts of all capabilities."""
+        """Return the number of prompts of all capabilities."""
         return sum(result.num_prompts for result in self.capabilities.values())
 
 

@@ -205,7 +205,7 @@ class Outcome:
 
     @property
     def label(self) -> str:
-        """The kind in words.
+        """Return the kind in words.
 
         >>> Outcome(passed=None, score=0.0, why="", kind="out_of_memory").label
         'undecided: out of memory'

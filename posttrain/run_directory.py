@@ -46,52 +46,52 @@ class RunDirectory:
 
     @property
     def identity(self) -> Path:
-        """Name and base model of the run; every run directory has it."""
+        """Return the file of its name and base model, which every run directory has."""
         return self.path / "run.json"
 
     @property
     def recipe(self) -> Path:
-        """The recipe as it was written."""
+        """Return the file of the recipe as it was written."""
         return self.path / "recipe.yaml"
 
     @property
     def resolved_recipe(self) -> Path:
-        """The recipe with every default and every file it names written out."""
+        """Return the file of the recipe with defaults and named files written out."""
         return self.path / "recipe.resolved.json"
 
     @property
     def environment(self) -> Path:
-        """Versions and machine of the newest run."""
+        """Return the file of the newest run's versions and machine."""
         return self.path / "environment.json"
 
     @property
     def report(self) -> Path:
-        """The newest report."""
+        """Return the file of the newest report."""
         return self.path / REPORT
 
     @property
     def stages(self) -> Path:
-        """Finished stages."""
+        """Return the folder of finished stages."""
         return self.path / "stages"
 
     @property
     def work(self) -> Path:
-        """Unfinished stages, each in a folder of its name."""
+        """Return the folder of unfinished stages, each in a folder of its name."""
         return self.path / "work"
 
     @property
     def running(self) -> Path:
-        """The name of the stage that is being run."""
+        """Return the file that names the stage being run."""
         return self.work / "running.json"
 
     @property
     def hashes(self) -> Path:
-        """File hashes that were computed before."""
+        """Return the file of hashes that were computed before."""
         return self.work / "hashes.json"
 
     @property
     def job(self) -> Path:
-        """The loaded recipe, for stage processes."""
+        """Return the file of the loaded recipe, for stage processes."""
         return self.work / "job.json"
 
     def stage(self, number: int, name: str) -> Path:

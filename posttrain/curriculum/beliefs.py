@@ -92,7 +92,7 @@ class Beliefs:
 
     @property
     def signal_per_rollout(self) -> float:
-        """The usual sum of p(1-p) over a group's rollouts, per rollout; NaN before any."""
+        """Return the usual sum of p(1-p) over a group's rollouts, per rollout; NaN before any."""
         return self._signal / self._num_rollouts if self._num_rollouts else math.nan
 
     def metrics(self) -> dict[str, float]:

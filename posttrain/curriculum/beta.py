@@ -25,7 +25,7 @@ _NUM_BINS = 10
 
 
 def mixed_probability(alpha: Floats, beta: Floats, num: int) -> Floats:
-    """P(group is mixed): the probability that `num` rollouts neither all pass nor all fail.
+    """Return the probability that `num` rollouts neither all pass nor all fail.
 
     V_G = 1 - B(alpha + G, beta) / B(alpha, beta) - B(alpha, beta + G) / B(alpha, beta), each ratio
     as the product of its G factors.
@@ -38,7 +38,7 @@ def mixed_probability(alpha: Floats, beta: Floats, num: int) -> Floats:
 
 
 def expected_variance(alpha: Floats, beta: Floats) -> Floats:
-    """E[p (1 - p)], the mean size of one rollout's policy gradient on the prompt's own logit."""
+    """Return E[p (1 - p)], the mean gradient of one rollout on the prompt's own logit."""
     total = alpha + beta
     return alpha * beta / (total * (total + 1.0))
 
@@ -54,7 +54,7 @@ def signal_pass_rate(alpha: Floats, beta: Floats) -> Floats:
 def expected_squared_advantages(
     alpha: Floats, beta: Floats, *, num_passed: Floats, num_decided: Floats, num_more: Floats
 ) -> Floats:
-    """E[C (N - C) / N] of a group once `num_more` rollouts join c of n; N = n + num_more.
+    """Return E[C (N - C) / N] of a group once `num_more` rollouts join c of n; N = n + num_more.
 
     C (N - C) / N is the group's sum of squared advantages without normalisation. Its moments are
     those of the Beta-binomial; `alpha`, `beta` is the belief after the c of n. 0 if N = 0.
@@ -79,7 +79,7 @@ def log_predictive(alpha: Floats, beta: Floats, num_passed: Ints, num_decided: I
 
 
 def probability_above(rate: float, alpha: Floats, beta: Floats) -> Floats:
-    """P(p > rate), 0 < rate < 1."""
+    """Return P(p > rate), 0 < rate < 1."""
     from scipy.special import betaincc
 
     return np.asarray(betaincc(alpha, beta, rate), dtype=np.float64)

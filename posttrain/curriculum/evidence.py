@@ -121,7 +121,7 @@ class DiscountChoice:
 
     @property
     def best(self) -> float:
-        """The discount with the least loss; one half before enough revisits."""
+        """Return the discount with the least loss; one half before enough revisits."""
         if self._num_revisits < _MIN_REVISITS:
             return 0.5
         return DISCOUNTS[int(np.argmin(self._nats_D))]
@@ -187,7 +187,7 @@ class Untried:
 
     @property
     def num_S(self) -> Ints:
-        """(S,) prompts that each stratum has left."""
+        """Return (S,) the number of prompts that each stratum has left."""
         return self._num_S
 
     def grow(self, strata: Ints, *, rng: np.random.Generator) -> None:

@@ -214,7 +214,7 @@ class LikelihoodMap:
 
     @property
     def weight_C(self) -> Floats:
-        """(C,) weight in [0, 1] of each capability's map; 0 until it can be fitted."""
+        """Return (C,) the weight in [0, 1] of each capability's map; 0 until it can be fitted."""
         fitted = np.array([m is not None for m in self._maps])
         weight = 1.0 / (1.0 + np.exp(-np.clip(self._gain_C, -30.0, 30.0)))
         return np.where(fitted, weight, 0.0)

@@ -21,17 +21,17 @@ class ExpertWeight(Protocol):
 
     @property
     def shape(self) -> torch.Size:
-        """(E, I, O)."""
+        """Return (E, I, O)."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the dequantised weight."""
+        """Return the dtype of the dequantised weight."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Device that holds it."""
+        """Return the device that holds it."""
         ...
 
     def expert(self, index: int) -> Tensor:

@@ -84,7 +84,7 @@ class Generated(Spec):
 
     @property
     def named(self) -> dict[str, PythonFunctions | Constraints]:
-        """The generators that the recipe asks for, by name."""
+        """Return the generators that the recipe asks for, by name."""
         both = {"python_functions": self.python_functions, "constraints": self.constraints}
         return {name: spec for name, spec in both.items() if spec is not None}
 
@@ -151,7 +151,7 @@ class DataSource(Spec):
 
     @property
     def verifiers(self) -> list[str]:
-        """Names of the verifiers of its rows; empty if it has none."""
+        """Return the names of the verifiers of its rows; empty if it has none."""
         if self.reasoning_gym is not None:
             return ["reasoning_gym"]
         if self.generated is not None:

@@ -251,7 +251,7 @@ class Recipe(Spec):
 
     @property
     def training(self) -> dict[str, TrainingSection]:
-        """Sections of the training stages that the recipe has, by stage, in running order."""
+        """Return the training stages' sections that the recipe has, by stage, in running order."""
         sections = {name: getattr(self, name) for name in training_stages()}
         return {name: section for name, section in sections.items() if section is not None}
 

@@ -34,7 +34,7 @@ def described(error):
 
 
 def entry(module, name):
-    """The function that the tests call; `Class.method` is called on a fresh instance."""
+    """Return the function that the tests call; `Class.method` is called on a fresh instance."""
     owner, _, method = name.rpartition(".")
     if not owner:
         return vars(module)[name]

@@ -109,12 +109,12 @@ class Worker:
 
     @property
     def lives(self) -> bool:
-        """Whether the process waits for a request."""
+        """Return True if the process waits for a request."""
         # Nothing to read, not even the end of the stream.
         return not select.select([self._connection], [], [], 0)[0]
 
     def processor_seconds(self) -> float:
-        """Processor time used so far; wall time where the system does not tell."""
+        """Return the processor time used so far; wall time where the system does not tell."""
         try:
             return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
         except (OSError, ValueError, IndexError):
@@ -184,7 +184,7 @@ class ForkServer:
 
     @property
     def usable(self) -> bool:
-        """Whether this process started it and it lives."""
+        """Return True if this process started it and it lives."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     def fork(self) -> Worker:

@@ -97,7 +97,7 @@ class Reading:
 
 
 def plain_math(text: str) -> str:
-    r"""The text with ASCII digits and signs, whole numbers ungrouped, LaTeX without its padding.
+    r"""Return the text with ASCII digits and signs, numbers ungrouped, LaTeX without padding.
 
     >>> plain_math("١٬٢٥٠"), plain_math("1{,}250"), plain_math("2 1/2"), plain_math("x² − √3")
     ('1250', '1250', '(2+1/2)', 'x^{2} - \\sqrt{3}')
@@ -128,7 +128,7 @@ def plain_math(text: str) -> str:
 
 
 def is_formula_line(line: str) -> bool:
-    """Whether a line is an answer and nothing else: formulas, units, at most one noun each.
+    """Return True if a line is an answer alone: formulas, units, at most one noun each.
 
     >>> [is_formula_line(line) for line in ("72 clips", "sqrt(3)", "I counted 72")]
     [True, True, False]
@@ -138,7 +138,7 @@ def is_formula_line(line: str) -> bool:
 
 
 def without_text(text: str) -> str:
-    r"""The text with `\text{...}` and its kin unwrapped.
+    r"""Return the text with `\text{...}` and its kin unwrapped.
 
     >>> without_text("\\text{Evelyn}")
     'Evelyn'
@@ -147,12 +147,12 @@ def without_text(text: str) -> str:
 
 
 def without_prose(text: str) -> str:
-    """A sentence's answer without what follows it: `12, because 3*4 = 12` -> `12`."""
+    """Return a sentence's answer without what follows it: `12, because 3*4 = 12` -> `12`."""
     return _PROSE.sub("", text, count=1) or text
 
 
 def read_math(text: str) -> Reading:
-    r"""An answer's shape, parts and units.
+    r"""Return an answer's shape, parts and units.
 
     >>> reading = read_math("x = 1 or x = 2")
     >>> reading.shape, reading.parts
@@ -183,7 +183,7 @@ def read_math(text: str) -> Reading:
 
 
 def _unbracketed(text: str) -> tuple[str, Shape]:
-    """What one pair of brackets encloses, with the pair; `one` where no pair encloses it all."""
+    """Return what one pair of brackets encloses, with the pair; else `one` and no pair."""
     for left, right in (("\\{", "\\}"), ("{", "}")):
         if text.startswith(left) and text.endswith(right) and _encloses(text, len(left)):
             return text[len(left) : -len(right)].strip(), "{}"
@@ -195,7 +195,7 @@ def _unbracketed(text: str) -> tuple[str, Shape]:
 
 
 def _encloses(text: str, start: int) -> bool:
-    """Whether the bracket before `start` closes at the very end."""
+    """Return True if the bracket before `start` closes at the very end."""
     depth = 1
     for position in range(start, len(text)):
         depth += (text[position] in "([{") - (text[position] in ")]}")
@@ -205,7 +205,7 @@ def _encloses(text: str, start: int) -> bool:
 
 
 def split_list(text: str) -> list[str]:
-    """The elements between top-level commas, semicolons, `and` and `or`.
+    """Return the elements between top-level commas, semicolons, `and` and `or`.
 
     >>> split_list("f(1,2), \\\\frac{1}{2} or 3")
     ['f(1,2)', '\\\\frac{1}{2}', '3']
@@ -229,14 +229,14 @@ def split_list(text: str) -> list[str]:
 
 
 def _both_signs(part: str) -> list[str]:
-    """`a \\pm b` as its two values."""
+    """Return `a \\pm b` as its two values."""
     if len(re.findall(r"\\pm(?![A-Za-z])", part)) != 1:
         return [part]
     return [re.sub(r"\\pm(?![A-Za-z])\s*", sign, part) for sign in ("+", "-")]
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    r"""A value and its unit; words that are no unit we know are dropped.
+    r"""Return a value and its unit; words that are no unit we know are dropped.
 
     >>> split_unit("3 km"), split_unit("72 clips"), split_unit("5x"), split_unit("9 \\text{ cm}^2")
     (('3', 'km'), ('72', ''), ('5x', ''), ('9', 'cm2'))
@@ -264,7 +264,7 @@ def _means_percent(words: str) -> bool:
 
 
 def unit_name(words: str) -> str:
-    """The one name of a unit; empty for words that are none.
+    """Return the one name of a unit; empty for words that are none.
 
     >>> unit_name("square centimeters"), unit_name("miles per hour"), unit_name("hair clips")
     ('cm2', 'mi/h', '')

@@ -21,7 +21,7 @@ _PLAIN_DICTS = (dict, collections.defaultdict, collections.OrderedDict, collecti
 
 
 def encode(value: Any, depth: int = 0) -> Any:
-    """JSON values from which `decode` makes an equal value of the same type.
+    """Return JSON values from which `decode` makes an equal value of the same type.
 
     defaultdict, OrderedDict and Counter count as dict. Anything else that is not exactly of a
     built-in type becomes `{"$object": its type's name}`, which no expected value is equal to.
@@ -56,7 +56,7 @@ def encode(value: Any, depth: int = 0) -> Any:
 
 
 def decode(value: Any, depth: int = 0) -> Any:
-    """The value that `encode` was given. Raises ValueError for an unknown mark or a broken one.
+    """Return the value that `encode` was given; ValueError for an unknown mark or a broken one.
 
     >>> decode({"$tuple": [1, {"$float": "inf"}]})
     (1, inf)
@@ -119,7 +119,7 @@ _READERS = {
 
 
 def same(expected: Any, got: Any, tolerance: float = 0.0) -> bool:
-    """Whether two decoded values are of the same types all the way down, and equal.
+    """Return True if two decoded values are of the same types all the way down, and equal.
 
     Floats, also inside complex numbers, may differ by `tolerance`, absolute or relative, but not
     where they are keys or members of sets; nan equals nan.
@@ -152,7 +152,7 @@ def same(expected: Any, got: Any, tolerance: float = 0.0) -> bool:
 
 
 def _typed(value):
-    """A hashable that tells 1 from True and 1.0, for keys and members of sets."""
+    """Return a hashable that tells 1 from True and 1.0, for keys and members of sets."""
     if isinstance(value, (tuple, frozenset)):
         members = [_typed(item) for item in value]
         return type(value), frozenset(members) if isinstance(value, frozenset) else tuple(members)

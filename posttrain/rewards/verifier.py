@@ -33,7 +33,7 @@ class Package:
 
     @property
     def missing(self) -> list[str]:
-        """The modules that are not installed."""
+        """Return the modules that are not installed."""
         return [name for name in self.modules if importlib.util.find_spec(name) is None]
 
     def require(self, verifier: str) -> None:

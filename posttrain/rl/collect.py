@@ -46,7 +46,7 @@ class Batch:
 
     @property
     def training_groups(self) -> list[RolloutGroup]:
-        """The groups the trainer gets, those with signal first, all of `num_generations`.
+        """Return the groups the trainer gets, those with signal first, all of `num_generations`.
 
         A pilot that fills a place is repeated up to that size. Without signal its advantages are
         zero; with signal, though it was stopped because others promised more, its first rollouts
@@ -59,7 +59,7 @@ class Batch:
 
     @property
     def outcome_counts(self) -> str:
-        """The groups without signal by their outcomes, in words."""
+        """Describe the groups without signal by their outcomes."""
         solved = sum(g.num_passed == g.num_decided > 0 for g in self.groups)
         failed = sum(g.num_passed == 0 < g.num_decided for g in self.groups)
         undecided = sum(g.num_decided == 0 for g in self.groups)

@@ -45,12 +45,12 @@ class ScoredReferences:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that went through the engine."""
+        """Return the number of tokens that went through the engine."""
         return sum(one.num_tokens for one in self.scored)
 
     @property
     def logprobs(self) -> dict[str, float | None]:
-        """Prompt_id -> log-likelihood, None without an answer to score."""
+        """Return log-likelihoods by prompt_id, None without an answer to score."""
         return {
             one.prompt_id: None if math.isnan(one.logprob) else one.logprob for one in self.scored
         }

@@ -73,7 +73,7 @@ class Attack:
 
     @property
     def program(self) -> str:
-        """The whole program."""
+        """Return the whole program."""
         leaves_files = self.family in ("files", "resources")
         return _PRELUDE + (_OWN_FOLDER if leaves_files else "") + self.body
 

@@ -41,7 +41,7 @@ class Run:
 
     @property
     def ok(self) -> bool:
-        """Whether it ended by itself with status 0."""
+        """Return True if it ended by itself with status 0."""
         return self.reason == "exit" and self.exit == 0
 
 
@@ -58,17 +58,17 @@ class Sandbox(Protocol):
 
     @property
     def kind(self) -> str:
-        """landlock, wasm, docker or http."""
+        """Return landlock, wasm, docker or http."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Package version and profile: a self-test holds for as long as this stays the same."""
+        """Return version and profile: a self-test holds for as long as this stays the same."""
         ...
 
     @property
     def slow_start(self) -> str:
-        """What takes long before the first run, in words; empty where nothing does."""
+        """Describe what takes long before the first run; empty where nothing does."""
         ...
 
     def run(self, program: str, stdin: bytes, limits: Limits) -> Run:

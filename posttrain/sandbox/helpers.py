@@ -66,7 +66,7 @@ class Helper:
             raise SandboxFailure(str(started["error"]))
 
     def ask(self, message: Message, seconds: float) -> dict[str, Any]:
-        """The answer, within `seconds`; after SandboxFailure the helper is of no more use."""
+        """Return the answer, within `seconds`; after SandboxFailure the helper is useless."""
         deadline = time.monotonic() + seconds
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
@@ -92,7 +92,7 @@ class Helper:
         return json.loads(line)
 
     def last_words(self) -> str:
-        """The last line that it wrote to stderr, for a message."""
+        """Return the last line that it wrote to stderr, for a message."""
         assert self.process.stderr is not None
         if not select.select([self.process.stderr], [], [], 0.2)[0]:
             return ""
@@ -135,7 +135,7 @@ class Helpers:
 
     @contextlib.contextmanager
     def one(self, limits: Limits) -> Generator[Helper]:
-        """A helper for one exchange; it is closed, not kept, when the exchange failed."""
+        """Lend a helper for one exchange; it is closed, not kept, when the exchange failed."""
         with self._turns:
             helper = self._take(limits) or self._start(limits)
             try:
@@ -174,12 +174,12 @@ class Helpers:
 
 
 def num_helpers() -> int:
-    """One per core that this process may use."""
+    """Return one per core that this process may use."""
     available = getattr(os, "sched_getaffinity", None)
     return max(1, len(available(0)) if available else os.cpu_count() or 1)
 
 
 def _environment() -> Mapping[str, str]:
-    """What a Python process needs to find its packages; nothing else of ours, keys above all."""
+    """Return what a Python process needs to find its packages, and no key or token."""
     names = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "TMPDIR")
     return {name: os.environ[name] for name in names if name in os.environ}

