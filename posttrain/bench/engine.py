@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Literal
 
 from posttrain.bench.measure import Result, spread_of, take_turns
-from posttrain.engines import SamplingRequest
+from posttrain.engines import SamplingRequest, engine_kind
 from posttrain.errors import SetupError
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec
@@ -63,8 +63,6 @@ def bench_engine(
 
 def work_of(loaded: LoadedRecipe, *, cache_dir: Path, num_prompts: int) -> Work:
     """Return the base model, engine, RL prompts and sampling of one RL step of a recipe."""
-    import importlib.util
-
     from posttrain.data import load_data
     from posttrain.models import load_tokenizer, prompt_ids, resolve_base
 
@@ -77,12 +75,9 @@ def work_of(loaded: LoadedRecipe, *, cache_dir: Path, num_prompts: int) -> Work:
         )
     tokenizer = load_tokenizer(base)
     block = recipe.rl.trainer if recipe.rl else GRPOBlock()
-    kind = recipe.engine.kind
-    if kind == "auto":
-        kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
     return Work(
         base=base,
-        spec=recipe.engine.model_copy(update={"kind": kind}),
+        spec=recipe.engine.model_copy(update={"kind": engine_kind(recipe.engine)}),
         dtype=recipe.model.dtype,
         prompts_P=[prompt_ids(tokenizer, prompt.messages) for prompt in prompts],
         request=SamplingRequest(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.text import Text
 from posttrain.cli.tables import make_facts, make_table, wide_console
 from posttrain.errors import SetupError
 from posttrain.pipeline.environment import describe_environment, has_package, version_of
+from posttrain.progress import note
 from posttrain.sandbox import examine
 from posttrain.sandbox.attacks import ATTACKS
 from posttrain.sandbox.landlock import Landlock
@@ -88,7 +88,7 @@ def _sandbox(made: Landlock | Wasm, *, fresh: bool) -> dict[str, Any]:
     if installed:
         try:
             quick = made.kind == "landlock"
-            result = examine(made, fresh=fresh, note=_note) if fresh or quick else None
+            result = examine(made, fresh=fresh, note=note) if fresh or quick else None
             result = result or kept_self_test(made)
             why = result.why_not if result else "not tested yet: posttrain doctor --sandbox"
         except SetupError as error:
@@ -116,10 +116,6 @@ def _package_cells(package: Mapping[str, Any]) -> tuple[str, ...]:
     installed = package["installed"]
     state = "ok" if package["fits"] else "does not fit" if installed else "not installed"
     return package["name"], package["asked"], installed or "", package["extra"] or "", state
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _package(requirement: Requirement) -> dict[str, Any]:

@@ -109,15 +109,15 @@ class Pool:
                 if num:
                     chosen += choose(c, num, taken_P)
         order: list[int] = self.rng.permutation(len(chosen)).tolist()
-        return [self._proposal(chosen[i]) for i in order]
-
-    def _proposal(self, choice: Choice) -> Proposal:
-        return Proposal(
-            prompt_id=self.prompt_ids[choice.index],
-            capability=self.capabilities[int(self.capability_P[choice.index])],
-            reason=choice.reason,
-            decision=choice.decision,
-        )
+        return [
+            Proposal(
+                prompt_id=self.prompt_ids[choice.index],
+                capability=self.capabilities[int(self.capability_P[choice.index])],
+                reason=choice.reason,
+                decision=choice.decision,
+            )
+            for choice in (chosen[i] for i in order)
+        ]
 
     def _append(self, prompts: Sequence[Prompt], *, allow_without_quota: bool) -> None:
         numbers = {name: c for c, name in enumerate(self.capabilities)}

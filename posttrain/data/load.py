@@ -259,8 +259,9 @@ class _Loader:
         left = [row for row in self.bundle.quarantine if row["source"] == unit.label]
         said = f"{unit.label}: {got} usable questions for {role}, {want} were asked for"
         if not got:
+            why = by_reason(left) or "all repeat others or are held out"
             raise RecipeError(
-                f"{said}; of {unit.num_read} drawn {_why_unusable(left)}",
+                f"{said}; of {unit.num_read} drawn {why}",
                 hint=f"ask for fewer under {unit.where} (size, eval.heldout_size), raise the "
                 "family's level, or take another family",
             )
@@ -303,7 +304,3 @@ def _shares(units: Sequence[tuple[str, str]], size: int) -> list[int]:
 def _choose(prompt_ids: Iterable[str], size: int, *, seed: int) -> list[str]:
     """Choose `size` ids by the hash of seed and id, independent of their order."""
     return sorted(prompt_ids, key=lambda prompt_id: content_hash(seed, "heldout", prompt_id))[:size]
-
-
-def _why_unusable(left: Sequence[dict[str, Any]]) -> str:
-    return by_reason(left) if left else "all repeat others or are held out"

@@ -41,11 +41,6 @@ class Table:
     rows: Callable[[], Iterator[Raw]]
 
 
-def is_local(path: str) -> bool:
-    """Return True if a source's `path` names something on disk, not a data set on a hub."""
-    return is_data_file(path)
-
-
 def locate(path: str, find: Callable[[str], Path], where: str) -> Path:
     """Return the file or folder that a source names; RecipeError if there is none."""
     try:
@@ -62,7 +57,7 @@ def locate(path: str, find: Callable[[str], Path], where: str) -> Path:
 
 def open_table(path: str, split: str, find: Callable[[str], Path], where: str) -> Table:
     """Open a source; RecipeError if it is missing or of an unknown kind."""
-    if not is_local(path):
+    if not is_data_file(path):
         return _open_dataset(path, path, split, where)
     file = locate(path, find, where)
     if file.is_dir():
@@ -229,7 +224,7 @@ def _open_dataset(name: str, written: str, split: str, where: str) -> Table:
 
 def count_table(path: str, find: Callable[[str], Path], where: str) -> int | None:
     """Count a file's rows without parsing them; None for `datasets` names."""
-    if not is_local(path):
+    if not is_data_file(path):
         return None
     file = locate(path, find, where)
     if file.is_dir():

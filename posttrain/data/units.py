@@ -11,8 +11,9 @@ from typing import Any
 from posttrain.data.generated import asked, draw, families_of, level_name, make_tasks
 from posttrain.data.levelled import LevelledFamily, levelled_families
 from posttrain.data.quarantine import Raw
-from posttrain.data.reading import is_local, open_table
+from posttrain.data.reading import open_table
 from posttrain.data.turns import Conversation, find_layout, to_conversation
+from posttrain.recipe.files import is_data_file
 from posttrain.recipe.rows import DataSource
 from posttrain.records import Message, content_hash
 from posttrain.rewards import find_verifier
@@ -77,7 +78,7 @@ def units_of(
 def _table_unit(source: DataSource, where: str, find: Find, *, prompts: bool) -> Unit:
     assert source.path is not None
     assert source.capability is not None
-    name = Path(source.path).name if is_local(source.path) else source.path
+    name = Path(source.path).name if is_data_file(source.path) else source.path
     table = open_table(source.path, source.split, find, where)
     verifier = None if source.verifier is None else find_verifier(source.verifier)
     layout = find_layout(

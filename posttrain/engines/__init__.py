@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Literal
 
 from posttrain.engines.engine import Completion, Engine, SamplingRequest
 from posttrain.engines.parity import check_parity, load_expected
@@ -11,7 +12,14 @@ from posttrain.errors import SetupError
 from posttrain.models import PolicyPath, merged_tensors
 from posttrain.recipe.models import EngineSpec
 
-__all__ = ["Completion", "Engine", "SamplingRequest", "make_engine"]
+__all__ = ["Completion", "Engine", "SamplingRequest", "engine_kind", "make_engine"]
+
+
+def engine_kind(spec: EngineSpec) -> Literal["vllm", "transformers", "openai"]:
+    """Return the engine that a recipe asks for; auto is vLLM if it is installed."""
+    if spec.kind != "auto":
+        return spec.kind
+    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
 
 
 def make_engine(
@@ -23,9 +31,7 @@ def make_engine(
     is not installed or cannot serve adapters here, RecipeError if engine.sync does not fit the rest
     of the recipe, HealthStop if parity fails.
     """
-    kind = spec.kind
-    if kind == "auto":
-        kind = "vllm" if importlib.util.find_spec("vllm") else "transformers"
+    kind = engine_kind(spec)
     if kind == "openai":
         from posttrain.engines.openai import OpenAIEngine
 

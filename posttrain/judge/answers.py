@@ -22,6 +22,7 @@ MIN_AUC = 0.5
 """AUC of chance; a judge whose interval reaches down to it is refused."""
 MAX_CHARS = 8_000
 _CONTROL_TOKENS = re.compile(r"<\|([^|<>]{0,60})\|>|\[(/?(?:INST|SYS))\]|<(/?s)>", re.IGNORECASE)
+_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 
 
@@ -110,7 +111,9 @@ def quoted(text: str, *, max_chars: int = MAX_CHARS) -> str:
     """
     text = _ANSI.sub("", text)
     # Before tokens are broken up, or what goes from within one would put it together.
-    text = "".join(char for char in text if char in "\n\t" or not _is_invisible(char))
+    text = "".join(
+        char for char in text if char in "\n\t" or unicodedata.category(char) not in _INVISIBLE
+    )
     text = _CONTROL_TOKENS.sub(_broken, text)
     if len(text) > max_chars:
         half = max_chars // 2
@@ -124,7 +127,3 @@ def _broken(match: re.Match[str]) -> str:
     if name is not None:
         return f"< |{name}| >"
     return f"[ {instruction} ]" if instruction is not None else f"< {sentence} >"
-
-
-def _is_invisible(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn")

@@ -214,7 +214,8 @@ def training_bytes(shapes: Shapes, recipe: Recipe, stage: str) -> TrainingBytes:
     )
     copies = 2 if launch.num_processes > 1 and shards == 1 else 1
     weights = training_weight_bytes(shapes, model)
-    states = _state_copies(section.trainer.optim) * value * trained
+    optim = section.trainer.optim
+    states = STATES.get(optim, 0.5 if "8bit" in optim else 2) * value * trained
     is_checkpointed = section.trainer.gradient_checkpointing
     return TrainingBytes(
         weights=weights // shards,
@@ -225,10 +226,6 @@ def training_bytes(shapes: Shapes, recipe: Recipe, stage: str) -> TrainingBytes:
         optimizer=int(states / shards),
         work=pass_bytes(shapes, pass_of(recipe, stage), is_checkpointed=is_checkpointed),
     )
-
-
-def _state_copies(optim: str) -> float:
-    return STATES.get(optim, 0.5 if "8bit" in optim else 2)
 
 
 def _gathered(shapes: Shapes, model: Model) -> int:

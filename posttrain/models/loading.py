@@ -37,7 +37,11 @@ def load_base(
     the first on the meta device. Raises SetupError if weights are missing, cut short or laid out
     otherwise.
     """
-    device = _device() if not sharded else "cpu" if reads_weights() else "meta"
+    device: Any = "cpu"
+    if sharded:
+        device = "cpu" if reads_weights() else "meta"
+    elif torch.cuda.is_available():
+        device = torch.cuda.current_device()
     apply_trl_shim()
     config = AutoConfig.from_pretrained(base)
     text = config.get_text_config()
@@ -61,10 +65,6 @@ def load_base(
         )
     use_grouped_experts(model)
     return model
-
-
-def _device() -> Any:
-    return torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
 
 
 def _empty(config: Any, **settings: Any) -> PreTrainedModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -20,7 +19,7 @@ from posttrain.models.loading import load_base
 from posttrain.models.lora import adapted_layers, load_adapter, lora_config
 from posttrain.models.sharded import full_state_dict, is_sharded_run, move_trainable_off_meta
 from posttrain.progress import note
-from posttrain.recipe.models import Frozen, LoraTarget, Model
+from posttrain.recipe.models import Frozen, Model
 from posttrain.records import Message
 
 
@@ -86,15 +85,12 @@ def load_policy(policy: PolicyPath, spec: Model, *, trainable: bool) -> PreTrain
     if sharded:
         move_trainable_off_meta(model)
     if trainable and isinstance(model, PeftModel):
-        note(f"LoRA on {_in_words(adapted_layers(model))}")
+        adapted = ", ".join(
+            f"{num_layers} {target} layers ({num_weights:,} weights)"
+            for target, (num_layers, num_weights) in adapted_layers(model).items()
+        )
+        note(f"LoRA on {adapted}")
     return model
-
-
-def _in_words(adapted: Mapping[LoraTarget, tuple[int, int]]) -> str:
-    return ", ".join(
-        f"{num_layers} {target} layers ({num_weights:,} weights)"
-        for target, (num_layers, num_weights) in adapted.items()
-    )
 
 
 def save_policy(model: PreTrainedModel | PeftModel, folder: Path) -> None:

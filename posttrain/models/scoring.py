@@ -23,15 +23,11 @@ def sequence_logprobs(
     processes that share a sharded model and score the same sequences stay in step.
     """
     lengths_N = [len(p) + len(c) for p, c in zip(prefixes_N, continuations_N, strict=True)]
+    config: Any = model.config
     scores: list[list[float]] = []
-    for batch in _batches(lengths_N, _vocab_size(model)):
+    for batch in _batches(lengths_N, config.get_text_config().vocab_size):
         scores += _one_pass(model, prefixes_N[batch], continuations_N[batch])
     return scores
-
-
-def _vocab_size(model: nn.Module) -> int:
-    config: Any = model.config
-    return config.get_text_config().vocab_size
 
 
 def _batches(lengths_N: Sequence[int], vocab_size: int) -> Iterator[slice]:

@@ -22,8 +22,10 @@ PACKAGES = (
 
 def describe_environment() -> dict[str, Any]:
     """Return versions, machine and commit as JSON values."""
+    versions = {name: version_of(name) for name in PACKAGES}
+    installed = {name: version for name, version in versions.items() if version is not None}
     return {
-        "packages": {"posttrain": posttrain.__version__, **_versions()},
+        "packages": {"posttrain": posttrain.__version__, **installed},
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "machine": platform.machine(),
@@ -94,11 +96,6 @@ def memory_bytes() -> int:
     except OSError:
         return physical
     return min(physical, int(allowed)) if allowed.isdecimal() else physical
-
-
-def _versions() -> dict[str, str]:
-    found = {name: version_of(name) for name in PACKAGES}
-    return {name: version for name, version in found.items() if version is not None}
 
 
 def _commit() -> str | None:

@@ -58,8 +58,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     problems += [document.locate(mistake) for mistake in mistakes] + named.problems
     if problems or recipe is None:
         raise RecipeProblems(sorted(problems, key=_order(str(path))))
-    fill = {} if recipe.name else {"name": _run_name(file)}
-    recipe = recipe.model_copy(update=fill)
+    name = recipe.name or re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._") or "run"
+    recipe = recipe.model_copy(update={"name": name})
     written = recipe.model_dump(mode="json", by_alias=True)
     resolved = recipe.model_dump(mode="json", by_alias=True)
     for place, found in named.found.items():
@@ -146,10 +146,6 @@ def _order(first_file: str) -> Callable[[Problem], tuple[bool, str, bool, int]]:
         )
 
     return key
-
-
-def _run_name(file: Path) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._") or "run"
 
 
 def _set(values: Any, place: KeyPath, value: str) -> None:

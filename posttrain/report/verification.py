@@ -59,7 +59,8 @@ class Decided:
 def section(run: Run, prompts: Mapping[str, Prompt]) -> Section:
     """Return the section on verification."""
     places = read_decided(run, prompts)
-    blocks: list[Block] = [*_by_verifier(places)]
+    verifiers = sorted({one.verifier for found in places.values() for one in found})
+    blocks: list[Block] = [_outcomes(verifier, places) for verifier in verifiers]
     if not blocks:
         blocks.append(Note("No answer was verified yet."))
     if facts := _means(run):
@@ -103,11 +104,6 @@ def _answers(path: Path, prompts: Mapping[str, Prompt]) -> Iterable[Decided]:
             ),
             text=row["text"],
         )
-
-
-def _by_verifier(places: Mapping[str, Sequence[Decided]]) -> list[Table]:
-    verifiers = sorted({one.verifier for found in places.values() for one in found})
-    return [_outcomes(verifier, places) for verifier in verifiers]
 
 
 def _outcomes(verifier: str, places: Mapping[str, Sequence[Decided]]) -> Table:

@@ -107,7 +107,7 @@ def attempt(sandbox: Sandbox, attack: Attack, site: Mapping[str, Any]) -> str:
     stdin = json.dumps(site).encode()
     try:
         if attack.first:
-            sandbox.run(_with_prelude(attack.first), stdin, LIMITS)
+            sandbox.run(f"CANARY = {CANARY!r}\n{attack.first}", stdin, LIMITS)
         return judge(sandbox.run(attack.program, stdin, LIMITS))
     except SandboxFailure as failure:
         return f"the sandbox broke: {failure.why}"
@@ -246,10 +246,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     if process.stdin is not None:
         process.stdin.close()
-
-
-def _with_prelude(body: str) -> str:
-    return f"CANARY = {CANARY!r}\n{body}"
 
 
 def _ordinary(sandbox: Sandbox) -> str:

@@ -192,14 +192,13 @@ def read_arrays(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             tree = json.loads(archive.read(_TREE))
             num_arrays = len(archive.namelist()) - 1
-            arrays = [_read_array(archive.read(f"{i}.npy")) for i in range(num_arrays)]
+            arrays: list[npt.NDArray[Any]] = [
+                np.load(io.BytesIO(archive.read(f"{i}.npy")), allow_pickle=False)
+                for i in range(num_arrays)
+            ]
     except (zipfile.BadZipFile, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged or not a file of arrays: {error}") from error
     return _with_arrays(tree, arrays)
-
-
-def _read_array(data: bytes) -> npt.NDArray[Any]:
-    return cast("npt.NDArray[Any]", np.load(io.BytesIO(data), allow_pickle=False))
 
 
 def _without_arrays(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
