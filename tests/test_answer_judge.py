@@ -16,8 +16,7 @@ from tiny_run import RunServer
 
 from posttrain.errors import HealthStop, RecipeError
 from posttrain.judge import AnswerVerifier, read_labelled
-from posttrain.judge.answers import quoted
-from posttrain.judge.calibration import LabelledAnswer, calibrate
+from posttrain.judge.answers import LabelledAnswer, calibrate, quoted
 from posttrain.recipe.judges import RubricJudge
 from posttrain.records import Message, Outcome, Prompt
 from posttrain.rewards import check_reference, settle, submit, use_judge, verify

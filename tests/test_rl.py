@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.curriculum import Curriculum, UniformSpec, build_curriculum
-from posttrain.errors import RecipeError
 from posttrain.models import PolicyPath, load_tokenizer
 from posttrain.recipe.models import EngineSpec, Lora, Model
 from posttrain.records import Prompt
@@ -304,21 +303,3 @@ def test_two_engines_share_the_prompts_and_one_process_of_each_speaks(
     assert batches[0] == batches[1] == batches[2] == batches[3]
     assert sorted(batches[0]) == sorted(asked[0] + asked[2])
     assert len(set(batches[0])) == 6
-
-
-def test_offloading_is_for_one_process(
-    tiny_llama4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    two = SimpleNamespace(world_size=2, process_index=0)
-    monkeypatch.setattr("posttrain.rl.trainer_arguments", lambda *a, **k: two)
-    with pytest.raises(RecipeError, match=r"rl\.offload_policy") as error:
-        train(
-            rl_section(curriculum=UniformSpec(kind="uniform"), offload_policy=True),
-            RlInputs(prompts=two_capabilities(2), policy=PolicyPath(base=tiny_llama4)),
-            model=Model(base=str(tiny_llama4)),
-            engine=EngineSpec(kind="transformers"),
-            seed=0,
-            work_dir=tmp_path,
-            out_dir=tmp_path,
-        )
-    assert "launch.num_processes: 1" in error.value.hint

@@ -96,11 +96,7 @@ def sync_policy(
     if sync == "weights":
         engine.sync_weights(live_tensors(model), policy_version=policy_version)
         return
-    if not isinstance(model, PeftModel):
-        raise RecipeError(
-            "engine.sync is adapter, but without model.lora the policy has no adapter",
-            hint="set engine.sync: weights",
-        )
+    assert isinstance(model, PeftModel), "a recipe with engine.sync: adapter has model.lora"
     save_policy(model, scratch)
     serve_adapter(engine, scratch, base=base, policy_version=policy_version)
     PartialState().wait_for_everyone()

@@ -12,11 +12,9 @@ from transformers import set_seed
 from posttrain.engines import SamplingRequest, make_engine
 from posttrain.engines.engine import Sleeps
 from posttrain.engines.parity import save_expected
-from posttrain.errors import RecipeError
 from posttrain.models import load_policy, load_tokenizer
 from posttrain.recipe.models import EngineSpec, Model
 from posttrain.recipe.schema import Rl
-from posttrain.rl.sampling import engine_place
 from posttrain.rl.session import RlInputs, RolloutSession
 from posttrain.rl.step_tables import FATES, PURPOSES, TABLES, curriculum_flow, flow_totals
 from posttrain.rl.trainer import CurriculumGRPOTrainer
@@ -47,16 +45,6 @@ def train(
         rl.trainer, stage="rl", dtype=model.dtype, seed=seed, work_dir=work_dir
     )
     tokenizer = load_tokenizer(policy.base)
-    if rl.offload_policy and args.world_size > 1:
-        raise RecipeError(
-            f"rl.offload_policy moves one process's policy, and there are {args.world_size}",
-            hint="set launch.num_processes: 1, or launch.strategy: fsdp without offload_policy",
-        )
-    engine_place(  # processes that do not divide into engines fail before an engine is started
-        rank=args.process_index,
-        world_size=args.world_size,
-        tensor_parallel_size=engine.tensor_parallel_size,
-    )
     rank = model.lora.rank if model.lora is not None else None
     running = make_engine(engine, policy, dtype=model.dtype, seed=seed, lora_rank=rank)
     if isinstance(running, Sleeps):

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.engines import Completion, Engine, SamplingRequest
 from posttrain.engines.rollouts import roll_out
-from posttrain.errors import RecipeError
 from posttrain.models import prompt_ids
 from posttrain.records import Message, Prompt, RolloutGroup, content_hash, with_system
 
@@ -48,13 +47,8 @@ ALONE = EnginePlace(engine=0, num_engines=1, is_engine_leader=True)
 
 
 def engine_place(*, rank: int, world_size: int, tensor_parallel_size: int) -> EnginePlace:
-    """Return a process's place; RecipeError if the processes do not divide into engines."""
-    if world_size % tensor_parallel_size:
-        raise RecipeError(
-            f"engine.tensor_parallel_size: {world_size} training processes "
-            f"(launch.num_processes) do not divide into engines of {tensor_parallel_size}",
-            hint="make launch.num_processes a multiple of engine.tensor_parallel_size",
-        )
+    """Return a process's place; the processes must divide into engines, as a recipe's do."""
+    assert world_size % tensor_parallel_size == 0
     return EnginePlace(
         engine=rank // tensor_parallel_size,
         num_engines=world_size // tensor_parallel_size,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -20,10 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from posttrain.errors import SetupError
 from posttrain.sandbox.base import Limits, Run, SandboxFailure, reason_of
 from posttrain.sandbox.helpers import Helper, Helpers, num_helpers
-from posttrain.sandbox.places import scratch_dir, unused_id
+from posttrain.sandbox.places import check_installed, scratch_dir, unused_id, version_of
 from posttrain.sandbox.runtime import runtime
 
 PACKAGE = "sandlock"
@@ -34,40 +32,13 @@ _NO_LIMIT = 10**9
 # What Landlock does not cover and sandlock leaves open: owner, mode, times and attributes of any
 # file of the same user, and the limits and priority of other processes of the same user.
 _DENIED_SYSCALLS = (
-    "listen",
-    "accept",
-    "accept4",
-    "chmod",
-    "fchmod",
-    "fchmodat",
-    "fchmodat2",
-    "chown",
-    "fchown",
-    "lchown",
-    "fchownat",
-    "utime",
-    "utimes",
-    "futimesat",
-    "utimensat",
-    "setxattr",
-    "lsetxattr",
-    "fsetxattr",
-    "removexattr",
-    "lremovexattr",
-    "fremovexattr",
-    "prlimit64",
-    "setrlimit",
-    "setpriority",
-    "ioprio_set",
-    "sched_setaffinity",
-    "sched_setscheduler",
-    "sched_setparam",
-    "sched_setattr",
-    "add_key",
-    "request_key",
-    "keyctl",
-    "mq_open",
-    "mq_unlink",
+    *("listen", "accept", "accept4"),
+    *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
+    *("utime", "utimes", "futimesat", "utimensat"),
+    *("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
+    *("prlimit64", "setrlimit", "setpriority", "ioprio_set"),
+    *("sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr"),
+    *("add_key", "request_key", "keyctl", "mq_open", "mq_unlink"),
 )
 
 
@@ -124,7 +95,7 @@ class Landlock:
         parts = [json.dumps(dataclasses.asdict(self._profile), sort_keys=True)]
         parts += [Path(__file__).with_name(name).read_text() for name in _PROGRAMS]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-        return f"sandlock {_version()} {digest}"
+        return f"sandlock {version_of(self.package)} {digest}"
 
     def run(self, program: str, stdin: bytes, limits: Limits) -> Run:
         """See `Sandbox.run`."""
@@ -155,7 +126,7 @@ class Landlock:
         self._helpers.close()
 
     def _start(self, limits: Limits) -> Helper:
-        check_installed()
+        check_installed(PACKAGE, kind=self.kind, distribution=self.package, extra=self.extra)
         profile = self._profile
         spec = importlib.util.find_spec(PACKAGE)
         assert spec is not None
@@ -200,20 +171,3 @@ def _rlimits(profile: Profile, limits: Limits, user: int | None) -> dict[str, in
         # Threads too; by user, so only where the user is nobody else's.
         held["RLIMIT_NPROC"] = 64
     return held
-
-
-def check_installed() -> None:
-    """Raise SetupError where sandlock cannot be used at all."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise SetupError(
-            "the landlock sandbox needs the package sandlock",
-            hint="pip install 'posttrain[sandbox]'",
-        )
-
-
-@functools.cache
-def _version() -> str:
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import grp
 import importlib.metadata
 import importlib.util
@@ -92,7 +93,25 @@ def _running() -> set[int]:
     return found
 
 
-# ---- packages that another user can read
+# ---- packages
+
+
+def check_installed(module: str, *, kind: str, distribution: str, extra: str) -> None:
+    """Raise SetupError if the package of a sandbox is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise SetupError(
+            f"the {kind} sandbox needs the package {distribution}",
+            hint=f"pip install 'posttrain[{extra}]'",
+        )
+
+
+@functools.cache
+def version_of(distribution: str) -> str:
+    """Return the version of a package."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def shared_packages(module: str, *distributions: str) -> Path:

