@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
