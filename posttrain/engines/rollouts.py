@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.engines.engine import Completion, Engine, SamplingRequest
+from posttrain.kill_points import kill_point
 from posttrain.models import prompt_ids
+from posttrain.progress import progress
 from posttrain.records import Outcome, Prompt, Rollout, RolloutGroup
 from posttrain.rewards import settle, submit_group
+
+PROMPTS_PER_BATCH = 64
 
 
 def roll_out(
@@ -51,6 +55,30 @@ def roll_out(
         )
         for index, prompt in enumerate(prompts)
     ]
+
+
+def roll_out_in_batches(
+    prompts: Sequence[Prompt],
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    request: SamplingRequest,
+    *,
+    label: str,
+    after_batch: str,
+) -> list[RolloutGroup]:
+    """Do as `roll_out`, in batches with seeds of their own, under a progress bar.
+
+    `after_batch` is the kill point that follows each batch.
+    """
+    groups: list[RolloutGroup] = []
+    with progress(label, total=len(prompts)) as bar:
+        for start in range(0, len(prompts), PROMPTS_PER_BATCH):
+            batch = prompts[start : start + PROMPTS_PER_BATCH]
+            seeded = replace(request, seed=request.seed + start)
+            groups += roll_out(batch, engine, tokenizer, seeded)
+            kill_point(after_batch)
+            bar.advance(len(batch))
+    return groups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

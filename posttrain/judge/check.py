@@ -15,11 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.data import prompt_of
 from posttrain.engines import Engine, SamplingRequest
-from posttrain.engines.rollouts import roll_out
-from posttrain.kill_points import kill_point
+from posttrain.engines.rollouts import roll_out_in_batches
 from posttrain.lengths import tokens_if_too_long
 from posttrain.metrics import Interval, pass_rates, spearman_interval
-from posttrain.progress import progress
 from posttrain.prune import PruneResult
 from posttrain.recipe.schema import JudgeCheck
 from posttrain.records import Prompt, RolloutGroup, Sample, Verdict
@@ -27,7 +25,6 @@ from posttrain.records import Prompt, RolloutGroup, Sample, Verdict
 MIN_MEASURED = 10
 """Fewest measured samples of one capability that can decide about a judge."""
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-_PROMPTS_PER_BATCH = 64
 
 
 def attempt_samples(
@@ -54,21 +51,21 @@ def attempt_samples(
         spec.num_samples,
         seed=seed,
     )
-    groups: list[RolloutGroup] = []
-    with progress("judge pilot", total=len(chosen)) as bar:
-        for start in range(0, len(chosen), _PROMPTS_PER_BATCH):
-            batch = chosen[start : start + _PROMPTS_PER_BATCH]
-            request = SamplingRequest(
-                num_generations=spec.num_generations, max_tokens=spec.max_tokens, seed=seed + start
-            )
-            tried = roll_out([_task(sample) for sample in batch], engine, tokenizer, request)
-            kill_point("judge.after_pilot_generate")
-            groups += [
-                dataclasses.replace(group, prompt_id=sample.sample_id)
-                for sample, group in zip(batch, tried, strict=True)
-            ]
-            bar.advance(len(batch))
-    return groups
+    request = SamplingRequest(
+        num_generations=spec.num_generations, max_tokens=spec.max_tokens, seed=seed
+    )
+    tried = roll_out_in_batches(
+        [_task(sample) for sample in chosen],
+        engine,
+        tokenizer,
+        request,
+        label="judge pilot",
+        after_batch="judge.after_pilot_generate",
+    )
+    return [
+        dataclasses.replace(group, prompt_id=sample.sample_id)
+        for sample, group in zip(chosen, tried, strict=True)
+    ]
 
 
 def pilot_samples(samples: Sequence[Sample], num_samples: int, *, seed: int) -> list[Sample]:

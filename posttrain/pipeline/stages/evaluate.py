@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain import metrics
 from posttrain.artefacts import (
@@ -17,30 +17,22 @@ from posttrain.artefacts import (
     SuiteResult,
     outcomes_name,
 )
-from posttrain.kill_points import kill_point
 from posttrain.metrics import Interval
 from posttrain.pipeline import keys
 from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, starting_policy
 from posttrain.pipeline.stages import data, model
 from posttrain.pipeline.verifying import answer_judge_files, verifiers_ready
-from posttrain.progress import progress
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.cross import capabilities
 from posttrain.recipe.schema import Eval, Recipe
 from posttrain.records import Prompt, RolloutGroup
 from posttrain.tables import write_groups
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from posttrain.engines import Engine
-
-PROMPTS_PER_BATCH = 64
-
 
 def run(context: StageContext, section: Eval) -> Counts:
     """Sample and verify answers to every suite, with the same seed for every policy."""
-    from posttrain.engines import make_engine
+    from posttrain.engines import SamplingRequest, make_engine
+    from posttrain.engines.rollouts import roll_out_in_batches
     from posttrain.lengths import check_prompt_lengths
     from posttrain.models import load_tokenizer
 
@@ -52,12 +44,21 @@ def run(context: StageContext, section: Eval) -> Counts:
     suites = data.suites(context)
     everyone = [prompt for prompts in suites.values() for prompt in prompts]
     check_prompt_lengths(everyone, tokenizer, max_model_len=recipe.engine.max_model_len)
+    request = SamplingRequest(
+        num_generations=section.num_generations,
+        max_tokens=section.max_tokens,
+        temperature=section.temperature,
+        seed=context.seed,
+    )
     engine = make_engine(recipe.engine, policy, dtype=recipe.model.dtype, seed=context.seed)
     with closing(engine), verifiers_ready(context, everyone):
         for name, prompts in suites.items():
             label = context.stage if name == "heldout" else f"{context.stage} {name}"
             began = time.monotonic()
-            groups = evaluate(prompts, engine, tokenizer, section, seed=context.seed, label=label)
+            after_batch = f"{label}.after_generate"
+            groups = roll_out_in_batches(
+                prompts, engine, tokenizer, request, label=label, after_batch=after_batch
+            )
             by_id = {prompt.prompt_id: prompt for prompt in prompts}
             write_groups(context.out_dir / outcomes_name(name), groups, by_id)
             capabilities, macro = summarise(prompts, groups, pass_at=section.pass_at)
@@ -92,38 +93,6 @@ def estimate(recipe: Recipe, section: Eval, _rows: Mapping[str, int | None]) -> 
     names = {name for source in recipe.rl.data for name in capabilities(source)}
     tokens = section.heldout_size * len(names) * section.num_generations * section.max_tokens
     return Estimate(tokens={"each evaluation": tokens})
-
-
-def evaluate(
-    prompts: Sequence[Prompt],
-    engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
-    spec: Eval,
-    *,
-    seed: int,
-    label: str,
-) -> list[RolloutGroup]:
-    """Sample `num_generations` answers to every prompt and verify them.
-
-    Groups come in the prompts' order, with step 0.
-    """
-    from posttrain.engines import SamplingRequest
-    from posttrain.engines.rollouts import roll_out
-
-    groups: list[RolloutGroup] = []
-    with progress(label, total=len(prompts)) as bar:
-        for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-            batch = prompts[start : start + PROMPTS_PER_BATCH]
-            request = SamplingRequest(
-                num_generations=spec.num_generations,
-                max_tokens=spec.max_tokens,
-                temperature=spec.temperature,
-                seed=seed + start,
-            )
-            groups += roll_out(batch, engine, tokenizer, request)
-            kill_point(f"{label}.after_generate")
-            bar.advance(len(batch))
-    return groups
 
 
 def summarise(
