@@ -125,7 +125,7 @@ def test_chance_seldom_calls_a_judge_good(
     num_good: int, num_bad: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every order of the answers, which a judge that guesses makes equally likely."""
-    monkeypatch.setattr("posttrain.judge.calibration._NUM_BOOTSTRAPS", 50)
+    monkeypatch.setattr("posttrain.judge.answers._NUM_BOOTSTRAPS", 50)
     num = num_good + num_bad
     orders = list(itertools.combinations(range(num), num_good))
     trusted = 0
@@ -148,7 +148,7 @@ def test_a_clean_division_is_not_certain() -> None:
 def test_the_interval_of_the_auc_covers_the_truth_near_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("posttrain.judge.calibration._NUM_BOOTSTRAPS", 100)
+    monkeypatch.setattr("posttrain.judge.answers._NUM_BOOTSTRAPS", 100)
     rng = np.random.default_rng(0)
     shift, truth = 2.33, 0.95  # of two normal scores
     too_high = 0
