@@ -133,7 +133,7 @@ def test_the_command_writes_the_table(tmp_path: Path) -> None:
     "name",
     [
         "fork after: nothing",
-        "fork after: import posttrain.rl.train, posttrain.engines",
+        "fork after: import posttrain.rl, posttrain.engines",
         "spawn after: torch.cuda.init()",
     ],
 )
