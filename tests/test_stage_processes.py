@@ -184,7 +184,9 @@ def test_what_a_stage_process_raised_is_raised_here(
     with pytest.raises(kind, match=said) as error:
         run(loaded, folder / "run", table=table)
     assert error.value.hint
-    assert len(list((folder / "run").glob("crash-*"))) == (kind is StageCrash)
+    crashes = [file.read_text() for file in (folder / "run").glob("crash-*")]
+    assert len(crashes) == (kind is StageCrash)
+    assert all("IndexError" in crash and "as libraries do" in crash for crash in crashes)
 
 
 @pytest.mark.usefixtures("child_path")

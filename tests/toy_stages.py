@@ -30,7 +30,7 @@ model:
   lora: {rank: 4}
 engine: {kind: transformers}
 sft:
-  data: [{path: sft.jsonl, capability: math}]
+  data: [{path: sft.jsonl, capability: math, verifier: exact}]
   judge: judge.yaml
   trainer: {learning_rate: 1.0e-4}
 rl:
@@ -118,7 +118,8 @@ def too_bad(context: StageContext, section: Any = None) -> Counts:
 
 
 def buggy(context: StageContext, section: Any = None) -> Counts:
-    """Fail as bugs do."""
+    """Print, and fail as bugs do."""
+    print("as libraries do")
     raise IndexError("list index out of range")
 
 

@@ -13,6 +13,7 @@ from posttrain.errors import Interrupted, PosttrainError, SetupError
 NO_SPACE = ("No space left on device", "Disk quota exceeded", "os error 28")
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 FULL_BYTES = 2**20
+CHARACTERS_OF_OUTPUT = 20_000
 SAME_AGAIN = "run the same command again: it resumes where it stopped"
 
 
@@ -37,11 +38,17 @@ def explain(error: BaseException, place: Path) -> PosttrainError | None:
     return None
 
 
-def write_crash(run_dir: Path, what: str, error: BaseException) -> Path:
-    """Keep a bug's traceback in `<run>/crash-<what>-<time>.txt`."""
+def write_crash(
+    run_dir: Path, what: str, error: BaseException, *, output: Path | None = None
+) -> Path:
+    """Write a bug's traceback, and the end of `output`, to `<run>/crash-<what>-<time>.txt`."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = run_dir / f"crash-{what}-{stamp}.txt"
-    path.write_text("".join(traceback.format_exception(error)))
+    text = "".join(traceback.format_exception(error))
+    if output is not None and output.exists():
+        printed = output.read_text(errors="replace")[-CHARACTERS_OF_OUTPUT:]
+        text += f"\nPrinted last ({output}):\n{printed}"
+    path.write_text(text)
     return path
 
 

@@ -88,7 +88,7 @@ def _report(error: BaseException, run_dir: Path, stage: str, work: Path) -> int:
     if known is not None:
         kind, message, hint, code = _kind(known), known.message, known.hint, known.exit_code
     else:
-        crash = write_crash(run_dir, stage, error)
+        crash = write_crash(run_dir, stage, error, output=work / OUTPUT)
         message, hint = bug_message(f"the {stage} stage", error, crash)
         kind, code = "StageCrash", 1
     value = {"type": kind, "message": message, "hint": hint}
