@@ -18,7 +18,10 @@ if IS_WORKER:
     # A core each; nothing so far has imported torch, which reads it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONGEST = ("test_pipeline_kills.py", "test_devices.py")
+LONGEST = (
+    *("test_devices.py", "test_rewards_math.py", "test_code.py", "test_engine_devices.py"),
+    *("test_pipeline_kills.py", "test_bench.py", "test_rl_resume.py", "test_sandbox.py"),
+)
 """The files that take longest, the longest first."""
 
 
