@@ -21,8 +21,8 @@ def write(folder: Path, source: str, name: str = "mine.py") -> Path:
 
 def test_a_function_is_found_without_running_its_file(tmp_path: Path) -> None:
     file = write(tmp_path, "raise SystemExit\ndef score(completion): return True\n")
-    assert find_function("mine.py:score", tmp_path) == [file]
-    assert find_function(f"{file}:score", Path("/")) == [file]
+    assert find_function("mine.py:score", tmp_path).files == [file]
+    assert find_function(f"{file}:score", Path("/")).files == [file]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_function_is_found_without_running_its_file(tmp_path: Path) -> None:
 )
 def test_every_way_to_bind_a_name_counts(tmp_path: Path, source: str) -> None:
     file = write(tmp_path, source)
-    assert find_function("mine.py:score", tmp_path) == [file]
+    assert find_function("mine.py:score", tmp_path).files == [file]
 
 
 @pytest.mark.parametrize(
@@ -83,18 +83,18 @@ def test_the_modules_beside_a_file_belong_to_it(tmp_path: Path) -> None:
     three = write(tmp_path, "", "three.py")
     deep = write(tmp_path, "", "two/deep.py")
     write(tmp_path, "", "unused.py")
-    assert find_function("mine.py:score", tmp_path) == [own, one, three, deep]
+    assert find_function("mine.py:score", tmp_path).files == [own, one, three, deep]
 
 
 def test_a_re_export_leads_to_the_file_that_defines_it() -> None:
-    (file,) = find_function("trl.rewards:accuracy_reward", Path())
+    (file,) = find_function("trl.rewards:accuracy_reward", Path()).files
     assert file.name == "accuracy_rewards.py"
     with pytest.raises(BadFunction, match="has no function accuracy_rewrad"):
         find_function("trl.rewards:accuracy_rewrad", Path())
 
 
 def test_a_module_of_the_standard_library_is_found_without_import() -> None:
-    (file,) = find_function("json.decoder:py_scanstring", Path())
+    (file,) = find_function("json.decoder:py_scanstring", Path()).files
     assert file.name == "decoder.py"
 
 

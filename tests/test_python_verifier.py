@@ -14,7 +14,7 @@ from posttrain import progress
 from posttrain.errors import RecipeError
 from posttrain.records import Outcome, Prompt
 from posttrain.rewards import check_reference, submit, submit_group, use_functions, verify
-from posttrain.rewards.python import PythonVerifier
+from posttrain.rewards.python import UserFunction
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def declare(folder: Path, source: str, name: str = "score", **keys: Any) -> str:
     """Write a file of rewards and use its function; the name that prompts give it."""
     file = folder / "mine.py"
     file.write_text(source)
-    verifier = PythonVerifier(python=f"{file}:{name}", **keys)
+    verifier = UserFunction(python=f"{file}:{name}", **keys)
     use_functions([verifier])
     return verifier.name
 
@@ -58,6 +58,8 @@ def outcome_of(folder: Path, body: str, text: str = "4", **keys: Any) -> Outcome
         ("return -3.0", "4", False, 0.0, "below_threshold"),
         ("import numpy; return numpy.bool_(True)", "4", True, 1.0, "passed"),
         ("import numpy; return numpy.float32(0.25)", "4", False, 0.25, "below_threshold"),
+        ("import numpy; return numpy.float64(1)", "4", True, 1.0, "passed"),
+        ("import numpy; return numpy.array([1.0, 0.0])", "4", None, 0.0, "verifier_failed"),
         ("return None", "4", None, 0.0, "verifier_failed"),
     ],
 )
@@ -82,6 +84,9 @@ def test_a_number_passes_from_the_threshold_on(tmp_path: Path) -> None:
         ("return 'yes'", "returned a str ('yes')"),
         ("return [1.0]", "returned a list ([1.0])"),
         ("return {'score': 1}", "returned a dict"),
+        ("return 10 ** 400", "returned a int (1000"),
+        ("return 1j", "returned a complex"),
+        ("return lambda: True", "returned a function"),
         ("return object", "returned a type"),
         ("return None", "returned None"),
         (
@@ -106,6 +111,15 @@ def test_an_outcome_is_taken_as_it_is(tmp_path: Path) -> None:
     assert (outcome.parts, outcome.kind) == ({"a": 0.5}, "too_long")
 
 
+def test_the_fields_of_an_outcome_may_be_numpys(tmp_path: Path) -> None:
+    body = (
+        "from posttrain.records import Outcome; import numpy as np; return Outcome("
+        "passed=np.bool_(True), score=np.float32(0.5), why='w', parts={'a': np.float64(2)})"
+    )
+    outcome = outcome_of(tmp_path, body)
+    assert (outcome.passed, outcome.score, outcome.parts) == (True, 0.5, {"a": 2.0})
+
+
 def test_arguments_are_passed_by_name(tmp_path: Path) -> None:
     source = """
 def score(answer, *, prompt, reference, topic, weight=2, absent="none"):
@@ -123,6 +137,15 @@ def test_keyword_arguments_take_every_column(tmp_path: Path) -> None:
     given = ["a", "b", "prompt", "reference"]
     source = f"def score(completion, **kwargs):\n    return sorted(kwargs) == {given}"
     assert verify(prompt(declare(tmp_path, source), a=1, b=2), "x").passed is True
+
+
+@pytest.mark.parametrize("first", ["answer", "completion"])
+def test_a_column_called_like_the_completion_does_not_stand_in_its_way(
+    tmp_path: Path, first: str
+) -> None:
+    source = f"def score({first}, **kwargs):\n    return {first} == 'said' and kwargs['a'] == 1"
+    asked = prompt(declare(tmp_path, source), a=1, **{first: "the column's"})
+    assert verify(asked, "said").passed is True
 
 
 def test_async_functions_are_awaited(tmp_path: Path) -> None:
@@ -212,7 +235,7 @@ def test_a_batch_with_bad_members_keeps_the_good_ones(tmp_path: Path) -> None:
 def test_trls_own_rewards_are_taken_as_they_are(
     function: str, text: str, columns: dict[str, Any], passed: bool | None
 ) -> None:
-    verifier = PythonVerifier(python=f"trl.rewards:{function}", wall_seconds=60.0)
+    verifier = UserFunction(python=f"trl.rewards:{function}", wall_seconds=60.0)
     use_functions([verifier])
     assert verify(prompt(verifier.name, **columns), text).passed is passed
 
@@ -281,7 +304,36 @@ def score(completion):
     assert "raised MemoryError" in outcome.why
 
 
-@pytest.mark.parametrize("way", ["os._exit(1)", "os.kill(os.getpid(), 9)", "sys.exit('out')"])
+def test_what_a_function_leaks_ends_with_its_process(tmp_path: Path) -> None:
+    source = """
+kept = []
+def score(completion):
+    kept.append(bytearray(60 * 2**20))
+    return True
+"""
+    asked = prompt(declare(tmp_path, source, memory_mib=128))
+    found = [verify(asked, "4") for _ in range(7)]
+    assert [outcome.passed for outcome in found] == [True, True, None, True, True, None, True]
+    assert found[2].kind == "out_of_memory"
+
+
+def test_what_a_function_prints_is_for_the_user_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = declare(tmp_path, "def score(c):\n    print('told', flush=True)\n    return True")
+    assert verify(prompt(name), "4").passed is True
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "os._exit(1)",
+        "os.kill(os.getpid(), 9)",
+        "sys.exit('out')",
+        "exec('raise KeyboardInterrupt')",
+    ],
+)
 def test_a_function_that_ends_its_process_is_undecided(tmp_path: Path, way: str) -> None:
     name = declare(
         tmp_path,
@@ -330,33 +382,32 @@ def test_a_file_that_does_not_load_is_the_recipes_mistake(
 
 
 def test_two_that_differ_cannot_have_one_name(tmp_path: Path) -> None:
-    one = PythonVerifier(python=f"{tmp_path}/a/mine.py:score")
-    other = PythonVerifier(python=f"{tmp_path}/b/mine.py:score")
+    one = UserFunction(python=f"{tmp_path}/a/mine.py:score")
+    other = UserFunction(python=f"{tmp_path}/b/mine.py:score")
     use_functions([one, one])
-    with pytest.raises(RecipeError, match=r"two verifiers are called mine\.py:score"):
+    with pytest.raises(RecipeError, match=r"two functions are called mine\.py:score"):
         use_functions([one, other])
 
 
 def test_a_function_that_no_recipe_names_is_not_run(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\ndef score(c): return True")
-    with pytest.raises(ValueError, match="a function that this recipe does not name"):
+    with pytest.raises(ValueError, match="is a function, and nothing here names its file"):
         verify(prompt(f"{file}:score"), "4")
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_name_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    verifier = PythonVerifier.from_name("sub/mine.py:score >= 0.5")
+    verifier = UserFunction.from_name("sub/mine.py:score >= 0.5")
     assert verifier.python == f"{os.path.realpath(tmp_path)}/sub/mine.py:score"
     assert (verifier.name, verifier.threshold) == ("mine.py:score >= 0.5", 0.5)
     assert (
-        PythonVerifier.from_name("trl.rewards:accuracy_reward").name
-        == "trl.rewards:accuracy_reward"
+        UserFunction.from_name("trl.rewards:accuracy_reward").name == "trl.rewards:accuracy_reward"
     )
 
 
 @pytest.mark.parametrize("target", ["mine.py", "mine:", ":score", "a b.c:score", "mine.py:f()"])
 def test_a_target_has_a_place_and_a_name(target: str) -> None:
     with pytest.raises(ValidationError, match=r"write file\.py:name or package\.module:name"):
-        PythonVerifier(python=target)
+        UserFunction(python=target)

@@ -17,14 +17,14 @@ from posttrain.rewards.exact import EXACT
 from posttrain.rewards.instructions import INSTRUCTIONS
 from posttrain.rewards.judged import JUDGE, use_judge
 from posttrain.rewards.math import MATH
-from posttrain.rewards.python import PythonVerifier, make_verifier
+from posttrain.rewards.python import UserFunction, make_verifier
 from posttrain.rewards.reasoning_gym import REASONING_GYM
 from posttrain.rewards.verifier import Verifier, decided, reward_hack_flags
 from posttrain.rewards.workers import NUM_FAST, NUM_SLOW, close_workers
 
 __all__ = [
     "VERIFIERS",
-    "PythonVerifier",
+    "UserFunction",
     "Verifier",
     "check_reference",
     "close_workers",
@@ -53,13 +53,13 @@ VERIFIERS: Mapping[str, Verifier] = {
 
 _Waiting = tuple[Prompt, str, Future[Outcome]]
 _waiting: list[_Waiting] = []
-_functions: dict[str, PythonVerifier] = {}
+_functions: dict[str, UserFunction] = {}
 
 
-def use_functions(functions: Iterable[PythonVerifier]) -> None:
-    """Set which functions of the user's own are verifiers of this process; each loads when used.
+def use_functions(functions: Iterable[UserFunction]) -> None:
+    """Set the user's functions that are verifiers of this process; each loads when it is used.
 
-    Prompts name them by `PythonVerifier.name`, so that a table alone makes no code run. Raises
+    Prompts name them by `UserFunction.name`, so that a table alone makes no code run. Raises
     RecipeError where two differ and have the same name.
     """
     _functions.clear()
@@ -67,7 +67,7 @@ def use_functions(functions: Iterable[PythonVerifier]) -> None:
     for function in functions:
         if _functions.setdefault(function.name, function) != function:
             raise RecipeError(
-                f"two verifiers are called {function.name}, and they differ",
+                f"two functions are called {function.name}, and they differ",
                 hint="write the same keys for both, or rename one of the files",
             )
 
@@ -79,7 +79,7 @@ def find_verifier(name: str) -> Verifier:
     if name in _functions:
         return _loaded(name)
     if ":" in name:
-        raise ValueError(f"verifier {name} is a function that this recipe does not name")
+        raise ValueError(f"verifier {name} is a function, and nothing here names its file")
     near = difflib.get_close_matches(name, VERIFIERS, n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(

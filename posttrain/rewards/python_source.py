@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
+import hashlib
 import inspect
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +19,8 @@ ACCEPTED = (
     "write def score(completion, reference, *, prompt, <column>), "
     "or TRL's def score(completions, <column>, **kwargs)"
 )
-_OURS = ("completion", "completions", "prompt", "prompts", "reference")
+OURS = ("completion", "completions", "prompt", "prompts", "reference")
+"""Arguments that are not columns of a data row."""
 # TRL's trainer passes these; here there is no trainer.
 _TRL_ONLY = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 _TARGET = re.compile(r"(?P<place>.+\.py|[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
@@ -38,6 +42,8 @@ class Form:
 
     is_batch: bool
     """Whether it takes all completions of a prompt, as `completions`."""
+    handed: str
+    """Parameter of the completion or completions."""
     by_name: bool
     """Whether the one completion is passed as `completion=`, rather than first."""
     as_texts: bool
@@ -50,13 +56,25 @@ class Form:
     """Whether it has `**kwargs`."""
 
     def takes(self, name: str) -> bool:
-        """Return whether an argument of that name can be passed."""
-        return self.takes_any or name in self.names
+        """Return whether an argument of that name can be passed besides the completion."""
+        return name != self.handed and (self.takes_any or name in self.names)
 
     @property
     def columns(self) -> tuple[str, ...] | None:
         """The columns of a data row that it reads; None = all."""
-        return None if self.takes_any else tuple(n for n in self.names if n not in _OURS)
+        return None if self.takes_any else tuple(n for n in self.names if n not in OURS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where a function stands."""
+
+    target: str
+    """`file.py:name` with the file's whole path, or `package.module:name`."""
+    files: list[Path]
+    """The function's own file, then those that it imports from beside it."""
+    form: Form | None
+    """None where only running the file would tell."""
 
 
 def split_target(target: str) -> tuple[str, str]:
@@ -95,55 +113,67 @@ def form_of(signature: inspect.Signature) -> Form:
         raise BadFunction(f"needs {lacking[0]}, which only TRL's trainer has: give it a default")
     annotation = signature.parameters["completions"].annotation if is_batch else None
     shown = annotation if isinstance(annotation, str) else str(annotation)
+    assert handed
     return Form(
         is_batch=is_batch,
+        handed=handed,
         by_name=by_name and not is_batch,
         as_texts=_LIST_OF_TEXTS.fullmatch(shown) is not None,
         names=[p.name for p in named if p.name not in _TRL_ONLY],
-        required=[name for name in required if name not in _OURS],
+        required=[name for name in required if name not in OURS],
         takes_any=any(p.kind is kinds.VAR_KEYWORD for p in parameters),
     )
 
 
-def find_function(target: str, folder: Path) -> list[Path]:
-    """Return the files that decide what a function does: its own, and imported ones beside it.
+def find_function(target: str, folder: Path) -> Source:
+    """Find a function without importing anything; a relative file starts at `folder`.
 
-    A relative file starts at `folder`. Nothing is imported. Raises BadFunction for a file, module
-    or function that does not exist and for a signature that cannot be called.
+    Raises BadFunction for a file, module or function that does not exist and for a signature that
+    cannot be called.
     """
     place, name = split_target(target)
     if not place.endswith(".py"):
-        return [_in_module(place, name, folder)]
-    file = folder / Path(place).expanduser()
+        return dataclasses.replace(_in_module(place, name, folder), target=target)
+    file = Path(os.path.abspath(folder / Path(place).expanduser()))
     if not file.is_file():
         beside = [path.name for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
         near = difflib.get_close_matches(file.name, beside, n=1)
         suggestion = str(Path(place).with_name(near[0])) + f":{name}" if near else None
         raise BadFunction(f"no such file: {file}", suggestion)
-    _check_name(_tree(file), file, name, place)
+    form = _form(_statement(_tree(file), file, name, place), file, name)
     files: list[Path] = []
     _add_imported(file.resolve(), files)
-    return files
+    return Source(target=f"{file}:{name}", files=files, form=form)
 
 
-def _in_module(module: str, name: str, folder: Path) -> Path:
-    """Return the file of the module in which a name is defined, re-exports followed."""
+def columns_read(target: str) -> Any:
+    """Return what decides which columns of a data row a function gets, as JSON.
+
+    They follow from its parameters; of one without a plain definition, from its whole file.
+    """
+    source = find_function(target, Path())
+    if source.form is None:
+        return hashlib.sha256(source.files[0].read_bytes()).hexdigest()
+    return [source.form.columns, list(source.form.required)]
+
+
+def _in_module(module: str, name: str, folder: Path) -> Source:
+    """Find the file of the module in which a name is defined, re-exports followed."""
     file = _module_file(module, folder)
-    node = _check_name(_tree(file), file, name, module)
+    node = _statement(_tree(file), file, name, module)
     if isinstance(node, ast.ImportFrom) and name in (a.asname or a.name for a in node.names):
         package = module if file.name == "__init__.py" else module.rpartition(".")[0]
         for _ in range(node.level - 1):
             package = package.rpartition(".")[0]
-        parts = [package] if node.level else []
+        parts = [package if node.level else "", node.module or ""]
         original = next(a.name for a in node.names if (a.asname or a.name) == name)
-        return _in_module(
-            ".".join([*parts, *([node.module] if node.module else [])]), original, folder
-        )
-    return file.resolve()
+        return _in_module(".".join(filter(None, parts)), original, folder)
+    target, form = f"{module}:{name}", _form(node, file, name)
+    return Source(target=target, files=[file.resolve()], form=form)
 
 
-def _check_name(tree: ast.Module, file: Path, name: str, place: str) -> ast.stmt:
-    """Return the statement that binds a name; BadFunction where it is no function to call."""
+def _statement(tree: ast.Module, file: Path, name: str, place: str) -> ast.stmt:
+    """Return the statement that binds a name; BadFunction if that is no function."""
     bound = list(_names(tree.body))
     found = [node for own, node in bound if own in (name, "*")]
     if not found:
@@ -152,15 +182,19 @@ def _check_name(tree: ast.Module, file: Path, name: str, place: str) -> ast.stmt
         has = f"; it has {', '.join(known)}" if known else ""
         suggestion = f"{place}:{near[0]}" if near else None
         raise BadFunction(f"{file.name} has no function {name}{has}", suggestion)
-    node = found[-1]
-    if isinstance(node, ast.ClassDef):
+    if isinstance(found[-1], ast.ClassDef):
         raise BadFunction(f"{name} is a class: name a function, or an instance with __call__")
-    if isinstance(node, _FUNCTIONS) and not node.decorator_list:
-        try:
-            form_of(_signature(node.args))
-        except BadFunction as error:
-            raise BadFunction(f"{file.name}:{node.lineno}: {name} {error.message}") from None
-    return node
+    return found[-1]
+
+
+def _form(node: ast.stmt, file: Path, name: str) -> Form | None:
+    """Return the form of a plain definition; BadFunction if it cannot be called."""
+    if not isinstance(node, _FUNCTIONS) or node.decorator_list:
+        return None
+    try:
+        return form_of(_signature(node.args))
+    except BadFunction as error:
+        raise BadFunction(f"{file.name}:{node.lineno}: {name} {error.message}") from None
 
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -181,7 +215,8 @@ def _module_file(module: str, folder: Path) -> Path:
     origin: str | None = None
     for depth in range(1, module.count(".") + 2):
         found = PathFinder.find_spec(".".join(module.split(".")[:depth]), places)
-        if found is None or found.origin is None:
+        last = depth == module.count(".") + 1
+        if found is None or (last and found.origin is None):
             beside = folder.joinpath(*module.split(".")).with_suffix(".py")
             meant = f"{beside.relative_to(folder)}:..." if beside.is_file() else None
             raise BadFunction(f"no module {module} can be imported here", meant)

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from posttrain.rewards.forkserver import ForkServer, Worker, WorkerFailure, WorkerKind
 
@@ -119,13 +119,19 @@ def ask(
         if reply is None:
             worker.kill()
             raise WorkerFailure("timeout", f"timeout after {seconds:g} s")
-        if lane.is_slow:
+        if lane.is_slow or _ran_out_of_memory(reply):
             worker.kill()
         else:
             crew.give(worker)
     if "error" in reply:
         raise WorkerFailure(reply["kind"], f"the verifier failed: {reply['error']}"[:300])
     return reply["value"]
+
+
+def _ran_out_of_memory(reply: Mapping[str, Any]) -> bool:
+    """Return whether an answer says so: what the worker leaked, it would keep."""
+    found = reply.get("value", reply)
+    return isinstance(found, dict) and cast("Any", found).get("kind") == "out_of_memory"
 
 
 class _Lane:
