@@ -7,11 +7,21 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.progress import note
 from posttrain.recipe.schema import Pairs
-from posttrain.records import PreferencePair, Prompt, Rollout, RolloutGroup, with_system
+from posttrain.records import (
+    Outcome,
+    PreferencePair,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    with_system,
+)
+from posttrain.rewards import UserFunction, submit_group
 from posttrain.rewards.detectors import detect
 
 
@@ -35,7 +45,8 @@ def mine_pairs(
     has at most `max_length_ratio` times the other's tokens (an empty one counts as one token); both
     answered under the same system instruction, which the pair's prompt holds. A prompt's pairs have
     different rejected texts; within a step they take turns among the corner cases, the rarest
-    first. `seed` breaks ties. Raises ValueError where a prompt is unknown.
+    first. `seed` breaks ties. Raises ValueError where a prompt is unknown. Detectors of the user's
+    own have been declared with `use_functions`.
     """
     groups = list(groups)
     if spec.last_steps is not None and groups:
@@ -47,13 +58,14 @@ def mine_pairs(
             raise ValueError(f"prompt {group.prompt_id} of step {group.step} is not in the data")
         by_prompt.setdefault(group.prompt_id, []).append(group)
 
+    own_cases = _own_cases([g for gs in by_prompt.values() for g in gs], prompts, spec)
     candidates: list[tuple[int, float, PreferencePair]] = []
     for prompt_id, of_prompt in sorted(by_prompt.items()):
         # One generator per prompt: what is mined from it does not depend on the other prompts.
         rng = random.Random(f"{seed} {prompt_id}")
         # Nor on the order in which its groups were read.
         of_prompt.sort(key=_reading_order)
-        for pair in _pairs_of(prompts[prompt_id], of_prompt, spec, rng):
+        for pair in _pairs_of(prompts[prompt_id], of_prompt, own_cases, spec, rng):
             age = -max(pair.origin["chosen_step"], pair.origin["rejected_step"])
             candidates.append((age, rng.random(), pair))
     candidates.sort(key=lambda candidate: candidate[:2])
@@ -90,14 +102,55 @@ def corner_case(rollout: Rollout, prompt: Prompt) -> str:
     return "wrong_answer"
 
 
+def _own_cases(
+    groups: Sequence[RolloutGroup], prompts: Mapping[str, Prompt], spec: Pairs
+) -> dict[int, str]:
+    """Return the first of the user's own detectors that holds, by `id` of the failed rollout.
+
+    A detector that cannot decide does not hold; how often that was is told.
+    """
+    found: dict[int, str] = {}
+    for detector in (case for case in spec.corner_cases if isinstance(case, UserFunction)):
+        asked: list[tuple[Rollout, Future[Outcome]]] = []
+        for group in groups:
+            failed = [r for r in group.rollouts if r.outcome.passed is False]
+            prompt = _as_asked(prompts[group.prompt_id], group, verifier=detector.name)
+            outcomes = submit_group(prompt, [(rollout.text, False) for rollout in failed])
+            asked += zip(failed, outcomes, strict=True)
+        undecided: list[str] = []
+        for rollout, future in asked:
+            outcome = future.result()
+            if outcome.passed is None:
+                undecided.append(outcome.why)
+            elif outcome.passed:
+                found.setdefault(id(rollout), detector.bare_name)
+        if undecided:
+            note(
+                f"detector {detector.name} could not decide {len(undecided)} of {len(asked)} "
+                f"answers; the first: {undecided[0]}"
+            )
+    return found
+
+
+def _as_asked(prompt: Prompt, group: RolloutGroup, **changes: Any) -> Prompt:
+    """Return the prompt under the group's system instruction."""
+    messages = with_system(prompt.messages, group.system)
+    return dataclasses.replace(prompt, messages=messages, **changes)
+
+
 def _pairs_of(
-    prompt: Prompt, groups: Sequence[RolloutGroup], spec: Pairs, rng: random.Random
+    prompt: Prompt,
+    groups: Sequence[RolloutGroup],
+    own_cases: Mapping[int, str],
+    spec: Pairs,
+    rng: random.Random,
 ) -> Iterator[PreferencePair]:
     """Yield at most `max_pairs_per_prompt` pairs of one prompt's completions."""
+    wanted = {case if isinstance(case, str) else case.bare_name for case in spec.corner_cases}
     chosen: list[_Seen] = []
     rejected: list[tuple[str, _Seen]] = []
     for group in groups:
-        asked = dataclasses.replace(prompt, messages=with_system(prompt.messages, group.system))
+        asked = _as_asked(prompt, group)
         for index, rollout in enumerate(group.rollouts):
             seen = _Seen(
                 rollout=rollout,
@@ -110,8 +163,8 @@ def _pairs_of(
                 if rollout.finish_reason == "stop" and rollout.text.strip():
                     chosen.append(seen)
             elif rollout.outcome.passed is False:
-                case = corner_case(rollout, asked)
-                if case in spec.corner_cases:
+                case = own_cases.get(id(rollout)) or corner_case(rollout, asked)
+                if case in wanted:
                     rejected.append((case, seen))
     rng.shuffle(chosen)
     rng.shuffle(rejected)

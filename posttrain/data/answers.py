@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from posttrain.data.turns import further_columns
 from posttrain.errors import RecipeError
 from posttrain.records import Message, Prompt
+from posttrain.rewards.python import COLUMNS
 from posttrain.tables import DamagedFile, read_records, read_table
 
 HINT = (
@@ -103,6 +105,9 @@ def _answer(
     meta = row.get("meta") or {}
     if not isinstance(meta, dict):
         raise RecipeError(f"{path}, row {number}: meta is no JSON object", hint=HINT)
+    if ":" in asked:
+        # A function of the user's own reads the row's columns by name.
+        meta = {COLUMNS: further_columns(row, None), **cast("dict[str, Any]", meta)}
     return Answer(
         prompt=task(
             asked,

@@ -14,8 +14,9 @@ from posttrain.data.records import make_prompt, make_sample, question_hashes
 from posttrain.data.units import Find, Unit, units_of
 from posttrain.errors import HealthStop, RecipeError
 from posttrain.recipe.rows import DataSource
-from posttrain.recipe.schema import Recipe
+from posttrain.recipe.schema import Recipe, user_functions
 from posttrain.records import Prompt, Sample, content_hash
+from posttrain.rewards import use_functions
 
 # Reasons for which a sound row leaves: they do not count against max_bad_rows.
 _SOUND = frozenset({"heldout", "duplicate", "no_answer"})
@@ -60,6 +61,7 @@ def load_data(
     the quarantine to `quarantine_path` where one is given; RecipeError for missing files, columns
     and families and for empty data; SetupError for a missing package.
     """
+    use_functions(function for _, function in user_functions(recipe))
     bundle = DataBundle()
     loader = _Loader(recipe=recipe, find=find, seed=seed, bundle=bundle)
     try:

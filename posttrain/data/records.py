@@ -11,8 +11,6 @@ from posttrain.recipe.rows import DataSource
 from posttrain.records import Message, Prompt, Sample, question_hash
 from posttrain.rewards import check_reference, find_verifier
 
-GENERATOR_VERIFIERS = {"python_functions": "code", "constraints": "instructions"}
-"""Generator of tasks -> the verifier of their answers."""
 BARE_QUESTION = "bare_question"
 """Key in meta: hash of the question without the source's suffix, so that overlaps are found."""
 
@@ -84,11 +82,9 @@ def _asked(
 
 
 def _verifier(source: DataSource, meta: Mapping[str, Any]) -> str | None:
-    if source.reasoning_gym is not None:
-        return "reasoning_gym"
     if source.generated is not None:
-        return GENERATOR_VERIFIERS[meta["generator"]]
-    return source.verifier
+        return source.generated.named[meta["generator"]].verifier
+    return source.verifiers[0] if source.verifiers else None
 
 
 def _reference(conversation: Conversation, verifier: str) -> str:

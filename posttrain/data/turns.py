@@ -12,6 +12,7 @@ from posttrain.data.quarantine import BadRow
 from posttrain.errors import RecipeError
 from posttrain.records import Message
 from posttrain.rewards import Verifier
+from posttrain.rewards.python_source import OURS
 
 _QUESTIONS = ("messages", "question", "prompt")
 _ANSWERS = ("answer", "completion")
@@ -35,6 +36,8 @@ class Layout:
     """True if a row without an answer is bad."""
     reference: str | tuple[str, ...] | None = None
     """Column of the verifier's reference, or columns whose values make one object."""
+    needs_reference: bool = True
+    """True if a row without that reference is bad."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +68,14 @@ def find_layout(
     """
     source = None if verifier is None else verifier.reference_from
     if present is None:
-        reference = mapping.get("reference") or ("reference" if source == "column" else None)
-        asked = mapping.get("messages", "messages")
+        own = "reference" if source in ("column", "optional") else None
         return Layout(
-            question=asked, answer=None, reference=reference, needs_answer=not prompts
-        )  # fmt: skip
+            question=mapping.get("messages", "messages"),
+            answer=None,
+            needs_answer=not prompts,
+            reference=mapping.get("reference") or own,
+            needs_reference=source != "optional",
+        )
     listed = ", ".join(present)
     for field, column in mapping.items():
         if column not in present:
@@ -85,7 +91,9 @@ def find_layout(
     answer = next((f for f in _ANSWERS if mapped[f]), None)
     answer = answer or next((f for f in _ANSWERS if found[f]), None)
     reference = _find_reference(mapping, present, where, file, verifier)
-    needs_answer = not (prompts and (reference is not None or source == "nothing"))
+    if source == "optional" and reference is None and answer is not None:
+        reference = found[answer]
+    needs_answer = not (prompts and (reference is not None or source in ("nothing", "optional")))
     if question is None or (question != "messages" and answer is None and needs_answer):
         lacking = "messages, question or prompt" if question is None else "answer or completion"
         raise RecipeError(
@@ -99,6 +107,7 @@ def find_layout(
         answer=found[answer] if answer else None,
         needs_answer=needs_answer,
         reference=reference,
+        needs_reference=source != "optional",
     )
 
 
@@ -121,13 +130,13 @@ def _find_reference(
     """Return the column, or the columns, of what the verifier compares with."""
     if "reference" in mapping:
         return mapping["reference"]
-    if verifier is None or verifier.reference_from not in ("column", "answer or column"):
+    if verifier is None or verifier.reference_from in ("answer", "nothing"):
         return None
     if "reference" in present:
         return "reference"
     if verifier.joint_columns and all(column in present for column in verifier.joint_columns):
         return verifier.joint_columns
-    if verifier.reference_from == "answer or column":
+    if verifier.reference_from in ("answer or column", "optional"):
         return None
     known = verifier.reference_columns
     near = next((column for column in present if column.lower() in known), "<your column>")
@@ -177,14 +186,36 @@ def to_conversation(row: Mapping[str, Any], layout: Layout) -> Conversation:
     else:
         answer = _answer(row[layout.answer], layout.answer)
     _check_order(turns)
-    return Conversation(turns=turns, answer=answer, reference=_reference(row, layout.reference))
+    return Conversation(turns=turns, answer=answer, reference=_reference(row, layout))
 
 
-def _reference(row: Mapping[str, Any], columns: str | tuple[str, ...] | None) -> str | None:
+def further_columns(row: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """Return the columns of a row that a user's function reads by name; None = all.
+
+    BadRow if a named one is no JSON value; of all columns such a one is left out.
+    """
+    columns: dict[str, Any] = {}
+    for name in row if names is None else names:
+        if name not in row or name in OURS:
+            continue
+        try:
+            json.dumps(row[name], allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            if names is not None:
+                raise BadRow("not_json", f"{name!r} is no JSON value: {error}") from error
+        else:
+            columns[name] = row[name]
+    return columns
+
+
+def _reference(row: Mapping[str, Any], layout: Layout) -> str | None:
     """Return a row's reference: text as it is, any other value as canonical JSON."""
+    columns = layout.reference
     if columns is None:
         return None
     names = (columns,) if isinstance(columns, str) else columns
+    if not layout.needs_reference and all(row.get(name) in (None, "") for name in names):
+        return ""
     for name in names:
         if row.get(name) is None:
             raise BadRow("no_reference", f"no {name!r} in this row")

@@ -12,11 +12,12 @@ from posttrain.data.generated import asked, draw, families_of, level_name, make_
 from posttrain.data.levelled import LevelledFamily, levelled_families
 from posttrain.data.quarantine import Raw
 from posttrain.data.reading import open_table
-from posttrain.data.turns import Conversation, find_layout, to_conversation
+from posttrain.data.turns import Conversation, find_layout, further_columns, to_conversation
 from posttrain.recipe.files import is_data_file
 from posttrain.recipe.rows import DataSource
 from posttrain.records import Message, content_hash
 from posttrain.rewards import find_verifier
+from posttrain.rewards.python import COLUMNS
 
 Find = Callable[[str], Path]
 """Path as a recipe writes it -> the file or folder; FileNotFoundError where there is none."""
@@ -80,14 +81,17 @@ def _table_unit(source: DataSource, where: str, find: Find, *, prompts: bool) ->
     assert source.capability is not None
     name = Path(source.path).name if is_data_file(source.path) else source.path
     table = open_table(source.path, source.split, find, where)
-    verifier = None if source.verifier is None else find_verifier(source.verifier)
+    verifier = find_verifier(source.verifiers[0]) if source.verifiers else None
     layout = find_layout(
         source.columns, table.columns, where, name, verifier=verifier, prompts=prompts
     )
 
     def converse(raw: Raw) -> tuple[Conversation, dict[str, Any]]:
         assert raw.values is not None
-        return to_conversation(raw.values, layout), {"source": name, "line": raw.line}
+        meta: dict[str, Any] = {"source": name, "line": raw.line}
+        if verifier is not None and verifier.columns != ():
+            meta[COLUMNS] = further_columns(raw.values, verifier.columns)
+        return to_conversation(raw.values, layout), meta
 
     return Unit(
         source=source,

@@ -26,7 +26,8 @@ from typing import Any
 from posttrain.errors import SetupError
 from posttrain.pipeline.context import Stage
 from posttrain.recipe import LoadedRecipe
-from posttrain.recipe.schema import Recipe, needs
+from posttrain.recipe.problems import dotted
+from posttrain.recipe.schema import Recipe, needs, user_functions
 from posttrain.recipe.trainer_blocks import SharedBlock
 from posttrain.records import content_hash
 from posttrain.run_directory import FileHashes
@@ -78,6 +79,16 @@ def sandbox_limits(loaded: LoadedRecipe) -> Mapping[str, Any]:
         return {}
     written = loaded.written["sandbox"]
     return {"sandbox": {name: written[name] for name in SANDBOX_KEYS_THAT_MATTER}}
+
+
+def function_limits(loaded: LoadedRecipe, *sections: str) -> Mapping[str, Any]:
+    """Return the limits of the user's own functions that verify rows of these sections."""
+    limits = {
+        dotted(path): function.model_dump(include={"wall_seconds", "memory_mib"})
+        for path, function in user_functions(loaded.recipe)
+        if path[0] in sections
+    }
+    return {"functions": limits} if limits else {}
 
 
 def training_values(loaded: LoadedRecipe) -> Mapping[str, Any]:

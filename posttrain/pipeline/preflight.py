@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from posttrain.errors import SetupError
+from posttrain.errors import RecipeError, SetupError
 from posttrain.pipeline.environment import has_cuda, has_package
 from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec
-from posttrain.recipe.schema import needs
+from posttrain.recipe.problems import dotted
+from posttrain.recipe.schema import needs, user_functions
+from posttrain.rewards import close_workers, find_verifier, use_functions
 from posttrain.sandbox import choose
 
 GIB = 2**30
@@ -22,9 +24,13 @@ the running stage, and the weights of finished stages, of the report and of one 
 
 
 def check_environment(loaded: LoadedRecipe, run_dir: Path) -> None:
-    """Raise SetupError if a package, a sandbox or disk space is missing."""
+    """Raise SetupError if a package, a sandbox or disk space is missing.
+
+    Raises RecipeError if a function of the user's own cannot be loaded.
+    """
     check_packages(loaded)
     check_sandbox(loaded)
+    check_functions(loaded)
     needed = disk_needed_bytes(loaded)
     free = shutil.disk_usage(run_dir).free
     if free < needed:
@@ -65,6 +71,21 @@ def check_sandbox(loaded: LoadedRecipe) -> None:
     """
     if needs(loaded.recipe, "sandbox"):
         choose(loaded.recipe.sandbox, note=note).close()
+
+
+def check_functions(loaded: LoadedRecipe) -> None:
+    """Load the user's own functions, which runs their files; RecipeError if one cannot be used."""
+    functions = list(user_functions(loaded.recipe))
+    use_functions(function for _, function in functions)
+    try:
+        for path, function in functions:
+            try:
+                find_verifier(function.name)
+            except RecipeError as error:
+                raise RecipeError(f"{dotted(path)}: {error.message}", hint=error.hint) from error
+    finally:
+        if functions:
+            close_workers()
 
 
 def disk_needed_bytes(loaded: LoadedRecipe) -> int:

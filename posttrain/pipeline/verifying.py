@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +13,7 @@ from posttrain.pipeline.context import StageContext
 from posttrain.pipeline.environment import cache_dir
 from posttrain.progress import is_main_process, note
 from posttrain.recipe import LoadedRecipe
+from posttrain.recipe.schema import user_functions
 from posttrain.records import Prompt
 from posttrain.tables import write_json
 
@@ -20,22 +21,37 @@ if TYPE_CHECKING:
     from posttrain.judge import AnswerVerifier
 
 
-def answer_judge_files(loaded: LoadedRecipe) -> Mapping[str, Path]:
-    """Return the answer judge's model folder and its calibration answers, by recipe key."""
-    keys = ("answer_judge.model", "answer_judge.calibration")
-    return {key: path for key, path in loaded.files.items() if key in keys}
+def verifier_files(*sections: str) -> Callable[[LoadedRecipe], Mapping[str, Path]]:
+    """Return the `files` of a stage that verifies answers to the rows of these sections.
+
+    They are the answer judge's model folder and calibration answers, and the sources of the user's
+    own functions.
+    """
+    judge = ("answer_judge.model", "answer_judge.calibration")
+
+    def files(loaded: LoadedRecipe) -> Mapping[str, Path]:
+        return {
+            key: path
+            for key, path in loaded.files.items()
+            if key in judge or (key.split(".")[0] in sections and ".verifier.python" in key)
+        }
+
+    return files
 
 
 @contextmanager
 def verifiers_ready(context: StageContext, prompts: Sequence[Prompt]) -> Generator[None]:
-    """Run the answer judge if a prompt needs it; end the worker processes afterwards.
+    """Declare the user's own functions, run the answer judge if a prompt needs it.
+
+    Worker processes end afterwards.
 
     Writes to the stage's directory: answer_judge.json (the threshold, and the calibration that
     found it) and sandbox.json (where programs ran), each if it was needed.
     """
     from posttrain import sandbox
-    from posttrain.rewards import close_workers, use_judge
+    from posttrain.rewards import close_workers, use_functions, use_judge
 
+    use_functions(function for _, function in user_functions(context.recipe))
     try:
         if any(prompt.verifier == "code" for prompt in prompts):
             chosen = sandbox.current()

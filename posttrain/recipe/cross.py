@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from posttrain.recipe.batches import check_generation_batch, nearest_multiples
-from posttrain.recipe.problems import KeyPath, Mistake, nearest, show
+from posttrain.recipe.problems import KeyPath, Mistake, dotted, nearest, show
 from posttrain.recipe.rows import CHOOSABLE, DataSource
-from posttrain.recipe.schema import Recipe, needs, training_stages
-from posttrain.rewards import VERIFIERS
+from posttrain.recipe.schema import Recipe, needs, training_stages, user_functions
+from posttrain.rewards import VERIFIERS, UserFunction
 
 VLLM_ONLY = ("tensor_parallel_size", "quantization", "checkpoint", "sync", "enable_sleep_mode")
 """Keys of the engine section that other engines ignore."""
@@ -34,6 +34,7 @@ def check_sections(recipe: Recipe, unsound: frozenset[str]) -> list[Mistake]:
         ({"rl"}, _curriculum),
         ({"rl"}, _rl_verifiers),
         ({"eval"}, _suite_verifiers),
+        ({"sft", "rl", "dpo", "eval"}, _functions),
     ]
     return [mistake for reads, rule in rules if not reads & unsound for mistake in rule(recipe)]
 
@@ -110,7 +111,7 @@ def notes(recipe: Recipe) -> Iterator[Mistake]:
     for section, data in (("sft", recipe.sft), ("rl", recipe.rl)):
         for index, source in enumerate(data.data if data else ()):
             for name in source.verifiers:
-                package = VERIFIERS[name].package
+                package = VERIFIERS[name].package if name in VERIFIERS else None
                 if package is not None and (missing := ", ".join(package.missing)):
                     message = f"verifier {name} needs {missing}: pip install '{package.install}'"
                     yield Mistake(path=(section, "data", index), message=message)
@@ -227,8 +228,21 @@ def _suite_verifiers(recipe: Recipe) -> Iterator[Mistake]:
 def _undecided(path: KeyPath, sources: list[DataSource]) -> Iterator[Mistake]:
     for i, source in enumerate(sources):
         if source.path is not None and source.verifier is None:
-            message = f"nothing decides its answers: give verifier one of {CHOOSABLE}"
+            message = (
+                f"nothing decides its answers: give verifier one of {CHOOSABLE}, or a function of "
+                "your own, {python: file.py:name}"
+            )
             yield Mistake(path=(*path, i, "verifier"), message=message)
+
+
+def _functions(recipe: Recipe) -> Iterator[Mistake]:
+    """Refuse two functions of one name that differ: tables name them by it."""
+    known: dict[str, tuple[KeyPath, UserFunction]] = {}
+    for path, function in user_functions(recipe):
+        first, other = known.setdefault(function.name, (path, function))
+        if other != function:
+            message = f"called {function.name} like {dotted(first)}, and they differ"
+            yield Mistake(path=path, message=f"{message}: write both alike, or rename one file")
 
 
 def _eval(recipe: Recipe) -> Iterator[Mistake]:

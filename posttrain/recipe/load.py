@@ -62,15 +62,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     recipe = recipe.model_copy(update={"name": name})
     written = recipe.model_dump(mode="json", by_alias=True)
     resolved = recipe.model_dump(mode="json", by_alias=True)
-    for place, found in named.found.items():
-        if place not in document.included:
-            _set(resolved, place, str(found))
+    for place, value in named.resolved():
+        _set(resolved, place, value)
     return LoadedRecipe(
         recipe=Recipe.model_validate(resolved),
         path=file,
         resolved=resolved,
         written=written,
-        files={dotted(place): found for place, found in named.found.items()},
+        files=named.files(),
         notes=tuple(document.locate(note) for note in notes(recipe)),
     )
 

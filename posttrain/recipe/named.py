@@ -9,8 +9,9 @@ from typing import Any
 from posttrain.recipe import files
 from posttrain.recipe.check import children, expected_instead
 from posttrain.recipe.document import Document, as_list, as_map, read_file
-from posttrain.recipe.problems import KeyPath, Mistake, Problem, RecipeProblems
+from posttrain.recipe.problems import KeyPath, Mistake, Problem, RecipeProblems, dotted
 from posttrain.recipe.schema import Recipe
+from posttrain.rewards.python_source import BadFunction, Source, find_function
 
 
 class NamedFiles:
@@ -20,6 +21,8 @@ class NamedFiles:
         self.document = document
         self.folder = folder
         self.found: dict[KeyPath, Path] = {}
+        self.functions: dict[KeyPath, Source] = {}
+        """Sources of the user's own functions, by the keys that name them."""
         self.problems: list[Problem] = []
         self.unread: set[KeyPath] = set()
         """Sections that are left out of the data, as their file could not be read."""
@@ -33,6 +36,10 @@ class NamedFiles:
         self._model(("model", "base", "upcycle", "from"), upcycle.get("from"))
         for path, source in data_sources(data):
             self._data((*path, "path"), source.get("path"))
+            self._function((*path, "verifier"), source.get("verifier"))
+        pairs = as_map(as_map(data.get("dpo")).get("pairs"))
+        for number, case in enumerate(as_list(pairs.get("corner_cases"))):
+            self._function(("dpo", "pairs", "corner_cases", number), case, has_columns=False)
         answer_judge = as_map(data.get("answer_judge"))
         self._model(("answer_judge", "model"), answer_judge.get("model"))
         self._data(("answer_judge", "calibration"), answer_judge.get("calibration"))
@@ -40,6 +47,23 @@ class NamedFiles:
             section = data.get(str(path[0]))
             if isinstance(section, dict):
                 self._section(path, as_map(section).get(str(path[1]), place.default), place.kind)
+
+    def resolved(self) -> Iterator[tuple[KeyPath, str]]:
+        """Yield the absolute form of every name that the data still holds."""
+        for path, found in self.found.items():
+            if path not in self.document.included:
+                yield path, str(found)
+        for path, source in self.functions.items():
+            yield path, source.target
+
+    def files(self) -> dict[str, Path]:
+        """Return every file and folder by dotted key; modules of a function by key and module."""
+        found = dict(self.found)
+        for path, source in self.functions.items():
+            own, *others = source.files
+            found[path] = own
+            found |= {(*path, str(file.relative_to(own.parent))): file for file in others}
+        return {dotted(path): file for path, file in found.items()}
 
     def _complain(self, path: KeyPath, message: str, suggestion: str | None = None) -> None:
         mistake = Mistake(path=path, message=message, suggestion=suggestion)
@@ -65,6 +89,25 @@ class NamedFiles:
             self._complain(path, f"{found} is a folder: name a {suffixes} file")
         elif found.suffix not in files.DATA_SUFFIXES:
             self._complain(path, f"{found.name} is none of {suffixes}")
+
+    def _function(self, path: KeyPath, value: Any, *, has_columns: bool = True) -> None:
+        """Find a function of the user's own, `{python: file.py:name}`, without running its file."""
+        path, target = (*path, "python"), as_map(value).get("python")
+        if not isinstance(target, str):
+            return
+        folder = Path.cwd() if self.document.is_from_override(path) else self.folder
+        try:
+            source = find_function(target, folder)
+        except BadFunction as error:
+            self._complain(path, error.message, error.suggestion)
+            return
+        except ValueError:
+            return  # not of the form file.py:name, as the schema says
+        self.functions[path] = source
+        if source.form is not None and source.form.required and not has_columns:
+            needed = ", ".join(source.form.required)
+            message = f"needs {needed}: a detector is given completion, prompt and reference only"
+            self._complain(path, message)
 
     def _is_file(self, name: str) -> bool:
         """Return whether a name that could be a data set's is a file beside the recipe."""

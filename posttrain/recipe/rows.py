@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from posttrain.rewards import VERIFIERS
+from posttrain.rewards import VERIFIERS, UserFunction
 from posttrain.spec import Spec, wrong
 
 Column = Literal["messages", "prompt", "question", "answer", "completion", "reference"]
@@ -111,13 +111,21 @@ class DataSource(Spec):
     columns: dict[Column, str] = Field(default_factory=dict[Column, str])
     """Names of your columns by ours, if they differ. `reference` is what the verifier compares
     with, if that is not the answer: tests of code, constraints, options."""
-    verifier: VerifierName | None = None
-    """Verifier of the answers; reasoning_gym and generated data bring their own, and `judge` is the
-    model of answer_judge."""
+    verifier: VerifierName | UserFunction | None = None
+    """Verifier of the answers: a name, or a function of your own, `{python: my_rewards.py:score}`;
+    reasoning_gym and generated data bring their own, and `judge` is the model of answer_judge."""
     system: str | None = None
     """System turn put before every conversation."""
     suffix: str = ""
     """Text added to every question, for example an answer format."""
+
+    @field_validator("verifier", mode="before")
+    @classmethod
+    def _is_no_bare_target(cls, value: Any) -> Any:
+        if isinstance(value, str) and (":" in value or value.endswith(".py")):
+            target = value if ":" in value else f"{value}:score"
+            raise ValueError(f"a function of your own is a section: write {{python: {target}}}")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSource:
@@ -130,7 +138,7 @@ class DataSource(Spec):
                 raise wrong("path needs a capability, the tag its rows are counted under", "path")
             if self.levels is not None:
                 raise wrong("only reasoning_gym has levels", "levels")
-            if self.verifier is not None and VERIFIERS[self.verifier].own_data_only:
+            if isinstance(self.verifier, str) and VERIFIERS[self.verifier].own_data_only:
                 message = f"{self.verifier} decides its own data only: choose one of {CHOOSABLE}"
                 raise wrong(message, "verifier")
             return self
@@ -156,6 +164,8 @@ class DataSource(Spec):
             return ["reasoning_gym"]
         if self.generated is not None:
             return [spec.verifier for spec in self.generated.named.values()]
+        if isinstance(self.verifier, UserFunction):
+            return [self.verifier.name]
         return [] if self.verifier is None else [self.verifier]
 
 

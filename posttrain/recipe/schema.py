@@ -13,9 +13,10 @@ from posttrain.recipe.document import read_file
 from posttrain.recipe.files import FileOrSection, shipped_root
 from posttrain.recipe.judges import AnswerJudgeSpec, JudgeSpec
 from posttrain.recipe.models import EngineSpec, Model
+from posttrain.recipe.problems import KeyPath
 from posttrain.recipe.rows import DataSource
 from posttrain.recipe.trainer_blocks import DPOBlock, GRPOBlock, SFTBlock, SharedBlock
-from posttrain.rewards import VERIFIERS
+from posttrain.rewards import VERIFIERS, UserFunction
 from posttrain.rewards.shaping import Shaping
 from posttrain.sandbox import SandboxSpec
 from posttrain.spec import Share, Spec, wrong
@@ -170,8 +171,22 @@ class Pairs(Spec):
     """Maximum number of pairs of one prompt."""
     last_steps: int | None = Field(default=None, ge=1)
     """Number of RL steps, counted from the last, whose rollouts are used; null uses all."""
-    corner_cases: list[CornerCase] = Field(default=list(get_args(CornerCase)), min_length=1)
-    """Faults of rejected completions to take pairs from."""
+    corner_cases: list[CornerCase | UserFunction] = Field(
+        default=list(get_args(CornerCase)), min_length=1
+    )
+    """Faults of rejected completions to take pairs from. `{python: my_rewards.py:too_polite}` is a
+    detector of your own, asked before the others."""
+
+    @model_validator(mode="after")
+    def _named_apart(self) -> Pairs:
+        taken: set[str] = set(get_args(CornerCase))
+        for number, case in enumerate(self.corner_cases):
+            if isinstance(case, UserFunction):
+                if case.bare_name in taken:
+                    message = f"a second corner case called {case.bare_name}: rename the function"
+                    raise wrong(message, "corner_cases", number)
+                taken.add(case.bare_name)
+        return self
 
 
 class Dpo(TrainingSection):
@@ -265,17 +280,32 @@ def training_stages() -> list[str]:
     ]
 
 
-def every_source(recipe: Recipe) -> Iterator[DataSource]:
-    """Yield the data sources of sft, rl and the suites of eval."""
-    for section in (recipe.sft, recipe.rl):
-        if section is not None:
-            yield from section.data
-    for suite in recipe.eval.suites:
+def every_source(recipe: Recipe) -> Iterator[tuple[KeyPath, DataSource]]:
+    """Yield the data sources of sft, rl and the suites of eval, with their keys."""
+    lists: list[tuple[KeyPath, list[DataSource]]] = []
+    if recipe.sft is not None:
+        lists.append((("sft", "data"), recipe.sft.data))
+    if recipe.rl is not None:
+        lists.append((("rl", "data"), recipe.rl.data))
+    for number, suite in enumerate(recipe.eval.suites):
         if not isinstance(suite, str):
-            yield from suite.data
+            lists.append((("eval", "suites", number, "data"), suite.data))
+    for path, sources in lists:
+        for number, source in enumerate(sources):
+            yield (*path, number), source
+
+
+def user_functions(recipe: Recipe) -> Iterator[tuple[KeyPath, UserFunction]]:
+    """Yield the user's own functions with their keys: verifiers, then detectors."""
+    for path, source in every_source(recipe):
+        if isinstance(source.verifier, UserFunction):
+            yield (*path, "verifier"), source.verifier
+    for number, case in enumerate(recipe.dpo.pairs.corner_cases if recipe.dpo else ()):
+        if isinstance(case, UserFunction):
+            yield ("dpo", "pairs", "corner_cases", number), case
 
 
 def needs(recipe: Recipe, section: Literal["sandbox", "answer_judge"]) -> bool:
     """Return whether a verifier of the recipe's rows uses this section."""
-    names = {name for source in every_source(recipe) for name in source.verifiers}
-    return any(VERIFIERS[name].uses == section for name in names)
+    names = {name for _, source in every_source(recipe) for name in source.verifiers}
+    return any(VERIFIERS[name].uses == section for name in names & set(VERIFIERS))

@@ -10,8 +10,10 @@ from typing import Any
 from posttrain.artefacts import PROMPTS, QUARANTINE, SAMPLES, suite_table
 from posttrain.pipeline.context import Counts, Stage, StageContext
 from posttrain.recipe import LoadedRecipe
-from posttrain.recipe.schema import Recipe
+from posttrain.recipe.schema import Recipe, user_functions
 from posttrain.records import Prompt, Sample
+from posttrain.rewards import UserFunction
+from posttrain.rewards.python_source import columns_read
 from posttrain.run_directory import SUMMARY
 from posttrain.tables import write_json
 
@@ -64,16 +66,39 @@ def depends_on(loaded: LoadedRecipe, section: Recipe) -> Mapping[str, Any]:
     part: dict[str, Any] = {"max_bad_rows": written["max_bad_rows"]}
     for name in ("sft", "rl"):
         if written[name] is not None:
-            part[name] = {"data": written[name]["data"]}
-    part["eval"] = {"suites": written["eval"]["suites"]}
+            part[name] = {"data": [_rows_of(source) for source in written[name]["data"]]}
+    suites: list[Any] = written["eval"]["suites"]
+    held_out: dict[str, Any] = {
+        "suites": [
+            suite
+            if isinstance(suite, str)
+            else {**suite, "data": [_rows_of(source) for source in suite["data"]]}
+            for suite in suites
+        ]
+    }
     if "heldout" in section.eval.suites:
-        part["eval"]["heldout_size"] = section.eval.heldout_size
-    return part
+        held_out["heldout_size"] = section.eval.heldout_size
+    part["eval"] = held_out
+    columns = {
+        function.name: columns_read(function.python)
+        for path, function in user_functions(section)
+        if path[-1] == "verifier"
+    }
+    return {**part, "columns": columns} if columns else part
+
+
+def _rows_of(source: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what decides a source's rows: of a user's own function its name alone."""
+    verifier = source["verifier"]
+    if not isinstance(verifier, Mapping):
+        return source
+    return {**source, "verifier": UserFunction.model_validate(verifier).name}
 
 
 def files(loaded: LoadedRecipe) -> Mapping[str, Path]:
     """Return the data files that the recipe names by path."""
-    return {key: path for key, path in loaded.files.items() if ".data." in key}
+    found = loaded.files.items()
+    return {key: path for key, path in found if ".data." in key and key.endswith(".path")}
 
 
 def samples(context: StageContext) -> list[Sample]:

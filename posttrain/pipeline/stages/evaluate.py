@@ -21,7 +21,7 @@ from posttrain.metrics import Interval
 from posttrain.pipeline import keys
 from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, starting_policy
 from posttrain.pipeline.stages import data, model
-from posttrain.pipeline.verifying import answer_judge_files, verifiers_ready
+from posttrain.pipeline.verifying import verifier_files, verifiers_ready
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.cross import capabilities
 from posttrain.recipe.schema import Eval, Recipe
@@ -83,6 +83,7 @@ def depends_on(loaded: LoadedRecipe, _section: Eval) -> Mapping[str, Any]:
         "model": {"dtype": loaded.written["model"]["dtype"]},
         **keys.answer_judge_values(loaded),
         **keys.sandbox_limits(loaded),
+        **keys.function_limits(loaded, "rl", "eval"),
     }
 
 
@@ -150,7 +151,7 @@ def _row(
         run=run,
         reads=(model.STAGE.name, data.STAGE.name, *policy),
         depends_on=depends_on,
-        files=answer_judge_files,
+        files=verifier_files("rl", "eval"),
         estimate=estimate,
         seed_name="eval",
         loads_models=True,

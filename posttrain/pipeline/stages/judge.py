@@ -12,7 +12,7 @@ from posttrain.artefacts import MODEL, PILOT, PROMPT_VERDICTS, VERDICTS
 from posttrain.pipeline import keys
 from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, starting_policy
 from posttrain.pipeline.stages import data
-from posttrain.pipeline.verifying import answer_judge_files, verifiers_ready
+from posttrain.pipeline.verifying import verifier_files, verifiers_ready
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import JudgeCheck, Recipe, Sft
 from posttrain.records import Message, Prompt, RolloutGroup, Sample, Verdict, content_hash
@@ -137,6 +137,7 @@ def depends_on(loaded: LoadedRecipe, _section: Sft) -> Mapping[str, Any]:
         "model": {"dtype": written["model"]["dtype"]},
         **keys.answer_judge_values(loaded),
         **keys.sandbox_limits(loaded),
+        **keys.function_limits(loaded, "sft"),
     }
 
 
@@ -191,7 +192,7 @@ STAGE = Stage(
     run=run,
     reads=("model", "data"),
     depends_on=depends_on,
-    files=answer_judge_files,
+    files=verifier_files("sft"),
     estimate=estimate,
     loads_models=True,
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from posttrain.artefacts import PAIRS, read_added_prompts, read_rollouts
 from posttrain.errors import HealthStop
 from posttrain.pipeline.context import Counts, Stage, StageContext
 from posttrain.pipeline.stages import data
+from posttrain.pipeline.verifying import verifiers_ready
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Pairs
 from posttrain.run_directory import SUMMARY
@@ -24,7 +26,8 @@ def run(context: StageContext, section: Pairs) -> Counts:
     rl = context.inputs["rl"]
     prompts = {p.prompt_id: p for p in (*data.prompts(context), *read_added_prompts(rl))}
     groups = list(read_rollouts(rl))
-    pairs = mine_pairs(groups, prompts, section, seed=context.seed)
+    with verifiers_ready(context, []):
+        pairs = mine_pairs(groups, prompts, section, seed=context.seed)
     if not pairs:
         raise HealthStop(
             f"no preference pair in {len(groups)} groups of RL rollouts: none has a passing and a "
@@ -49,6 +52,12 @@ def depends_on(loaded: LoadedRecipe, _section: Pairs) -> Mapping[str, Any]:
     return {"dpo": {"pairs": loaded.written["dpo"]["pairs"]}}
 
 
+def files(loaded: LoadedRecipe) -> Mapping[str, Path]:
+    """Return the sources of the user's own detectors, by recipe key."""
+    found = loaded.files.items()
+    return {key: path for key, path in found if key.startswith("dpo.pairs.corner_cases.")}
+
+
 STAGE = Stage(
     name="pairs",
     version=1,
@@ -56,4 +65,5 @@ STAGE = Stage(
     run=run,
     reads=("data", "rl"),
     depends_on=depends_on,
+    files=files,
 )

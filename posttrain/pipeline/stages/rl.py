@@ -15,7 +15,7 @@ from posttrain.pipeline.context import (
     starting_policy,
 )
 from posttrain.pipeline.stages import data, judge
-from posttrain.pipeline.verifying import answer_judge_files, verifiers_ready
+from posttrain.pipeline.verifying import verifier_files, verifiers_ready
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe, Rl
 
@@ -81,6 +81,7 @@ def depends_on(loaded: LoadedRecipe, _section: Rl) -> Mapping[str, Any]:
         **keys.training_values(loaded),
         **keys.answer_judge_values(loaded),
         **keys.sandbox_limits(loaded),
+        **keys.function_limits(loaded, "rl"),
     }
 
 
@@ -106,7 +107,7 @@ STAGE = Stage(
     run=run,
     reads=("model", "data", "judge", "sft"),
     depends_on=depends_on,
-    files=answer_judge_files,
+    files=verifier_files("rl"),
     estimate=estimate,
     loads_models=True,
     is_training=True,
