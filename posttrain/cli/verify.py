@@ -17,6 +17,7 @@ from posttrain.errors import RecipeError
 if TYPE_CHECKING:
     from posttrain.data.answers import Answer
     from posttrain.records import Outcome
+    from posttrain.rewards import UserFunction
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,7 +34,14 @@ def verify(
             "given by the options.",
         ),
     ] = None,
-    verifier: Annotated[str | None, typer.Option("--verifier", help="Which one decides.")] = None,
+    verifier: Annotated[
+        str | None,
+        typer.Option(
+            "--verifier",
+            help="Which one decides: a name, or a function of yours as my_rewards.py:score; also "
+            "'my_rewards.py:score >= 0.5'.",
+        ),
+    ] = None,
     reference: Annotated[
         str | None, typer.Option("--reference", help="What it compares with; @FILE reads a file.")
     ] = None,
@@ -41,7 +49,12 @@ def verify(
         str | None, typer.Option("--answer", help="The text; @FILE reads a file, - the input.")
     ] = None,
     question: Annotated[str, typer.Option("--question", help="What was asked.")] = "",
-    meta: Annotated[str, typer.Option("--meta", help="What else it needs, as JSON.")] = "{}",
+    meta: Annotated[
+        str,
+        typer.Option(
+            "--meta", help="What else it needs, as JSON; for a function of yours, the columns."
+        ),
+    ] = "{}",
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Also write a row per answer: JSONL, Parquet."),
@@ -50,13 +63,18 @@ def verify(
 ) -> None:
     """Verify answers; show the outcomes, and why."""
     from posttrain.data.answers import Answer, read_answers, task
-    from posttrain.rewards import close_workers
+    from posttrain.rewards import close_workers, use_functions
+    from posttrain.rewards.python import COLUMNS
 
     if out is not None and out.suffix not in (".jsonl", ".parquet"):
         raise RecipeError(
             f"--out {out}: a table's name ends in .jsonl or .parquet",
             hint=f"write --out {out.with_suffix('.jsonl')}",
         )
+    if verifier is not None and (":" in verifier or verifier.endswith(".py")):
+        function = _user_function(verifier)
+        use_functions([function])
+        verifier = function.name
     if table is not None:
         answers = read_answers(table, verifier=verifier, reference=_text(reference))
     elif verifier is None or answer is None:
@@ -65,10 +83,10 @@ def verify(
             hint="posttrain verify --verifier math --reference 0.5 --answer '\\boxed{1/2}'",
         )
     else:
-        values = _object(meta)
+        values = {COLUMNS: _object(meta)} if ":" in verifier else _object(meta)
         prompt = task(verifier, reference=_text(reference) or "", question=question, meta=values)
         answers = [Answer(prompt=prompt, text=_text(answer) or "")]
-    _refuse_unfit(answers)
+    _refuse_unfit(answers, verifier)
     try:
         outcomes = _decide(answers)
     finally:
@@ -84,6 +102,22 @@ def verify(
         _show_one(outcomes[0])
     else:
         _show_summary(_summary(answers, outcomes), rows)
+
+
+def _user_function(text: str) -> UserFunction:
+    from posttrain.rewards import UserFunction
+    from posttrain.rewards.python_source import BadFunction, find_function
+
+    try:
+        function = UserFunction.from_name(text)
+        find_function(function.python, Path.cwd())
+    except BadFunction as error:
+        meant = f"did you mean {error.suggestion}?" if error.suggestion else "see docs/verifiers.md"
+        raise RecipeError(f"--verifier {text}: {error.message}", hint=meant) from error
+    except ValueError as error:
+        hint = "write --verifier my_rewards.py:score, or 'my_rewards.py:score >= 0.5'"
+        raise RecipeError(f"--verifier {text} names no function", hint=hint) from error
+    return function
 
 
 def _text(value: str | None) -> str | None:
@@ -107,7 +141,7 @@ def _object(text: str) -> dict[str, Any]:
     return value
 
 
-def _refuse_unfit(answers: Sequence[Answer]) -> None:
+def _refuse_unfit(answers: Sequence[Answer], declared: str | None) -> None:
     """Check each different task once: a reference that its verifier cannot use decides nothing."""
     from posttrain.rewards import check_reference, find_verifier
 
@@ -124,10 +158,10 @@ def _refuse_unfit(answers: Sequence[Answer]) -> None:
                 hint="verify answers of other verifiers, or read the run's rollout tables",
             )
         if why is not None:
-            raise RecipeError(
-                f"answer {number}: verifier {name}: {why}",
-                hint="correct verifier or reference; docs/verifiers.md lists what each one takes",
-            )
+            hint = "correct verifier or reference; docs/verifiers.md lists what each one takes"
+            if ":" in name and name != declared:
+                hint = f"no table makes code run by itself: --verifier 'path/to/{name}'"
+            raise RecipeError(f"answer {number}: verifier {name}: {why}", hint=hint)
 
 
 def _decide(answers: Sequence[Answer]) -> list[Outcome]:

@@ -57,6 +57,7 @@ def write_model_card(run_dir: Path, out: Path) -> Path:
         stages=[
             (s.name, s.manifest.key, duration(s.manifest.seconds)) for s in run.stages.values()
         ],
+        functions=lineage.user_functions(run),
         versions=lineage.versions(run),
         recipe_text=recipe_text.rstrip(),
         fence=fence(recipe_text),

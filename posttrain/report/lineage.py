@@ -81,6 +81,8 @@ def section(run: Run) -> Section:
             items=[(s.name, s.manifest.key) for s in run.stages.values()],
         )
     )
+    if own := user_functions(run):
+        blocks.append(Facts(title="Your own functions: sha256 of their files", items=own))
     if run.recipe_text is None:
         blocks.append(Note("recipe.yaml is missing."))
     else:
@@ -97,6 +99,15 @@ def section(run: Run) -> Section:
         title = f"{stage.path.name}: {MANIFEST}"
         blocks.append(Source(title=title, text=pretty(read_json(stage.path / MANIFEST))))
     return Section(slug="lineage", title="Lineage", blocks=blocks)
+
+
+def user_functions(run: Run) -> list[tuple[str, str]]:
+    """Return the files of the user's own functions, by recipe key, with their hashes."""
+    inputs: dict[str, str] = {}
+    for stage in run.stages.values():
+        inputs |= stage.manifest.key_parts.get("inputs", {})
+    own = (".verifier.python", ".corner_cases.")
+    return [(key, hashed) for key, hashed in inputs.items() if any(part in key for part in own)]
 
 
 def versions(run: Run) -> list[tuple[str, str]]:

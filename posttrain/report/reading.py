@@ -147,8 +147,10 @@ def _rollout(group: RolloutGroup, index: int, rollout: Rollout, prompt: Prompt |
 
 
 def _answer(rollout: Rollout, name: str) -> Passage:
+    # An exception has its traceback below the first line.
+    why = rollout.outcome.why.partition("\n")[0]
     return Passage(
-        name=f"{name}: {badge(rollout)}, {rollout.outcome.why}",
+        name=f"{name}: {badge(rollout)}, {why}",
         text=rollout.text,
         tone=badge(rollout),
     )

@@ -26,6 +26,7 @@ from posttrain.report.blocks import (
     TableRow,
     conversation,
     percent,
+    plural,
     text_row,
 )
 from posttrain.report.charts import curve_panel, curves
@@ -38,6 +39,7 @@ _OLD_FLAGS = "touches"
 """Name of the column reward_hack_flags in tables of earlier versions."""
 COLUMNS = ("prompt_id", "step", "index", *_OUTCOME_COLUMNS, _OLD_FLAGS, "text")
 NUM_SPOT_CHECKS = 12
+NUM_UNDECIDED = 5
 MIN_GROUP = 4
 """Answers of a prompt from which a lone success counts as rare."""
 _SIGNIFICANT = 0.001
@@ -63,6 +65,8 @@ def section(run: Run, prompts: Mapping[str, Prompt]) -> Section:
     blocks: list[Block] = [_outcomes(verifier, places) for verifier in verifiers]
     if not blocks:
         blocks.append(Note("No answer was verified yet."))
+    if undecided := undecided_answers(one for found in places.values() for one in found):
+        blocks.append(undecided)
     if facts := _means(run):
         blocks.append(facts)
     rollouts = places.get("rl", [])
@@ -129,6 +133,31 @@ def _outcomes(verifier: str, places: Mapping[str, Sequence[Decided]]) -> Table:
         foot=[text_row("answers", *(f"{counts[place].total():,}" for place in places))],
         caption="Share and number of answers. Undecided ones are missing, not failed.",
     )
+
+
+def undecided_answers(answers: Iterable[Decided]) -> Examples | None:
+    """Show the commonest reasons of undecided answers, each with its last answer and traceback."""
+    counts: Counter[tuple[str, str]] = Counter()
+    last: dict[tuple[str, str], Decided] = {}
+    for one in answers:
+        if one.outcome.passed is None:
+            reason = one.outcome.why.partition("\n")[0].partition(":")[0]
+            counts[one.verifier, reason] += 1
+            last[one.verifier, reason] = one
+    items = [
+        Example(
+            title=f"{verifier}: {reason}",
+            facts=[plural(count, "answer")],
+            passages=[
+                Passage(name="the last one's reason", text=last[verifier, reason].outcome.why),
+                Passage(name="its answer", text=last[verifier, reason].text),
+            ],
+            badge="undecided",
+        )
+        for (verifier, reason), count in counts.most_common(NUM_UNDECIDED)
+    ]
+    title = f"Undecided answers, {counts.total():,} in all, by reason"
+    return Examples(title=title, items=items) if items else None
 
 
 def _means(run: Run) -> Facts | None:
