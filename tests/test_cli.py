@@ -422,6 +422,29 @@ def test_verify_looks_at_its_files_before_it_works(
     assert said.last_line == "next: write --out x.jsonl"
 
 
+def test_verify_takes_a_function_of_ones_own(posttrain_command: Invoke) -> None:
+    Path("mine.py").write_text(
+        "def score(completion, reference, *, topic='none'):\n"
+        "    print('told')\n"
+        "    return 0.5 * (completion == reference) + 0.25 * (topic == 'sums')\n"
+    )
+    answer = ("--reference", "4", "--answer", "4", "--json")
+    asked = ("verify", "--verifier", "mine.py:score >= 0.7", *answer)
+    found = json.loads(posttrain_command(*asked, "--meta", '{"topic": "sums"}').out)
+    assert (found["passed"], found["score"]) == (True, 0.75)
+    assert json.loads(posttrain_command(*asked).out)["passed"] is False
+    said = posttrain_command("verify", "--verifier", "mine.py:scor", *answer)
+    assert (said.code, said.last_line) == (2, f"next: did you mean {Path.cwd()}/mine.py:score?")
+    Path("t.jsonl").write_text('{"verifier": "mine.py:score", "answer": "4", "reference": "4"}\n')
+    said = posttrain_command("verify", "t.jsonl")
+    assert said.code == 2
+    assert said.last_line.endswith("--verifier 'path/to/mine.py:score'")
+    found = json.loads(
+        posttrain_command("verify", "t.jsonl", "--verifier", "mine.py:score", "--json").out
+    )
+    assert found["rows"][0]["parts"] == {"returned": 0.5}
+
+
 def test_doctor_names_versions(posttrain_command: Invoke) -> None:
     found = json.loads(posttrain_command("doctor", "--json").out)
     assert found["packages"]["torch"].startswith("2.")

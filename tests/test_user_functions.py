@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,41 @@ def test_a_detector_of_ones_own_names_a_corner_case(folder: Path) -> None:
         "5": "wrong_answer",
         "boom": "wrong_answer",
     }
+
+
+# ---- the page
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "passed"),
+    [
+        ("score", " 4 ", True),
+        ("close", "4.3", True),
+        ("close", "5", False),
+        ("close", "four", None),
+        ("brief", "it is 4", True),
+        ("brief", "it is 4 of course", False),
+        ("graded >= 0.5", "4", True),
+        ("graded", "4", False),
+        ("too_polite", "please " * 3, True),
+    ],
+)
+def test_the_examples_of_the_page_do_what_it_says(
+    tmp_path: Path, name: str, text: str, passed: bool | None
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "verifiers.md").read_text()
+    examples = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "my_rewards.py").write_text("\n".join(examples))
+    function = UserFunction.from_name(f"{tmp_path}/my_rewards.py:{name}")
+    use_functions([function])
+    asked = Prompt.make(
+        messages=[{"role": "user", "content": "How many?"}],
+        reference="4",
+        verifier=function.name,
+        capability="c",
+        meta={"columns": {"max_words": 3}},
+    )
+    assert verify(asked, text).passed is passed
 
 
 # ---- a run
