@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tiny_run import RunServer
 
+from posttrain.data import prompt_of
 from posttrain.data.answers import read_answers
 from posttrain.errors import RecipeError
 from posttrain.pipeline import STAGES
@@ -236,6 +237,16 @@ def test_a_row_without_a_needed_column_is_quarantined(tmp_path: Path) -> None:
     (row,) = bundle.quarantine
     assert (row["reason"], row["line"]) == ("verifier_fit", 2)
     assert row["detail"] == "verifier mine.py:score: the row has no column topic"
+
+
+def test_the_question_of_an_sft_sample_keeps_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def score(c, topic, reference): return topic == reference")
+    write_jsonl(tmp_path, [{"question": "2+2?", "answer": "4", "topic": "4"}])
+    source = file_source(verifier={"python": f"{tmp_path}/mine.py:score"})
+    (sample,) = load_bundle(data_recipe(sft=[source]), tmp_path).samples
+    asked = prompt_of(sample)
+    assert asked is not None
+    assert verify(asked, "x").passed is True
 
 
 def test_a_table_of_answers_gives_its_columns(tmp_path: Path) -> None:
