@@ -97,7 +97,7 @@ def pass_rate_interval(
     return _macro_interval([rates_P], 0.0, seed, num_resamples)
 
 
-def macro_pass_at_1(groups_by_capability: GroupsByCapability, *, seed: int = 0) -> Interval:
+def macro_pass_at_1(groups_by_capability: GroupsByCapability) -> Interval:
     """Return the mean over capabilities of their mean pass rate, bootstrapped over prompts.
 
     Prompts are drawn inside each capability. NaN where a capability has no decided rollout: its
@@ -107,7 +107,7 @@ def macro_pass_at_1(groups_by_capability: GroupsByCapability, *, seed: int = 0) 
         np.array(list(pass_rates(groups).values()), dtype=np.float64)
         for _, groups in sorted(groups_by_capability.items())
     ]
-    return _macro_interval(rates_C, 0.0, seed)
+    return _macro_interval(rates_C, 0.0)
 
 
 def paired_difference(
@@ -248,7 +248,7 @@ def _resampled_means(values_N: Floats, rng: np.random.Generator, num_resamples: 
 
 
 def _macro_interval(
-    values_C: Sequence[Floats], least: float, seed: int, num_resamples: int = _NUM_RESAMPLES
+    values_C: Sequence[Floats], least: float, seed: int = 0, num_resamples: int = _NUM_RESAMPLES
 ) -> Interval:
     """Return the mean over capabilities of the mean of their values, with its interval.
 

@@ -19,12 +19,12 @@ from posttrain.memory import (
     Shapes,
     fits,
     parse_devices,
-    pass_of,
     plan_memory,
     published_shapes,
     suggestions,
 )
 from posttrain.memory.advice import changed
+from posttrain.memory.per_device import pass_of
 from posttrain.memory.shapes import matrices
 from posttrain.pipeline import fit
 from posttrain.recipe import load_recipe, shipped_files

@@ -5,13 +5,12 @@
 
 from posttrain.data.levelled import LEVELLED, LevelledFamily, levelled_families, new_prompts
 from posttrain.data.load import BadRows, DataBundle, assert_disjoint, load_data
-from posttrain.data.quarantine import QUARANTINE_SCHEMA, write_quarantine
+from posttrain.data.quarantine import write_quarantine
 from posttrain.data.reading import count_rows
 from posttrain.data.records import prompt_of, question_hashes
 
 __all__ = [
     "LEVELLED",
-    "QUARANTINE_SCHEMA",
     "BadRows",
     "DataBundle",
     "LevelledFamily",

@@ -120,7 +120,7 @@ class _Loader:
             self._refuse_empty(bundle.prompts, prompts, "rl.data")
         seen = set()
         for unit in samples:
-            taken = self._take_samples(unit, "sft", self.held, seen, unit.size)
+            taken = self._take_samples(unit, self.held, seen, unit.size)
             bundle.samples += [sample for _, sample in taken]
         if recipe.sft:
             self._refuse_empty(bundle.samples, samples, "sft.data")
@@ -181,7 +181,7 @@ class _Loader:
         return self._take(unit, role, make, lambda p: p.prompt_id, held, seen, want)
 
     def _take_samples(
-        self, unit: Unit, role: str, held: set[str], seen: set[str], want: int | None
+        self, unit: Unit, held: set[str], seen: set[str], want: int | None
     ) -> list[tuple[Raw, Sample]]:
         def make(raw: Raw) -> Sample:
             conversation, meta = unit.converse(raw)
@@ -189,7 +189,7 @@ class _Loader:
                 raise BadRow("no_answer", "the family gives no reference answer to learn")
             return make_sample(conversation, unit.source, unit.capability, meta)
 
-        return self._take(unit, role, make, lambda s: s.sample_id, held, seen, want)
+        return self._take(unit, "sft", make, lambda s: s.sample_id, held, seen, want)
 
     def _take(
         self,

@@ -1,7 +1,7 @@
 """Parameters, bytes and operations of a recipe, from configurations alone; no torch."""
 
-from posttrain.memory.advice import Suggestion, suggestions
-from posttrain.memory.per_device import GB, VALUE_BYTES, Devices, parse_devices, pass_of
+from posttrain.memory.advice import suggestions
+from posttrain.memory.per_device import GB, VALUE_BYTES, Devices, parse_devices
 from posttrain.memory.plan import Phase, fits, plan_memory
 from posttrain.memory.shapes import (
     Shapes,
@@ -21,7 +21,6 @@ __all__ = [
     "Devices",
     "Phase",
     "Shapes",
-    "Suggestion",
     "active_adapter_parameters",
     "active_parameters",
     "adapter_parameters",
@@ -30,7 +29,6 @@ __all__ = [
     "kv_bytes_per_token",
     "parameters_by_kind",
     "parse_devices",
-    "pass_of",
     "plan_memory",
     "published_shapes",
     "shapes_in",

@@ -32,7 +32,7 @@ class Note:
     kind: Literal["note"] = "note"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """A table cell: a value, a small line under it, and a tone."""
 
@@ -63,7 +63,7 @@ class Table:
     kind: Literal["table"] = "table"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Panel:
     """One chart of a figure."""
 
@@ -87,7 +87,7 @@ class Figure:
     kind: Literal["figure"] = "figure"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Passage:
     """A named text by a model or a data set, shown inert."""
 
@@ -106,7 +106,7 @@ class Example:
     badge: Literal["", "passed", "failed", "undecided"] = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Examples:
     """A fold of examples."""
 
@@ -116,7 +116,7 @@ class Examples:
     kind: Literal["examples"] = "examples"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """A fold of preformatted text, uncut."""
 
@@ -125,7 +125,7 @@ class Source:
     kind: Literal["source"] = "source"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Names and values."""
 
@@ -148,7 +148,7 @@ class Section:
 
 def text_row(head: str, *texts: str, strong: bool = False) -> TableRow:
     """Return a row of plain numeric cells."""
-    return TableRow(head=head, cells=[Cell(text=text) for text in texts], strong=strong)
+    return TableRow(head=head, cells=[Cell(text) for text in texts], strong=strong)
 
 
 def small_multiples(
@@ -164,7 +164,7 @@ def small_multiples(
 
 def conversation(messages: Sequence[Message]) -> list[Passage]:
     """Return the turns of a conversation as passages."""
-    return [Passage(name=turn["role"], text=turn["content"]) for turn in messages]
+    return [Passage(turn["role"], turn["content"]) for turn in messages]
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -80,9 +80,9 @@ def change_table(suite: str, changes: Sequence[Change]) -> Table:
 
 def _change_cell(interval: Interval) -> Cell:
     if interval.mean != interval.mean:
-        return Cell(text="\u2013")
+        return Cell("\u2013")
     return Cell(
-        text=points(interval.mean),
+        points(interval.mean),
         sub=f"{points(interval.low)} to {points(interval.high)}",
         tone=tone(interval),
     )

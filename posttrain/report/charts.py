@@ -278,7 +278,7 @@ def curve_panel(title: str, points: Points, *, share: bool, colour: str) -> Pane
         f"{number(last[0])}"
     )
     return Panel(
-        title=title,
+        title,
         sub=f"{show(first[1])} \u2192 {show(last[1])}",
         svg=curves({title: (colour, points)}, share=share, label=label),
     )

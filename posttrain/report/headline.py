@@ -104,16 +104,16 @@ def _table_row(suite: Evaluated, capability: str) -> TableRow:
     for point in suite.results:
         found = measured.get((point, capability))
         if found is None:
-            cells.append(Cell(text="\u2013"))
+            cells.append(Cell("\u2013"))
             continue
         sub = _range(found.pass_at_1)
         for k, value in sorted(found.pass_at_k.items()):
             if not math.isnan(value):
                 sub += f"\npass@{k}{NBSP}{percent(value)}"
-        cells.append(Cell(text=percent(found.pass_at_1.mean), sub=sub))
+        cells.append(Cell(percent(found.pass_at_1.mean), sub=sub))
         constants += [] if math.isnan(found.constant) else [found.constant]
         num_prompts = max(num_prompts, found.num_prompts)
-    cells.append(Cell(text=percent(max(constants)) if constants else "\u2013"))
+    cells.append(Cell(percent(max(constants)) if constants else "\u2013"))
     is_average = capability == MACRO
     head = MACRO if is_average else f"{capability}\n{plural(num_prompts, 'prompt')}"
     return TableRow(head=head, cells=cells, strong=is_average)
@@ -148,7 +148,7 @@ def _panel(suite: Evaluated, capability: str, top: float) -> Panel:
         top=top,
         label=f"{capability}: pass@1 by stage: {said}",
     )
-    return Panel(title=capability, svg=svg)
+    return Panel(capability, svg=svg)
 
 
 def method(run: Run, evaluated: Sequence[Evaluated]) -> list[str]:

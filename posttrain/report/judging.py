@@ -110,7 +110,7 @@ def histograms(kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str,
         svg = score_histogram(
             _scores(k), _scores(d), cut, label=f"Histogram of judge scores, {said}"
         )
-        panels.append(Panel(title=name, svg=svg))
+        panels.append(Panel(name, svg=svg))
     return small_multiples(
         "How hard the judge found the samples",
         panels,
@@ -152,7 +152,7 @@ def pilot_blocks(run: Run) -> list[Block]:
     return [
         Figure(
             title="The judge against measurement",
-            panels=[Panel(title=f"{plural(len(dots), 'pilot sample')}", svg=svg)],
+            panels=[Panel(plural(len(dots), "pilot sample"), svg=svg)],
             caption=f"{meaning} Each dot is a sample that the base model answered several times.",
         )
     ]
@@ -245,7 +245,7 @@ def scored_examples(
             _example(r, samples, "kept") for r in up[:1]
         ]
     blocks: list[Block] = [
-        Examples(title=title, items=items)
+        Examples(title, items=items)
         for title, items in (
             ("Highest scores: kept", hard),
             ("Lowest scores: dropped", easy),
@@ -269,7 +269,7 @@ def _example(row: Mapping[str, Any], samples: Mapping[str, Sample], fate: str) -
         "no score" if score is None else f"score {float(score):.3f}",
     ]
     passages = [] if sample is None else conversation(sample.messages)
-    passages.append(Passage(name="reason", text=str(row.get("reason") or "")))
+    passages.append(Passage("reason", str(row.get("reason") or "")))
     return Example(title=str(row["sample_id"]), facts=facts, passages=passages)
 
 

@@ -45,7 +45,7 @@ def timing_section(run: Run) -> Section:
     said = "; ".join(f"{name} {text}" for name, _, text in rows)
     svg = bars(rows, colours=colours, label=f"Time per stage: {said}")
     figure = Figure(
-        title=f"{duration(sum(seconds))} in all", panels=[Panel(title="", svg=svg)], wide=True
+        title=f"{duration(sum(seconds))} in all", panels=[Panel("", svg=svg)], wide=True
     )
     table = Table(
         title="Stage by stage",
@@ -54,9 +54,9 @@ def timing_section(run: Run) -> Section:
             TableRow(
                 head=s.name,
                 cells=[
-                    Cell(text=duration(t)),
-                    Cell(text=size(s.manifest.peak_rss_bytes)),
-                    Cell(text=", ".join(counted(s.manifest.counts)), numeric=False),
+                    Cell(duration(t)),
+                    Cell(size(s.manifest.peak_rss_bytes)),
+                    Cell(", ".join(counted(s.manifest.counts)), numeric=False),
                 ],
             )
             for s, t in zip(finished, seconds, strict=True)
@@ -72,12 +72,10 @@ def section(run: Run) -> Section:
     blocks: list[Block] = []
     model = run.file("model", MODEL)
     if model is not None:
-        blocks.append(
-            Source(title="Base model: model.json", text=model.read_text(encoding="utf-8"))
-        )
+        blocks.append(Source("Base model: model.json", model.read_text(encoding="utf-8")))
     blocks.append(
         Facts(
-            title="Stage keys",
+            "Stage keys",
             items=[(s.name, s.manifest.key) for s in run.stages.values()],
         )
     )
@@ -86,18 +84,16 @@ def section(run: Run) -> Section:
     if run.recipe_text is None:
         blocks.append(Note("recipe.yaml is missing."))
     else:
-        blocks.append(Source(title="Recipe, as written", text=run.recipe_text))
+        blocks.append(Source("Recipe, as written", run.recipe_text))
     for title, value in (
         ("Recipe, as resolved (recipe.resolved.json)", run.recipe),
         ("Environment (environment.json)", run.environment),
     ):
         name = title.rpartition("(")[2].rstrip(")")
-        blocks.append(
-            Source(title=title, text=pretty(value)) if value else Note(f"{name} is missing.")
-        )
+        blocks.append(Source(title, pretty(value)) if value else Note(f"{name} is missing."))
     for stage in run.stages.values():
         title = f"{stage.path.name}: {MANIFEST}"
-        blocks.append(Source(title=title, text=pretty(read_json(stage.path / MANIFEST))))
+        blocks.append(Source(title, pretty(read_json(stage.path / MANIFEST))))
     return Section(slug="lineage", title="Lineage", blocks=blocks)
 
 

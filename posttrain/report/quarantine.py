@@ -57,12 +57,12 @@ def quarantine(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
             TableRow(
                 head=reason,
                 cells=[
-                    Cell(text=f"{count:,}"),
+                    Cell(f"{count:,}"),
                     Cell(
-                        text="unusable" if malformed else "usable, but not for training",
+                        "unusable" if malformed else "usable, but not for training",
                         numeric=False,
                     ),
-                    Cell(text=_sources(rows, reason), numeric=False),
+                    Cell(_sources(rows, reason), numeric=False),
                 ],
             )
             for (reason, malformed), count in counts.most_common(MAX_REASONS)
@@ -79,14 +79,14 @@ def quarantine(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
             title=str(row["reason"]),
             facts=[f"{row.get('source', '')}:{row.get('line', '')}"],
             passages=[
-                Passage(name="why", text=str(row.get("detail") or "")),
-                Passage(name="row", text=str(row.get("excerpt") or "")),
+                Passage("why", str(row.get("detail") or "")),
+                Passage("row", str(row.get("excerpt") or "")),
             ],
         )
         for reason, _ in counts.most_common(MAX_REASONS)
         for row in [r for r in rows if str(r["reason"]) == reason[0]][:2]
     ]
-    return [table, Examples(title="Rows left out, to read", items=examples)]
+    return [table, Examples("Rows left out, to read", items=examples)]
 
 
 def _sources(rows: Sequence[Mapping[str, Any]], reason: str) -> str:

@@ -72,7 +72,7 @@ def before_and_after(suite: Evaluated, prompts: Mapping[str, Prompt]) -> list[Bl
             if change[i] < 0
         ]
     return [
-        Examples(title=title, items=items, open=items is risen)
+        Examples(title, items=items, open=items is risen)
         for title, items in (
             (f"Held-out questions that {last} answers better than {first}", risen),
             (f"Held-out questions that {last} answers worse than {first}", fallen),
@@ -92,7 +92,7 @@ def _before_and_after(
     # One answer per side, of the kind that became rarer or more frequent.
     passages = [
         *conversation(prompt.messages),
-        Passage(name="reference", text=prompt.reference),
+        Passage("reference", prompt.reference),
         _answer(_typical(before, new < old), first),
         _answer(_typical(after, new > old), last),
     ]
@@ -125,7 +125,7 @@ def early_and_late(
                     items.append(_rollout(group, index, rollout, prompt))
         items.sort(key=lambda e: (e.facts[0], e.badge != "passed"))
         if items:
-            blocks.append(Examples(title=title, items=items))
+            blocks.append(Examples(title, items=items))
     return blocks
 
 
@@ -141,7 +141,7 @@ def _rollout(group: RolloutGroup, index: int, rollout: Rollout, prompt: Prompt |
     ]
     passages = [] if prompt is None else conversation(with_system(prompt.messages, group.system))
     if prompt is not None:
-        passages.append(Passage(name="reference", text=prompt.reference))
+        passages.append(Passage("reference", prompt.reference))
     passages.append(_answer(rollout, "answer"))
     return Example(title=group.prompt_id, facts=facts, passages=passages, badge=badge(rollout))
 
@@ -150,8 +150,8 @@ def _answer(rollout: Rollout, name: str) -> Passage:
     # An exception has its traceback below the first line.
     why = rollout.outcome.why.partition("\n")[0]
     return Passage(
-        name=f"{name}: {badge(rollout)}, {why}",
-        text=rollout.text,
+        f"{name}: {badge(rollout)}, {why}",
+        rollout.text,
         tone=badge(rollout),
     )
 

@@ -86,7 +86,7 @@ def _pass_rates(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
             top=1.0,
             label=f"Pass rate of proposed prompts, {said}",
         )
-        panels.append(Panel(title=name, svg=svg))
+        panels.append(Panel(name, svg=svg))
     return small_multiples(
         "Pass rate of proposed prompts",
         panels,
@@ -100,7 +100,7 @@ def _flow(by_capability: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     for name, rows in by_capability.items():
         totals = "; ".join(f"{number(_total(rows, key))} {meaning}" for key, _, meaning in FLOW)
         svg = stacked_steps(rows, FLOW, label=f"Prompts proposed by step, {name}: {totals}")
-        panels.append(Panel(title=name, svg=svg))
+        panels.append(Panel(name, svg=svg))
     return small_multiples(
         "Use of proposed prompts",
         panels,
@@ -167,9 +167,7 @@ def parity_block(run: Run) -> Block:
     told = "" if tolerance is None else f" The run stops above {number(tolerance)}."
     return Figure(
         title="Weight-sync parity",
-        panels=[
-            Panel(title="mean |difference|, nats per token", sub=f"worst {number(worst)}", svg=svg)
-        ],
+        panels=[Panel("mean |difference|, nats per token", sub=f"worst {number(worst)}", svg=svg)],
         caption="After every weight sync the engine and the trainer's model score the same few "
         f"sequences. Shown: the mean absolute difference of token log-probabilities.{told}",
     )

@@ -160,7 +160,7 @@ def _pair_blocks(run: Run) -> list[Block]:
     return pair_blocks(pairs)
 
 
-def pair_blocks(pairs: Sequence[PreferencePair], num_examples: int = 2) -> list[Block]:
+def pair_blocks(pairs: Sequence[PreferencePair]) -> list[Block]:
     """Tabulate pairs by the fault of the rejected answer, with a few of each to read."""
     by_case: dict[str, list[PreferencePair]] = {}
     for pair in pairs:
@@ -186,14 +186,14 @@ def pair_blocks(pairs: Sequence[PreferencePair], num_examples: int = 2) -> list[
             ],
             passages=[
                 *conversation(pair.prompt),
-                Passage(name="chosen", text=pair.chosen, tone="passed"),
-                Passage(name="rejected", text=pair.rejected, tone="failed"),
+                Passage("chosen", pair.chosen, tone="passed"),
+                Passage("rejected", pair.rejected, tone="failed"),
             ],
         )
         for case, ps in ordered
-        for pair in ps[:num_examples]
+        for pair in ps[:2]
     ]
-    return [table, Examples(title="Pairs to read", items=examples)]
+    return [table, Examples("Pairs to read", items=examples)]
 
 
 def _curves_of(run: Run, stage: str) -> list[Block]:

@@ -122,7 +122,7 @@ def _outcomes(verifier: str, places: Mapping[str, Sequence[Decided]]) -> Table:
     def cell(place: str, label: str) -> Cell:
         of_place = counts[place].total()
         share = counts[place][label] / of_place if of_place else None
-        return Cell(text=percent(share), sub=f"{counts[place][label]:,}")
+        return Cell(percent(share), sub=f"{counts[place][label]:,}")
 
     return Table(
         title=f"Outcomes of verifier {verifier}",
@@ -173,9 +173,7 @@ def _means(run: Run) -> Facts | None:
                 said += f", AUC {told['auc']:.2f} ({told['auc_low']:.2f} to {told['auc_high']:.2f})"
                 said += f", false passes {percent(told['false_pass_rate'])}"
             items.append(("answer judge", said))
-    return (
-        Facts(title="Sandbox and answer judge", items=list(dict.fromkeys(items))) if items else None
-    )
+    return Facts("Sandbox and answer judge", items=list(dict.fromkeys(items))) if items else None
 
 
 def reward_hack_blocks(rollouts: Sequence[Decided]) -> list[Block]:
@@ -197,7 +195,7 @@ def reward_hack_blocks(rollouts: Sequence[Decided]) -> list[Block]:
         points = [(float(s), sum(hit) / len(hit)) for s, hit in sorted(by_step.items())]
         told = f"{verifier}: {kind}"
         svg = curves({kind: (RL_COLOUR, points)}, share=True, label=f"Share of answers, {told}")
-        panels.append(Panel(title=told, svg=svg))
+        panels.append(Panel(told, svg=svg))
         flagged = [one for one in own if kind in one.outcome.reward_hack_flags]
         passed = sum(one.outcome.passed is True for one in flagged)
         share = percent(len(flagged) / len(own))
@@ -253,7 +251,7 @@ def spot_checks(rollouts: Sequence[Decided], prompts: Mapping[str, Prompt]) -> E
         key=lambda pair: (not pair[0].outcome.reward_hack_flags, -pair[0].step, pair[0].prompt_id)
     )
     items = [_to_check(one, size, prompts) for one, size in rare[:NUM_SPOT_CHECKS]]
-    return Examples(title=f"Spot checks: rare successes, {len(rare):,} in all", items=items)
+    return Examples(f"Spot checks: rare successes, {len(rare):,} in all", items=items)
 
 
 def _to_check(one: Decided, size: int, prompts: Mapping[str, Prompt]) -> Example:
@@ -264,7 +262,7 @@ def _to_check(one: Decided, size: int, prompts: Mapping[str, Prompt]) -> Example
         facts=[*facts, *(f"flagged: {kind}" for kind in one.outcome.reward_hack_flags)],
         passages=[
             *asked,
-            Passage(name=f"passed: {one.outcome.why}", text=one.text, tone="passed"),
+            Passage(f"passed: {one.outcome.why}", one.text, tone="passed"),
         ],
         badge="passed",
     )

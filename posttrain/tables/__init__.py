@@ -14,11 +14,10 @@ from posttrain.tables.files import (
     write_bytes,
     write_json,
 )
-from posttrain.tables.rows import json_field, read_table, write_table
+from posttrain.tables.rows import read_table, write_table
 from posttrain.tables.typed import (
     read_groups,
     read_records,
-    record_schema,
     write_groups,
     write_records,
 )
@@ -27,14 +26,12 @@ __all__ = [
     "DamagedFile",
     "MetricsLog",
     "file_sha256",
-    "json_field",
     "read_arrays",
     "read_groups",
     "read_json",
     "read_metrics",
     "read_records",
     "read_table",
-    "record_schema",
     "write_arrays",
     "write_bytes",
     "write_groups",
