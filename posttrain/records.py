@@ -175,7 +175,7 @@ OutcomeKind = Literal[
     # Undecided.
     "bad_reference", "no_opinion", "verifier_crashed", "verifier_failed", "sandbox_failed",
 ]  # fmt: skip
-"""Why an outcome is what it is, in a form that can be counted."""
+"""Reason of an outcome, in a form that can be counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,7 +189,7 @@ class Outcome:
     passed: bool | None
     """None = could not be decided: missing, not failed."""
     score: float
-    """In [0, 1]; meaningless where passed is None."""
+    """Score in [0, 1]; meaningless where passed is None."""
     why: str
     """The reason in words, for one answer."""
     parts: Mapping[str, float] = field(default_factory=dict[str, float])

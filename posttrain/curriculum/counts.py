@@ -19,7 +19,7 @@ class StepCounts:
     index_N: Ints
     num_passed_N: Ints
     num_decided_N: Ints
-    """Above 0."""
+    """Numbers of decided rollouts, each above 0."""
     undecided_U: Ints
     """Indices of the prompts without any decided rollout."""
 

@@ -12,8 +12,8 @@ from posttrain.records import Prompt, RolloutGroup
 from posttrain.spec import Share, Spec
 
 Reason = Literal["selected", "explored", "reviewed", "retried", "filled"]
-"""Why a prompt was chosen: for its score; at random among untried prompts; to check that it is
-still solved; to check whether it is still unsolved; because no better prompt was left."""
+"""Reason for a prompt: for its score; at random among untried prompts; to check that it is still
+solved; to check whether it is still unsolved; because no better prompt was left."""
 
 
 class CurriculumSpec(Spec):

@@ -45,7 +45,7 @@ class Conversation:
     """A question with its answer."""
 
     turns: list[Message]
-    """Turns that end with a user turn."""
+    """Turns of the question, the last one the user's."""
     answer: str
     """Answer; empty if there is none and none is needed."""
     reference: str | None = None

@@ -100,7 +100,7 @@ class CheckResult:
     """
 
     earned: bool | None
-    """Whether the judge passes its check; None where that cannot be decided."""
+    """True if the judge passes its check; None where that cannot be decided."""
     verdict: str
     """The same in a sentence, with its numbers."""
     spearman: Mapping[str, Any]

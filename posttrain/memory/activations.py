@@ -54,7 +54,7 @@ class LayerBytes:
     kept: int
     """Saved from its forward to its backward pass, its input included."""
     working: int
-    """In addition, at the peak of its backward pass."""
+    """Bytes needed in addition, at the peak of its backward pass."""
     unpacking: int = 0
     """Dequantised weights, a part of `working`."""
 
@@ -173,7 +173,7 @@ class PassBytes:
     activations: int
     """Saved for the backward pass by all layers; with checkpointing each layer's input alone."""
     live_layer: int
-    """Needed by the layer at work; with checkpointing what it saves is included."""
+    """Bytes needed by the layer at work; with checkpointing what it saves is included."""
     unpacking: int
     """Dequantised weights of that layer."""
     logits: int

@@ -39,9 +39,9 @@ class Shapes:
     num_experts: int
     num_experts_per_tok: int
     is_moe: tuple[bool, ...]
-    """By layer: True if it has routed experts."""
+    """Flags by layer: True if it has routed experts."""
     is_rotary: tuple[bool, ...]
-    """By layer: True if its attention has rotary positions and, with `chunk`, is chunked."""
+    """Flags by layer: True if its attention has rotary positions and, with `chunk`, is chunked."""
     chunk: int | None
     """Tokens of an attention chunk."""
     has_qk_norm: bool

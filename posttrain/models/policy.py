@@ -30,7 +30,7 @@ class PolicyPath:
     base: Path
     adapter: Path | None = None
     frozen: Frozen | None = None
-    """How training quantises the base; the policy computes with the dequantised weights."""
+    """Formats of the base in training; the policy computes with the dequantised weights."""
 
 
 def policy_in(folder: Path, *, base: Path, frozen: Frozen | None = None) -> PolicyPath:

@@ -15,7 +15,7 @@ SPECIAL_TOKENS = (
     "<|header_end|>",
     "<|eot|>",
 )
-"""In the order of their ids; the second is the pad token, the last ends a turn."""
+"""Special tokens in the order of their ids; the second is the pad token, the last ends a turn."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

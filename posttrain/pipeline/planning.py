@@ -32,9 +32,9 @@ class PlannedStage:
     seed: int
     is_cached: bool
     is_broken: bool
-    """Whether its directory exists and does not verify."""
+    """True if its directory exists and does not verify."""
     is_resumed: bool
-    """Whether unfinished work with the same key exists."""
+    """True if unfinished work with the same key exists."""
     why: str
     """Reason why it runs; empty if it is cached."""
 

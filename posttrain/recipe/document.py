@@ -25,7 +25,7 @@ MAX_INTEGER = 10**18
 _TAG = "tag:yaml.org,2002:"
 _NOT_YAML = (YAMLError, RecursionError, ValueError, IndexError, AttributeError, AssertionError,
              TypeError, KeyError)  # fmt: skip
-"""What ruamel raises on text that is far from YAML."""
+"""Exceptions that ruamel raises on text that is far from YAML."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,14 +57,14 @@ class WorkerKind:
 
     name: str
     module: str
-    """Has `load_worker()`, called once in the warm process, and `answer_request(request)`."""
+    """Module with `load_worker()`, for the warm process, and `answer_request(request)`."""
     memory_bytes: int
     """Limit of a worker's address space: well above what the package takes, and well below what a
     machine has. Past it Python raises MemoryError."""
     package: Package | None = None
-    """Needed by `load_worker`."""
+    """Package that `load_worker` imports."""
     own_code: str | None = None
-    """For a user's own code, the argument of `load_worker`. Such workers have the whole
+    """Argument of `load_worker` for a user's own code. Such workers have the whole
     environment, may write files, print to stderr, and may take `memory_bytes` more than loading
     took."""
 

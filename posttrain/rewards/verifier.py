@@ -52,13 +52,13 @@ class Verifier:
     name: str
     """Value of `verifier` in a recipe."""
     summary: str
-    """What it decides, for the table in docs/verifiers.md."""
+    """Decision in a few words, for the table in docs/verifiers.md."""
     takes: str
-    """What its reference looks like, for the same table."""
+    """Form of its reference, for the same table."""
     verify: Callable[[Prompt, str], Outcome]
-    """Decides a text that is neither empty nor truncated."""
+    """Function that decides a text, which is neither empty nor truncated."""
     check: Callable[[Prompt], str | None]
-    """Why the verifier cannot use a prompt's reference; None where it can."""
+    """Function that says why a prompt's reference cannot be used; None where it can."""
     verify_batch: Callable[[Sequence[tuple[Prompt, str]]], list[Outcome]] | None = None
     """`verify` of many answers at once; None where each is verified by itself."""
     batch: Literal["prompt", "round"] = "round"
@@ -67,24 +67,24 @@ class Verifier:
     reference_from: Literal["answer", "column", "answer or column", "optional", "nothing"] = (
         "answer"
     )
-    """Where a data row holds the reference: in its answer; in the column `reference`; in that
+    """Place of the reference in a data row: in its answer; in the column `reference`; in that
     column where there is one, else in its answer, which may (optional) lack, too; or nowhere."""
     columns: tuple[str, ...] | None = ()
     """Further columns of the row that it reads, in `meta["columns"]`; None = all."""
     read_reference: Callable[[str], str] = str
-    """Turns that text of the row into the reference."""
+    """Function that makes the reference of that text."""
     reference_columns: tuple[str, ...] = ()
-    """What public data sets call the column, for the mapping that an error proposes."""
+    """Names of the column in public data sets, for the mapping that an error proposes."""
     joint_columns: tuple[str, ...] = ()
     """Columns that make up the reference, as one JSON object, where no column holds it alone."""
     own_data_only: bool = False
-    """Whether it decides only questions that it made, so that no file can name it."""
+    """True if it decides only questions that it made, so that no file can name it."""
 
     is_scorable: bool = False
-    """Whether the reference is an answer that the policy could write and pass: its likelihood then
+    """True if the reference is an answer that the policy could write and pass: its likelihood then
     tells how hard the prompt is."""
     is_open: bool = False
-    """Whether answers are free text: no constant answer is worth a comparison."""
+    """True if answers are free text: no constant answer is worth a comparison."""
     reward_hacks: Mapping[str, re.Pattern[str]] = field(default_factory=lambda: SEVERAL_ANSWERS)
     """Patterns of answers that try to win without solving the task."""
     package: Package | None = None

@@ -19,7 +19,7 @@ from posttrain.rl.sampling import Sampling, draw_groups, joined
 Use = Literal[
     "trained", "filler", "surplus", "stopped", "no_signal_solved", "no_signal_failed", "undecided"
 ]
-"""What a group was used for: trained on; trained on without signal to fill the batch; left over
+"""Use of a group: trained on; trained on without signal to fill the batch; left over
 though it had signal; stopped after its pilot; replaced because all passed, all failed or too few
 could be decided."""
 USES: tuple[Use, ...] = get_args(Use)
@@ -42,7 +42,7 @@ class Batch:
     refill_rounds: list[int]
     """Per group: 0 for the first proposal, n for the n-th refill."""
     is_capped: bool
-    """Whether too few groups had signal when refills ended, by a cap or for want of prompts."""
+    """True if too few groups had signal when refills ended, by a cap or for want of prompts."""
 
     @property
     def training_groups(self) -> list[RolloutGroup]:

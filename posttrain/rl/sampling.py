@@ -31,7 +31,7 @@ class EnginePlace:
     """Index of its engine."""
     num_engines: int
     is_engine_leader: bool
-    """Whether it hands over what its engine generated."""
+    """True if it hands over what its engine generated."""
 
     def share(self, items: Sequence[Item]) -> list[tuple[int, Item]]:
         """Return its engine's part of `items`, each with its number."""

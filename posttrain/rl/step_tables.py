@@ -22,12 +22,12 @@ TABLES = ("rollouts", "probes", "prompts", "variants")
 were added, and which the policy tried to write."""
 
 Purpose = Literal["whole", "pilot", "continuation", "refill", "exploration", "review", "retry"]
-"""Why rollouts were drawn: a group chosen by its score and drawn at once, or its pilot, or the rest
+"""Purpose of rollouts: a group chosen by its score and drawn at once, or its pilot, or the rest
 after the pilot; to replace a group without signal; a random untried prompt; to check that a prompt
 is still solved, or still unsolved."""
 
 Fate = Literal["trained", "filler", "discarded"]
-"""What rollouts became: trained on with signal, trained on without, or neither."""
+"""Fate of rollouts: trained on with signal, trained on without, or neither."""
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 FATES: tuple[Fate, ...] = get_args(Fate)

@@ -69,7 +69,7 @@ class Attack:
     first: str = ""
     """A program that is run before, to leave something behind."""
     privileged: bool = False
-    """Whether the kernel itself refuses it to ordinary users, sandbox or not."""
+    """True if the kernel itself refuses it to ordinary users, sandbox or not."""
 
     @property
     def program(self) -> str:

@@ -50,9 +50,9 @@ class Profile:
     writable: tuple[str, ...] = ()
     """Besides the candidate's own folder."""
     nested: bool = True
-    """Whether each candidate enters a domain of its own."""
+    """True if each candidate enters a domain of its own."""
     sockets: bool = False
-    """Whether sockets can be made; not by a filter of sandlock's: see landlock_zygote."""
+    """True if sockets can be made; not by a filter of sandlock's: see landlock_zygote."""
     net_allow: tuple[str, ...] = ()
     net_allow_bind: tuple[str, ...] = ()
     processes: int | None = 1

@@ -21,7 +21,7 @@ _OF_ROOT = Path("/var/cache/posttrain")
 # these to people, and systemd gives 61184 and up to services while they run.
 _FIRST, _LAST = 64200, 65400
 WASM_ID = 64199
-"""Always the same, since compiled modules must belong to the user who loads them."""
+"""User id of wasm candidates; one, as compiled modules must belong to who loads them."""
 
 
 def kept_dir() -> Path:

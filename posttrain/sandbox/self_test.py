@@ -41,10 +41,10 @@ class SelfTest:
     breaches: Mapping[str, str] = field(default_factory=dict[str, str])
     """Attack -> how it got through."""
     broken: str = ""
-    """Why nothing runs in it at all; empty where an ordinary program does."""
+    """Reason why nothing runs in it at all; empty where an ordinary program does."""
     seconds: float = 0.0
     kept: bool = False
-    """Whether this was read back instead of found out now."""
+    """True if this was read back instead of found out now."""
 
     @property
     def holds(self) -> bool:
