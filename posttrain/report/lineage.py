@@ -80,7 +80,7 @@ def section(run: Run) -> Section:
         )
     )
     if own := user_functions(run):
-        blocks.append(Facts(title="Your own functions: sha256 of their files", items=own))
+        blocks.append(Facts("Your own functions: sha256 of their files", items=own))
     if run.recipe_text is None:
         blocks.append(Note("recipe.yaml is missing."))
     else:

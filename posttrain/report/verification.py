@@ -149,15 +149,15 @@ def undecided_answers(answers: Iterable[Decided]) -> Examples | None:
             title=f"{verifier}: {reason}",
             facts=[plural(count, "answer")],
             passages=[
-                Passage(name="the last one's reason", text=last[verifier, reason].outcome.why),
-                Passage(name="its answer", text=last[verifier, reason].text),
+                Passage("the last one's reason", last[verifier, reason].outcome.why),
+                Passage("its answer", last[verifier, reason].text),
             ],
             badge="undecided",
         )
         for (verifier, reason), count in counts.most_common(NUM_UNDECIDED)
     ]
     title = f"Undecided answers, {counts.total():,} in all, by reason"
-    return Examples(title=title, items=items) if items else None
+    return Examples(title, items=items) if items else None
 
 
 def _means(run: Run) -> Facts | None:
