@@ -49,7 +49,10 @@ class Uniform(Generic[AnySpec]):
         return [Choice(index=i, reason="selected") for i in chosen.tolist()]
 
     def learn(self, counts: StepCounts) -> None:
-        """Learn from one step's outcomes, which are in the history already."""
+        """Learn from outcomes observed since the last call; the history has them already.
+
+        All are of one step. A step with refills calls it more than once.
+        """
 
     def grow(self) -> None:
         """Make room for prompts that were added to the pool."""
