@@ -126,7 +126,7 @@ def test_run_then_run_again(posttrain_command: Invoke, toy_table: Callable[..., 
     first = posttrain_command("run", "recipe.yaml")
     assert first.code == 0, first.err
     assert "eval-dpo" in first.out
-    assert Path("runs/toy/stages/13-report/MANIFEST.json").exists()
+    assert len(list(Path("runs/toy/stages").glob("*-report/MANIFEST.json"))) == 1
     again = posttrain_command("run", "recipe.yaml")
     assert again.code == 0
     assert "nothing to do: every stage is finished" in again.out

@@ -1,4 +1,4 @@
-"""The real table of stages, with functions that need no model."""
+"""The stages of one recipe, with functions that need no model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from posttrain.errors import HealthStop
 from posttrain.kill_points import kill_point
 from posttrain.pipeline import STAGES, Stage
 from posttrain.pipeline.context import Counts, StageContext
 from posttrain.progress import note, progress
 from posttrain.recipe import LoadedRecipe, load_recipe
+from posttrain.recipe.schema import Recipe
 from posttrain.records import content_hash
 from posttrain.tables import file_sha256, read_json, write_bytes, write_json
 
@@ -143,8 +146,17 @@ def multi(context: StageContext, section: Any = None) -> Counts:
     return {}
 
 
+def names() -> list[str]:
+    """The stages that RECIPE has, in order."""
+    parsed = YAML(typ="safe").load(RECIPE)
+    parsed["sft"]["judge"] = {"kind": "answer_likelihood"}
+    parsed["rl"]["curriculum"] = {"kind": "uniform"}
+    recipe = Recipe.model_validate(parsed)
+    return [stage.name for stage in STAGES if stage.section(recipe) is not None]
+
+
 def table(*, loads_models: bool = False, **functions: str) -> Sequence[Stage[Any]]:
-    """The real table with toy functions; name a stage (`_` for `-`) to give it another one.
+    """The stages of RECIPE with toy functions; name one (`_` for `-`) to give it another function.
 
     With `loads_models` stages are forked from a warm process.
     """
@@ -156,6 +168,7 @@ def table(*, loads_models: bool = False, **functions: str) -> Sequence[Stage[Any
             loads_models=loads_models,
         )
         for stage in STAGES
+        if stage.name in names()
     ]
 
 

@@ -32,7 +32,10 @@ def doctor(
         bool, typer.Option("--sandbox", help="Test every installed sandbox again, wasm included.")
     ] = False,
 ) -> None:
-    """Check packages, sandboxes, devices, memory and disk; with --run, run every stage once."""
+    """Check packages, sandboxes, devices, memory and disk.
+
+    With --run, run every stage once on a tiny model.
+    """
     from posttrain.cli.doctor import diagnose, show_diagnosis, try_everything
     from posttrain.errors import SetupError
 

@@ -100,7 +100,7 @@ def plan(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run would do: stages and what is cached, rows, tokens, memory, launch lines.
+    """Show what a run would do: what is cached, rows, tokens, memory.
 
     Ends with code 3 where a stage does not fit the devices.
     """

@@ -64,7 +64,7 @@ def merge(
         typer.Option("--dtype", help="Of the weights; the base's own if left out."),
     ] = None,
 ) -> None:
-    """Merge a run's adapter into its base: one plain Hugging Face checkpoint."""
+    """Merge a run's adapter into its base, as a Hugging Face model."""
     from posttrain.recipe.schema import training_stages
     from posttrain.run_directory import RunDirectory
 

@@ -268,7 +268,9 @@ def _eval(recipe: Recipe) -> Iterator[Mistake]:
 
 def _lengths(recipe: Recipe) -> Iterator[Mistake]:
     room = recipe.engine.max_model_len
-    asked: list[tuple[KeyPath, int]] = [(("eval", "max_tokens"), recipe.eval.max_tokens)]
+    asked: list[tuple[KeyPath, int]] = []
+    if recipe.eval.suites:
+        asked.append((("eval", "max_tokens"), recipe.eval.max_tokens))
     if recipe.sft is not None and recipe.sft.judge is not None and recipe.sft.pilot.num_samples:
         asked.append((("sft", "pilot", "max_tokens"), recipe.sft.pilot.max_tokens))
     if recipe.rl is not None:

@@ -147,7 +147,9 @@ def _row(
     return Stage(
         name=f"{EVALUATION}{point}",
         version=1,
-        section=lambda recipe: section(recipe) if point in recipe.eval.after else None,
+        section=lambda recipe: (
+            section(recipe) if recipe.eval.suites and point in recipe.eval.after else None
+        ),
         run=run,
         reads=(model.STAGE.name, data.STAGE.name, *policy),
         depends_on=depends_on,

@@ -164,11 +164,14 @@ def tags(context: StageContext) -> dict[str, float]:
 
 
 def judge_revision(engine: EngineSpec, model: Mapping[str, Any], dtype: str) -> str:
-    """Return a hash of the judging model: the engine's weights and length limit, and the base."""
+    """Return a hash of the judging model and of this stage's version, which its verdicts depend on.
+
+    Of the engine its weights and length limit count, besides them the base.
+    """
     served = [engine.kind, engine.base_url, engine.model, engine.max_model_len]
     weights = [engine.checkpoint, engine.quantization]
     base = [model["config_sha256"], model["revision"], model["path"], dtype]
-    return content_hash(served, weights, base)
+    return content_hash(STAGE.version, served, weights, base)
 
 
 def answered(prompt: Prompt) -> Sample:
