@@ -486,3 +486,7 @@ def test_file_hashes_are_remembered_by_content_time_and_size(tmp_path: Path) -> 
     assert FileHashes(store).of(file) != first
     store.write_text("{")
     assert FileHashes(store).of(file) == FileHashes().of(file)
+
+
+def test_without_suites_nothing_is_evaluated(folder: Path) -> None:
+    assert set(toy_run(folder, "eval.suites=[]")) == set(ALL) - EVALS
