@@ -160,6 +160,7 @@ def test_two_processes_killed_during_rl_go_on_from_their_checkpoint(run: Runner,
         torch.testing.assert_close(found[key], weight, atol=1e-6, rtol=1e-5, msg=key)
 
 
+@pytest.mark.usefixtures("spanning_engine")
 @pytest.mark.parametrize("sync", ["weights", "adapter"])
 def test_a_sharded_policy_reaches_vllm(run: Runner, tmp_path: Path, sync: str) -> None:
     """As weights to one engine on both processes; as an adapter to an engine each."""

@@ -202,6 +202,7 @@ class TestAdapterSync:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("spanning_engine")
 @pytest.mark.parametrize(
     ("num_processes", "size"),
     [
