@@ -50,7 +50,7 @@ def posttrain_command(
 def toy_table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let `posttrain run` use toy functions, in this process."""
 
-    def use(**functions: str) -> None:
+    def use(**functions: Any) -> None:
         def run_toys(loaded: Any, run_dir: Path, *, until: str | None = None) -> Finished:
             table = toy_stages.table(**functions)
             return run(loaded, run_dir, table=table, launcher=run_in_process, until=until)

@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy_stages
@@ -57,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def toy_run(folder: Path, *overrides: str, **functions: str) -> tuple[str, ...]:
+def toy_run(folder: Path, *overrides: str, **functions: Any) -> tuple[str, ...]:
     loaded = toy_stages.load(folder, *overrides)
     table = toy_stages.table(**functions)
     return run(loaded, folder / "run", table=table, launcher=run_in_process).ran

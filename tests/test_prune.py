@@ -159,7 +159,8 @@ def test_only_a_judge_that_passes_its_check_prunes(
     SAMPLES.write(data, samples)
     VERDICTS.write(judged, [verdict(s, score) for s, score in zip(samples, scores, strict=True)])
     groups = [counted_group(s.sample_id, 40 - i, num=40) for i, s in enumerate(samples)]
-    write_groups(judged / PILOT, groups, {s.sample_id: prompt_of(s) for s in samples})
+    prompts = {s.sample_id: prompt for s in samples if (prompt := prompt_of(s)) is not None}
+    write_groups(judged / PILOT, groups, prompts)
     context = StageContext(
         stage="prune",
         key="",
