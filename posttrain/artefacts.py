@@ -112,7 +112,7 @@ def read_base_path(model: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CapabilityResult:
-    """How a policy did on one capability of a suite; NaN where nothing can be estimated."""
+    """Results of a policy on one capability of a suite; NaN where nothing can be estimated."""
 
     pass_at_1: Interval
     pass_at_k: Mapping[int, float]
@@ -125,7 +125,7 @@ class CapabilityResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SuiteResult:
-    """How a policy did on one suite."""
+    """Results of a policy on one suite."""
 
     capabilities: Mapping[str, CapabilityResult]
     macro: Interval

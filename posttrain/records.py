@@ -1,4 +1,4 @@
-"""The records that the stages exchange: samples, verdicts, prompts, rollouts, preference pairs."""
+"""Records that the stages exchange: samples, verdicts, prompts, rollouts, preference pairs."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class Outcome:
     seconds: float = 0.0
     """Time that verification took."""
     extracted: str = ""
-    """The answer that was read and where it was found; empty where the whole text counts."""
+    """Answer that was read, and where it was found; empty where the whole text counts."""
     reward_hack_flags: tuple[str, ...] = ()
     """Names of the verifier's reward-hack patterns found in the text; they decide nothing."""
     kind: OutcomeKind | None = None

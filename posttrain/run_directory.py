@@ -117,7 +117,7 @@ class RunDirectory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """The record that a finished stage keeps of itself."""
+    """Manifest of a finished stage."""
 
     stage: str
     key: str

@@ -1,4 +1,4 @@
-"""How the adaptive curriculum fills a batch: some places set aside, most by score."""
+"""Fill a batch for the adaptive curriculum: some places are set aside, most go by score."""
 
 from __future__ import annotations
 

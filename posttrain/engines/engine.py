@@ -14,7 +14,7 @@ from posttrain.records import FinishReason
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingRequest:
-    """How to sample; the same seed, engine, weights and prompts give the same completions."""
+    """Parameters of sampling; the same seed, engine, weights and prompts give the same completions."""
 
     num_generations: int
     max_tokens: int

@@ -1,4 +1,4 @@
-"""How a policy reaches an engine: weight by weight, or as a LoRA adapter beside the base's weights.
+"""Send a policy to an engine: weight by weight, or as a LoRA adapter on the base.
 
 With an adapter the engine's base may be quantised, and a sync moves about 1/200 of the weights.
 """

@@ -25,7 +25,7 @@ from posttrain.records import Message
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyPath:
-    """Where a policy is stored: a Hugging Face checkpoint, with or without an adapter."""
+    """Location of a policy: a Hugging Face checkpoint, with or without an adapter."""
 
     base: Path
     adapter: Path | None = None

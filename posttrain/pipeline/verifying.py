@@ -1,4 +1,4 @@
-"""What verifiers need while a stage runs: the judging model, a sandbox, worker processes."""
+"""Provide what verifiers need during a stage: the judging model, a sandbox, worker processes."""
 
 from __future__ import annotations
 

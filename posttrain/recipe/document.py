@@ -33,7 +33,7 @@ class Document:
     """The values of a YAML file and of the files it names, and where each was written."""
 
     file: str
-    """As the user calls it."""
+    """Name of the file as the user gave it."""
     data: dict[str, Any]
     lines: dict[KeyPath, int]
     """Lines of keys and list items, counted from 1."""

@@ -90,7 +90,7 @@ class EngineSpec(Spec):
     """vLLM: quantised checkpoint of the same model, loaded instead of model.base. Needs sync:
     adapter."""
     sync: Literal["weights", "adapter"] = "weights"
-    """How a LoRA policy reaches vLLM: `weights` sends the weights with the adapter merged in,
+    """Transfer of a LoRA policy to vLLM: `weights` sends weights with the adapter merged in,
     `adapter` sends the adapter alone."""
     enable_sleep_mode: bool = False
     """vLLM: keep the weights in host memory between rollouts; the trainer gets the device."""

@@ -15,7 +15,7 @@ from posttrain.rewards.python_source import BadFunction, Source, find_function
 
 
 class NamedFiles:
-    """The files that a document names, and what is wrong with them."""
+    """Files that a document names, and the problems found in them."""
 
     def __init__(self, document: Document, folder: Path) -> None:
         self.document = document

@@ -27,7 +27,7 @@ class Mistake:
     path: KeyPath
     message: str
     suggestion: str | None = None
-    """The name that was probably meant."""
+    """Name that was probably meant."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ else:
     # The schema lists the table's verifiers by name.
     VerifierName = Literal[tuple(VERIFIERS)]
 CHOOSABLE = ", ".join(v.name for v in VERIFIERS.values() if not v.own_data_only)
-"""The verifiers that a file of rows can name."""
+"""Verifiers that a file of rows can name."""
 
 DEFAULT_MAX = 4
 """Highest level if neither the recipe nor the family says one."""

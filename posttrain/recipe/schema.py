@@ -39,7 +39,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Launch(Spec):
-    """How the training stages are launched."""
+    """Processes of the training stages."""
 
     num_processes: int = Field(default=1, ge=1)
     """Training processes, one per device."""

@@ -99,7 +99,7 @@ MANAGED_PREFIXES: Mapping[str, str] = {
     "sampled; epsilon, epsilon_high and delta bound it",
     "vllm_": "set it in the engine section",
 }
-"""The first that fits counts."""
+"""Prefixes of keys that posttrain sets itself -> the hint; the first that matches is used."""
 
 
 class TrainerBlock(Spec):

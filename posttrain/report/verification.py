@@ -1,4 +1,4 @@
-"""How answers were verified: outcomes by verifier and kind, reward-hack flags, spot checks."""
+"""Report on verification: outcomes by verifier and kind, reward-hack flags, spot checks."""
 
 from __future__ import annotations
 

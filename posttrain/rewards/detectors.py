@@ -1,4 +1,4 @@
-"""What can be wrong with a completion whatever its task: cheap checks, text in and names out.
+"""Detect faults that a completion can have whatever its task; each check is a function of text.
 
 They are for mining pairs and for reports, never for passing: a verifier decides that.
 """
@@ -165,7 +165,7 @@ def in_wrong_language(prompt: Prompt, text: str) -> bool:
 
 
 def _scripts(text: str) -> Counter[str]:
-    """How many letters of each script, Chinese with kana counted as Japanese."""
+    """Count letters by script; Chinese characters count as Japanese where there is kana."""
     letters = (c for c in _SET_APART.sub(" ", text) if c.isalpha())
     found = Counter(unicodedata.name(c, "UNKNOWN").split()[0].split("-")[0] for c in letters)
     if found["HIRAGANA"] + found["KATAKANA"] > 0.1 * found["CJK"]:

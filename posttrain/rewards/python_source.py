@@ -38,7 +38,7 @@ class BadFunction(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """How a function wants to be called."""
+    """Signature of a function, as far as its caller needs it."""
 
     is_batch: bool
     """Whether it takes all completions of a prompt, as `completions`."""
@@ -51,7 +51,7 @@ class Form:
     names: Sequence[str]
     """Parameters that are passed by name."""
     required: Sequence[str]
-    """Those of them that a data row must have a column for."""
+    """Parameters that a data row must have a column for."""
     takes_any: bool
     """Whether it has `**kwargs`."""
 
@@ -67,7 +67,7 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where a function stands."""
+    """Location of a function."""
 
     target: str
     """`file.py:name` with the file's whole path, or `package.module:name`."""

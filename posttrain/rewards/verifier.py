@@ -1,4 +1,4 @@
-"""The declaration that every verifier makes, in its own file."""
+"""Declare a verifier: name, reference, function, and what else depends on which verifier it is."""
 
 from __future__ import annotations
 

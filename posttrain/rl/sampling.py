@@ -58,7 +58,7 @@ def engine_place(*, rank: int, world_size: int, tensor_parallel_size: int) -> En
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How the groups of one step are generated, the same in all its rounds."""
+    """Sampling parameters of one step, the same in all its rounds."""
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase

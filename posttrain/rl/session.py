@@ -44,7 +44,7 @@ OLD_STATE_FILE = "curriculum.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RlInputs:
-    """What RL works on: results of the stages before it, beside the recipe's own section."""
+    """Inputs of RL from the stages before it."""
 
     prompts: Sequence[Prompt]
     policy: PolicyPath

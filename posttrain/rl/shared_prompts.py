@@ -26,11 +26,11 @@ class SharedPrompts:
 
     input_ids_RW: Tensor
     position_ids_RW: Tensor
-    """Of a token within its own prompt and answer."""
+    """Position of a token within its own prompt and answer."""
     mask_R1WW: Tensor
     """True where a token (third axis) sees another (fourth)."""
     targets_RW: Tensor
-    """The token that each position predicts; -100 where that is scored nowhere."""
+    """Token that each position predicts; -100 where no answer scores it."""
     row_N: Tensor
     """The row of the n-th token of an answer, and its place in the row; N tokens in all."""
     place_N: Tensor

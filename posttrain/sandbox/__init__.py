@@ -1,4 +1,4 @@
-"""Where programs that a model wrote run: one interface, several sandboxes, none without a boundary.
+"""Run programs that a model wrote in one of several sandboxes, never without one.
 
 The sandbox of this process is chosen on first use, after its self-test, and kept.
 """
@@ -42,7 +42,7 @@ HINT = "pip install 'posttrain[sandbox]' (Linux 6.12 or newer) or 'posttrain[was
 
 
 class SandboxSpec(Spec):
-    """Where programs that the model wrote are run; used by the verifier `code`."""
+    """Sandbox for programs that the model wrote; used by the verifier `code`."""
 
     kind: Literal["auto", "landlock", "wasm", "docker", "http"] = "auto"
     """auto = the first of landlock and wasm that holds on this machine; none = the run stops."""

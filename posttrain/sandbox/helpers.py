@@ -121,7 +121,7 @@ class Helper:
 
 
 class Helpers:
-    """As many helpers as are asked for at once, up to a number; the rest wait their turn.
+    """Pool of helper processes, started as needed up to a maximum; further calls wait.
 
     Limits that the kernel holds are set when a helper starts, so a free one serves equal limits.
     """

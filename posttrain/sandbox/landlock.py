@@ -43,7 +43,7 @@ _DENIED_SYSCALLS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
-    """What holds a candidate; tests weaken one field at a time: the self-test must notice."""
+    """Restrictions on a candidate; when tests weaken one, the self-test must notice."""
 
     readable: tuple[str, ...] = ("/dev/null", "/dev/urandom")
     """Besides the runtime."""

@@ -212,7 +212,7 @@ def run_as_main(program: str) -> None:
 
 
 def leave(end: SystemExit) -> int:
-    """The status that Python would end with."""
+    """Exit status that Python would end with."""
     if end.code is None:
         return 0
     if isinstance(end.code, int):

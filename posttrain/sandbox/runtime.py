@@ -60,7 +60,7 @@ print("\\n".join(sorted(path for path in found if ".so" in os.path.basename(path
 
 
 class Runtime:
-    """Where the copy lies; `folder` and `loader` are all that has to be readable."""
+    """Location of the copy; `folder` and `loader` are all that has to be readable."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -33,7 +33,7 @@ _SECRET_VARIABLE = "POSTTRAIN_SELF_TEST_SECRET"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelfTest:
-    """What the battery found."""
+    """Result of the attacks."""
 
     kind: str
     fingerprint: str

@@ -37,7 +37,7 @@ _GRACE_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WasmProfile:
-    """What holds a candidate; tests weaken one field at a time: the self-test must notice."""
+    """Restrictions on a candidate; when tests weaken one, the self-test must notice."""
 
     grants: tuple[tuple[str, str], ...] = ()
     """Host folders and where the candidate finds them, writable."""
