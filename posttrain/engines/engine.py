@@ -14,7 +14,7 @@ from posttrain.records import FinishReason
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingRequest:
-    """Parameters of sampling; the same seed, engine, weights and prompts give the same completions."""
+    """Sampling parameters; equal ones give equal completions from the same engine and weights."""
 
     num_generations: int
     max_tokens: int
