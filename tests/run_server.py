@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from posttrain.pipeline import Stage
-    from posttrain.pipeline.context import StageContext
     from posttrain.pipeline.launch import StageResult
+    from posttrain.pipeline.stage import StageContext
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from posttrain.artefacts import DROPPED, PILOT, SAMPLES, VERDICTS
 from posttrain.data import prompt_of
-from posttrain.pipeline.context import StageContext
+from posttrain.pipeline.stage import StageContext
 from posttrain.pipeline.stages.prune import STAGE
 from posttrain.prune import prune
 from posttrain.recipe.schema import Prune

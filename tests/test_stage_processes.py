@@ -50,7 +50,7 @@ def test_launch_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(launch, "has_cuda", lambda: cuda)
         return shown_launch_line(stages[name], Path("runs/a b"), num_processes, strategy=strategy)
 
-    ours = "-m posttrain.pipeline.stage 'runs/a b'"
+    ours = "-m posttrain.pipeline.stage_process 'runs/a b'"
     assert line("judge", 4, cuda=True) == f"python {ours} judge"
     assert line("sft", 1, cuda=False) == f"python {ours} sft"
     assert line("sft", 2, cuda=False) == (

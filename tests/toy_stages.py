@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from posttrain.errors import HealthStop
 from posttrain.kill_points import kill_point
 from posttrain.pipeline import STAGES, Stage
-from posttrain.pipeline.context import Counts, StageContext
+from posttrain.pipeline.stage import Counts, StageContext
 from posttrain.progress import note, progress
 from posttrain.recipe import LoadedRecipe, load_recipe
 from posttrain.recipe.schema import Recipe

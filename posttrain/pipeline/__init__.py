@@ -1,6 +1,5 @@
 """Run directory, stage order, caching, resume, one process per stage."""
 
-from posttrain.pipeline.context import Stage
 from posttrain.pipeline.launch import (
     Launcher,
     StageCrash,
@@ -11,6 +10,7 @@ from posttrain.pipeline.launch import (
 )
 from posttrain.pipeline.planning import PlannedStage, plan
 from posttrain.pipeline.running import Finished, run
+from posttrain.pipeline.stage import Stage
 from posttrain.pipeline.stages import STAGES, stages_of
 from posttrain.pipeline.work import holder_of
 

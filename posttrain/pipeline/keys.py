@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import SetupError
-from posttrain.pipeline.context import Stage
+from posttrain.pipeline.stage import Stage
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.problems import dotted
 from posttrain.recipe.schema import Recipe, needs, user_functions

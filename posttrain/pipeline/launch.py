@@ -26,8 +26,8 @@ from typing import Any
 
 from posttrain import errors
 from posttrain.errors import Interrupted, PosttrainError, SetupError
-from posttrain.pipeline.context import Stage, StageContext
 from posttrain.pipeline.environment import has_cuda, num_cpus
+from posttrain.pipeline.stage import Stage, StageContext
 from posttrain.pipeline.warm import PRELOADED, WarmProcess, exit_code
 from posttrain.progress import PROGRESS_FILE_VARIABLE, note
 from posttrain.recipe.schema import Recipe
@@ -99,7 +99,7 @@ def launch_line(
     stage: Stage[Any], run_dir: Path, num_processes: int, *, strategy: str = "ddp"
 ) -> list[str]:
     """Return the command that runs one stage."""
-    ours = ["-m", "posttrain.pipeline.stage", str(run_dir), stage.name]
+    ours = ["-m", "posttrain.pipeline.stage_process", str(run_dir), stage.name]
     several = stage.is_training and num_processes > 1
     sharded = several and strategy == "fsdp"
     if stage.is_training and has_cuda():

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.pipeline.context import Stage
 from posttrain.pipeline.keys import (
     changed_parts,
     stage_key,
     stage_key_parts,
     stage_seed,
 )
+from posttrain.pipeline.stage import Stage
 from posttrain.pipeline.work import work_key
 from posttrain.recipe import LoadedRecipe
 from posttrain.run_directory import FileHashes, RunDirectory, verify_stage

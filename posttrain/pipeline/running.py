@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 from posttrain.errors import PosttrainError, RecipeError
 from posttrain.kill_points import kill_point
 from posttrain.pipeline import work
-from posttrain.pipeline.context import Stage, StageContext
 from posttrain.pipeline.failure import bug_message, explain, write_crash
 from posttrain.pipeline.launch import Launcher, StageCrash, handling_signals, launching
 from posttrain.pipeline.planning import PlannedStage, plan
 from posttrain.pipeline.preflight import check_environment
+from posttrain.pipeline.stage import Stage, StageContext
 from posttrain.pipeline.stages import STAGES, stages_of
 from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe

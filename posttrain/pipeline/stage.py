@@ -1,201 +1,114 @@
-"""Run one stage in this process: `python -m posttrain.pipeline.stage RUN_DIR STAGE`.
-
-With `--serve` it is the process that stages are forked from (posttrain.pipeline.warm).
-"""
+"""Define a stage: its row in the table, and the context that its function gets."""
 
 from __future__ import annotations
 
-import fcntl
-import gc
-import importlib
-import json
-import os
-import resource
-import signal
-import socket
-import sys
-import threading
-import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import psutil
-
-from posttrain import errors, sandbox
-from posttrain.errors import Interrupted, Locked, PosttrainError
-from posttrain.pipeline.context import Counts, StageContext
-from posttrain.pipeline.failure import bug_message, explain, write_crash
-from posttrain.pipeline.launch import CALL, ERROR, OUTPUT, PARENT_VARIABLE, RESULT
-from posttrain.pipeline.stages import STAGES
-from posttrain.pipeline.warm import exit_code
-from posttrain.progress import divert_output, is_main_process
+from posttrain.artefacts import POLICY, read_base_path
+from posttrain.progress import is_main_process
+from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe
-from posttrain.tables import read_json, write_json
+from posttrain.run_directory import SUMMARY
+from posttrain.tables import write_json
 
-STAGE_LOCK = "stage.lock"
-SECONDS_TO_WAIT_FOR_AN_ORPHAN = 30.0
+if TYPE_CHECKING:
+    from posttrain.models import PolicyPath
 
-
-def main(arguments: list[str]) -> int:
-    """Run the stage that call.json describes; return 0, or the exit code of its error."""
-    run_dir, stage = Path(arguments[0]), arguments[1]
-    work = run_dir / "work" / stage
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
-    _end_with(os.environ.get(PARENT_VARIABLE))
-    try:
-        with _only_one(run_dir):
-            divert_output(work / OUTPUT)
-            function, context = _read_call(run_dir, stage)
-            sandbox.use(context.recipe.sandbox)
-            row = next(row for row in STAGES if row.name == stage)
-            counts: Counts = function(context, row.section(context.recipe))
-            if is_main_process():
-                write_json(
-                    work / RESULT, {"counts": dict(counts), "peak_rss_bytes": _peak_rss_bytes()}
-                )
-        return 0
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
-        return _report(error, run_dir, stage, work)
+Section = TypeVar("Section")
+Counts = Mapping[str, float | int]
+"""Rows, tokens and steps by name, for the manifest of a stage."""
 
 
-def _read_call(run_dir: Path, stage: str) -> tuple[Any, StageContext]:
-    job = read_json(run_dir / "work" / "job.json")
-    call = read_json(run_dir / "work" / stage / CALL)
-    module, _, name = call["function"].partition(":")
-    context = StageContext(
-        stage=stage,
-        key=call["key"],
-        recipe=Recipe.model_validate(job["recipe"]),
-        recipe_path=Path(job["recipe_path"]),
-        run_dir=run_dir,
-        seed=call["seed"],
-        inputs={name: Path(path) for name, path in call["inputs"]},
-        work_dir=Path(call["work_dir"]),
-        out_dir=Path(call["out_dir"]),
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageContext:
+    """Everything that a stage's function needs besides its section of the recipe."""
+
+    stage: str
+    key: str
+    recipe: Recipe
+    recipe_path: Path
+    run_dir: Path
+    seed: int
+    """Seed of the stage, derived from recipe.seed; all evaluations share one."""
+    inputs: Mapping[str, Path]
+    """Finished directories of upstream stages by name, in the table's order; stages that the recipe
+    leaves out are missing."""
+    work_dir: Path
+    """Directory for checkpoints and ledgers; kept until the stage is finished."""
+    out_dir: Path
+    """Directory to write to, empty at first; renamed to the stage's directory at the end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """Upper bounds for a stage before the run; None if only loading the data would tell."""
+
+    rows: Mapping[str, int | None] = field(default_factory=dict[str, int | None])
+    tokens: Mapping[str, int | None] = field(default_factory=dict[str, int | None])
+    judge_calls: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage(Generic[Section]):
+    """One row of the table of stages."""
+
+    name: str
+    version: int
+    """Number to raise when the same inputs give other artefacts than before."""
+    section: Callable[[Recipe], Section | None]
+    """Section of the recipe that the stage reads; None if the recipe leaves the stage out."""
+    run: Callable[[StageContext, Section], Counts]
+    """Function that writes the artefacts to out_dir and returns counts for the manifest."""
+    reads: tuple[str, ...] = ()
+    """Upstream stages in the table's order, including those that the recipe leaves out."""
+    depends_on: Callable[[LoadedRecipe, Section], Mapping[str, Any]] = field(
+        default=lambda _loaded, _section: {}
     )
-    return getattr(importlib.import_module(module), name), context
+    """Values of the recipe that decide the artefacts; they are part of the key."""
+    files: Callable[[LoadedRecipe], Mapping[str, Path]] = field(default=lambda _: {})
+    """Input files and model folders by recipe key; their content is part of the key."""
+    estimate: Callable[[Recipe, Section, Mapping[str, int | None]], Estimate] = field(
+        default=lambda _recipe, _section, _rows: Estimate()
+    )
+    """Expected work, given the rows of `sft` and `rl`."""
+    is_seeded: bool = True
+    loads_models: bool = False
+    """Whether it imports torch, TRL or vLLM; it is then forked from a process that has."""
+    is_training: bool = False
+    """Whether it trains a policy; it then runs in launch.num_processes processes."""
+    seed_name: str | None = None
+    """Name that the seed is derived from; left out, the stage's own."""
 
 
-def _report(error: BaseException, run_dir: Path, stage: str, work: Path) -> int:
-    """Write error.json for the run; of several processes the first one writes it."""
-    known = explain(error, run_dir)
-    if known is not None:
-        kind, message, hint, code = _kind(known), known.message, known.hint, known.exit_code
-    else:
-        crash = write_crash(run_dir, stage, error, output=work / OUTPUT)
-        message, hint = bug_message(f"the {stage} stage", error, crash)
-        kind, code = "StageCrash", 1
-    value = {"type": kind, "message": message, "hint": hint}
-    with suppress(OSError), (work / ERROR).open("x") as file:
-        json.dump(value, file)
-    return code
+def finish(context: StageContext, summary: Mapping[str, Any], counts: Sequence[str]) -> Counts:
+    """Write summary.json; return those of `counts` that are numbers."""
+    if is_main_process():
+        write_json(context.out_dir / SUMMARY, dict(summary))
+    return {
+        name: summary[name]
+        for name in counts
+        if isinstance(summary.get(name), int | float) and not isinstance(summary.get(name), bool)
+    }
 
 
-def _kind(error: PosttrainError) -> str:
-    """Return the name of the error's class in posttrain.errors, or of its base class there."""
-    return next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
+def starting_policy(context: StageContext) -> PolicyPath:
+    """Return the policy of the last training stage among the inputs; the base without any."""
+    from posttrain.models import PolicyPath, policy_in
+
+    base = read_base_path(context.inputs["model"])
+    frozen = context.recipe.model.frozen
+    folder = last_policy(context)
+    return (
+        PolicyPath(base=base, frozen=frozen)
+        if folder is None
+        else policy_in(folder, base=base, frozen=frozen)
+    )
 
 
-@contextmanager
-def _only_one(run_dir: Path) -> Generator[None, None, None]:
-    """Wait for a stage process that outlived its run, as it writes to the same folders."""
-    if not is_main_process():
-        yield
-        return
-    deadline = time.monotonic() + SECONDS_TO_WAIT_FOR_AN_ORPHAN
-    with (run_dir / STAGE_LOCK).open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Locked(
-                        f"a stage process of an earlier run still works in {run_dir}",
-                        hint="end it (ps aux | grep pipeline.stage), then the same command again",
-                    ) from None
-                time.sleep(0.1)
-        yield
-
-
-def _end_with(parent: str | None) -> None:
-    """Exit once the process that started this one is gone."""
-    if parent is None:
-        return
-
-    def watch() -> NoReturn:
-        try:
-            run = psutil.Process(int(parent))
-            while run.is_running() and run.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(0.5)
-        except psutil.NoSuchProcess:
-            pass
-        os._exit(Interrupted.exit_code)
-
-    threading.Thread(target=watch, name="follow-the-run", daemon=True).start()
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    # A second signal must not interrupt the cleanup.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def _peak_rss_bytes() -> int:
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
-def serve(control: socket.socket, log: Path, preloaded: Sequence[str]) -> None:
-    """Import `preloaded`; then fork a stage at each request, until the run is gone."""
-    divert_output(log)
-    for name in preloaded:
-        with suppress(Exception):  # raised again by the stage that needs the module
-            importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # or a stage's first collection would copy every page that holds an object
-    with suppress(ConnectionError), control.makefile("rw") as lines:
-        for line in lines:
-            asked = json.loads(line)
-            pid = os.fork()
-            if pid == 0:
-                os.close(control.fileno())
-                _end_as_a_stage(asked)
-            with suppress(OSError):  # the stage has done so itself, or has ended
-                os.setpgid(pid, pid)
-            print(json.dumps({"pid": pid}), file=lines, flush=True)
-            print(json.dumps({"code": exit_code(pid)}), file=lines, flush=True)
-            lines.readline()  # the run has killed what was left of the process group
-            os.waitpid(pid, 0)
-
-
-def _end_as_a_stage(asked: Mapping[str, Any]) -> NoReturn:
-    code = 1
-    try:
-        os.setpgid(0, 0)
-        # Keeps variables that the imports set, some of which vLLM reads later.
-        os.environ.update(asked["environment"])
-        code = main([asked["run_dir"], asked["stage"]])
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    finally:
-        # No interpreter exit, whose handlers belong to the parent process.
-        with suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "--serve":
-        _fd, _log, *_preloaded = sys.argv[2:]
-        serve(socket.socket(fileno=int(_fd)), Path(_log), _preloaded)
-    else:
-        sys.exit(main(sys.argv[1:]))
+def last_policy(context: StageContext) -> Path | None:
+    """Return the policy folder of the last training stage among the inputs; None without any."""
+    folders = [path / POLICY for path in context.inputs.values()]
+    return next((folder for folder in reversed(folders) if folder.is_dir()), None)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain.artefacts import ANSWER_JUDGE, SANDBOX, read_base_path
-from posttrain.pipeline.context import StageContext
 from posttrain.pipeline.environment import cache_dir
+from posttrain.pipeline.stage import StageContext
 from posttrain.progress import is_main_process, note
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import user_functions

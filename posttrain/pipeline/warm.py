@@ -39,7 +39,7 @@ class WarmProcess:
         with theirs:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "posttrain.pipeline.stage", "--serve"),
+                    *(sys.executable, "-m", "posttrain.pipeline.stage_process", "--serve"),
                     *(str(theirs.fileno()), str(run_dir / "work" / LOG), *preloaded),
                 ],
                 env=environment,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.pipeline.context import Stage
+from posttrain.pipeline.stage import Stage
 from posttrain.pipeline.stages import (
     data,
     dpo,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.artefacts import PROMPTS, QUARANTINE, SAMPLES, suite_table
-from posttrain.pipeline.context import Counts, Stage, StageContext
+from posttrain.pipeline.stage import Counts, Stage, StageContext
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Recipe, user_functions
 from posttrain.records import Prompt, Sample

@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.artefacts import PAIRS
 from posttrain.pipeline import keys
-from posttrain.pipeline.context import Counts, Stage, StageContext, finish, starting_policy
+from posttrain.pipeline.stage import Counts, Stage, StageContext, finish, starting_policy
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.schema import Dpo
 

@@ -19,7 +19,7 @@ from posttrain.artefacts import (
 )
 from posttrain.metrics import Interval
 from posttrain.pipeline import keys
-from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, starting_policy
+from posttrain.pipeline.stage import Counts, Estimate, Stage, StageContext, starting_policy
 from posttrain.pipeline.stages import data, model
 from posttrain.pipeline.verifying import verifier_files, verifiers_ready
 from posttrain.recipe import LoadedRecipe

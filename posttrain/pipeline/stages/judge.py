@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.artefacts import MODEL, PILOT, PROMPT_VERDICTS, VERDICTS
 from posttrain.pipeline import keys
-from posttrain.pipeline.context import Counts, Estimate, Stage, StageContext, starting_policy
+from posttrain.pipeline.stage import Counts, Estimate, Stage, StageContext, starting_policy
 from posttrain.pipeline.stages import data
 from posttrain.pipeline.verifying import verifier_files, verifiers_ready
 from posttrain.recipe import LoadedRecipe

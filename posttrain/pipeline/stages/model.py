@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.artefacts import MODEL
-from posttrain.pipeline.context import Counts, Stage, StageContext
 from posttrain.pipeline.environment import cache_dir
+from posttrain.pipeline.stage import Counts, Stage, StageContext
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import Model
 from posttrain.tables import file_sha256, write_json

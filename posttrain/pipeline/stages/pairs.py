@@ -9,7 +9,7 @@ from typing import Any
 
 from posttrain.artefacts import PAIRS, read_added_prompts, read_rollouts
 from posttrain.errors import HealthStop
-from posttrain.pipeline.context import Counts, Stage, StageContext
+from posttrain.pipeline.stage import Counts, Stage, StageContext
 from posttrain.pipeline.stages import data
 from posttrain.pipeline.verifying import verifiers_ready
 from posttrain.recipe import LoadedRecipe

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.artefacts import DROPPED, KEPT, PILOT, UNSCORED, VERDICTS
-from posttrain.pipeline.context import Counts, Stage, StageContext
+from posttrain.pipeline.stage import Counts, Stage, StageContext
 from posttrain.pipeline.stages import data, judge
 from posttrain.progress import note
 from posttrain.prune import prune

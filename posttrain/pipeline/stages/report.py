@@ -6,7 +6,7 @@ import shutil
 from typing import Any
 
 from posttrain.artefacts import POLICY
-from posttrain.pipeline.context import Counts, Stage, StageContext, last_policy
+from posttrain.pipeline.stage import Counts, Stage, StageContext, last_policy
 from posttrain.recipe.schema import Recipe
 from posttrain.run_directory import REPORT
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.pipeline import keys
-from posttrain.pipeline.context import (
+from posttrain.pipeline.stage import (
     Counts,
     Estimate,
     Stage,
