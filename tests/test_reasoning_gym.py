@@ -11,7 +11,8 @@ from posttrain.recipe.families import families
 from posttrain.records import Prompt
 from posttrain.rewards import reasoning_gym as gym
 from posttrain.rewards import verify
-from posttrain.rewards.answers import final_answer, tidy
+from posttrain.rewards.answers import tidy
+from posttrain.rewards.places import final_answer
 from posttrain.rewards.reasoning_gym import decode, is_formula
 
 FEW = ("chain_sum", "countdown", "knights_knaves", "base_conversion", "sokoban", "letter_counting")

@@ -21,7 +21,8 @@ from posttrain.records import Prompt
 from posttrain.rewards import VERIFIERS, check_reference, close_workers, verify, workers
 from posttrain.rewards import math as math_verifier
 from posttrain.rewards import reasoning_gym as gym
-from posttrain.rewards.answers import as_number, brief, final_answer, normalise
+from posttrain.rewards.answers import as_number, brief, normalise
+from posttrain.rewards.places import final_answer
 from posttrain.rewards.reasoning_gym import decode, encode, is_formula
 
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from benchmarks.verifiers.maths import disagreements, labelled_pairs
 from posttrain.records import Prompt
 from posttrain.rewards import check_reference, verify, workers
-from posttrain.rewards import math as math_verifier
+from posttrain.rewards import mathequal
 from posttrain.rewards.math import WALL_LIMIT, WORKER, read_answer
-from posttrain.rewards.mathtext import plain_math, read_math
+from posttrain.rewards.mathparts import read_math
+from posttrain.rewards.mathtext import plain_math
 
 # Hang in math-verify, are decided by it, or never reach it.
 FEW = ("tower of nines", "python in a box", "a megabyte of text", "control characters", "braces")
@@ -44,7 +45,7 @@ def test_the_hand_labelled_pairs() -> None:
     found = disagreements(pairs)
     assert len(found) <= 0.01 * len(pairs), found
     # A new one must be looked at before it is let in.
-    assert [(pair.reference, pair.answer) for pair, _ in found] == [("2i", "\\sqrt{-4}")]
+    assert [(pair.reference, pair.answer) for pair, _ in found] == []
 
 
 def test_every_labelled_reference_fits() -> None:
@@ -95,7 +96,7 @@ def test_agreement_with_math_verify_itself() -> None:
         ("The answer is 12, since 3*4 = 12.", "12", "answer line"),
         ("3*4 = 12\n12", "12", "last line"),
         ("2 + 3 = 5\nx = 5 cm", "x = 5 cm", "last line"),
-        ("She has 12 apples left over.", "She has 12 apples left over.", "free text"),
+        ("She has 12 apples left over.", "12", "last line"),
     ],
 )
 def test_how_the_answer_is_found(text: str, answer: str, form: str) -> None:
@@ -123,7 +124,6 @@ def test_digits_of_other_scripts(number: int, zero: int) -> None:
 def test_any_text_can_be_read(text: str) -> None:
     reading = read_math(text)
     assert reading.parts
-    assert len(reading.parts) == len(reading.units)
 
 
 @pytest.mark.parametrize("kind", FEW)
@@ -192,8 +192,8 @@ def test_a_comparison_that_fails_on_the_reference_alone_raises(
             raise TypeError("cannot compare")
         return one == other
 
-    monkeypatch.setattr(math_verifier, "agree", only_whole)
-    assert math_verifier.verified(["4"], ["4"]) is True
-    assert math_verifier.verified(["4"], ["odd"]) is False
+    monkeypatch.setattr(mathequal, "agree", only_whole)
+    assert mathequal.verified(["4"], ["4"]) is True
+    assert mathequal.verified(["4"], ["odd"]) is False
     with pytest.raises(TypeError, match="cannot compare"):
-        math_verifier.verified(["odd"], ["odd"])
+        mathequal.verified(["odd"], ["odd"])

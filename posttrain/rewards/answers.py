@@ -1,4 +1,4 @@
-"""Find the answer in a completion and fold it for comparison."""
+"""Fold answers for comparison, and find the program in one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
 
-Form = Literal["tagged", "boxed", "hashes", "answer line", "whole text"]
-"""Mark by which an answer was found."""
-
-# Each is linear in the text, since a policy may write anything.
-_HASHES = re.compile(r"^[ \t]*####[ \t]*+(\S.*)$", re.MULTILINE)
-_ANSWER_LINE = re.compile(
-    r"^[^\w\n]*+(?:(?:so|thus|hence|therefore)[^\w\n]++)?(?:the\s+)?(?:final\s+)?"
-    r"answer(?:\s+is\b\s*+:?|\s*+[:=])[*_\s]*+(\S.*)$",
-    re.MULTILINE | re.IGNORECASE,
-)
-_BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:\\text\{\s*)?(?:and|or)?(?:\s*\})?[\s$,;]*")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?")
 _FENCE = re.compile(
     r"^[ \t]*(?P<marks>`{3,})[ \t]*(?P<language>[\w+-]*)[^\n`]*\n"
     r"(?P<code>.*?)(?:^[ \t]*(?P=marks)[ \t]*$|\Z)",
@@ -28,88 +16,6 @@ _FENCE = re.compile(
 )
 _PYTHON = {"python", "python3", "py"}
 _PAIRS = (('"', '"'), ("'", "'"), ("`", "`"), ("“", "”"), ("‘", "’"), ("$", "$"), ("**", "**"))  # noqa: RUF001
-
-
-def final_answer(text: str) -> str:
-    r"""Return the answer that the text gives, else the whole text.
-
-    Searched in this order, the last of a kind winning: `<answer>...</answer>`, `\boxed{...}`,
-    a line `#### ...`, a line that begins with `answer:` or `the answer is`.
-
-    >>> final_answer("3 + 4 = 7, so\nThe answer is 7.")
-    '7.'
-    >>> final_answer(r"Hence \boxed{\frac{1}{2}}.")
-    '\\frac{1}{2}'
-    """
-    return locate_answer(text)[0]
-
-
-def locate_answer(text: str) -> tuple[str, Form]:
-    """Return `final_answer` and how it was marked.
-
-    >>> locate_answer("#### 72")
-    ('72', 'hashes')
-    """
-    tagged = _last_tagged(text)
-    if tagged is not None:
-        return tagged.strip(), "tagged"
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        return boxed.strip(), "boxed"
-    patterns: tuple[tuple[re.Pattern[str], Form], ...] = (
-        (_HASHES, "hashes"),
-        (_ANSWER_LINE, "answer line"),
-    )
-    for pattern, form in patterns:
-        if found := pattern.findall(text):
-            return found[-1].rstrip("*_ \t\r").strip(), form
-    return text.strip(), "whole text"
-
-
-def _last_tagged(text: str) -> str | None:
-    """Return the inside of the last `<answer>...</answer>`, in any case."""
-    # Lower-casing may lengthen other scripts' letters: positions must stay those of the text.
-    lowered = text.lower()
-    if len(lowered) != len(text):
-        lowered = "".join(c.lower() if c.isascii() else c for c in text)
-    end = lowered.rfind("</answer>")
-    start = lowered.rfind("<answer>", 0, max(end, 0))
-    return text[start + len("<answer>") : end] if start >= 0 else None
-
-
-def _last_boxed(text: str) -> str | None:
-    """Return the inside of the last `\\boxed{...}` whose braces close."""
-    start = text.rfind("\\boxed{")
-    end = _closing(text, start + len("\\boxed{")) if start >= 0 else None
-    return None if end is None else text[start + len("\\boxed{") : end]
-
-
-def last_boxed_run(text: str) -> list[str]:
-    """Return the insides of the last boxes with only commas, `and`, `or` and `$` between them.
-
-    >>> last_boxed_run("\\\\boxed{7}. So $\\\\boxed{1}$ and $\\\\boxed{2}$")
-    ['1', '2']
-    """
-    run: list[str] = []
-    stop = len(text)
-    while (start := text.rfind("\\boxed{", 0, stop)) >= 0 and len(run) < 20:
-        begin = start + len("\\boxed{")
-        end = _closing(text, begin)
-        if end is None or (run and not _BETWEEN_BOXES.fullmatch(text[end + 1 : stop])):
-            break
-        run.insert(0, text[begin:end].strip())
-        stop = start
-    return run
-
-
-def _closing(text: str, begin: int) -> int | None:
-    """Return where the brace opened just before `begin` closes."""
-    depth = 1
-    for position in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return position
-    return None
 
 
 def tidy(text: str) -> str:
@@ -121,7 +27,7 @@ def tidy(text: str) -> str:
     while True:
         before = text
         text = text.strip()
-        if text.endswith(".") and not text.endswith("..") and len(text) > 1:
+        if text.endswith((".", "。")) and not text.endswith("..") and len(text) > 1:
             text = text[:-1]
         for left, right in _PAIRS:
             inner = text[len(left) : -len(right)]

@@ -15,19 +15,19 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from posttrain.records import Outcome, Prompt
-from posttrain.rewards.answers import brief, locate_answer, normalise
+from posttrain.rewards.answers import brief, normalise
+from posttrain.rewards.places import DENIAL, last_lines, locate_answer
 from posttrain.rewards.verifier import Verifier, decided, undecided
 
 MAX_ANSWER_CHARS = 2000
 """Characters that are read: from the start of a marked answer, else from the end of the text."""
-# `the correct option is (B)` anywhere in a line; what follows is the answer.
-_SAID = re.compile(
-    r"(?:(?:answer|choice|option|ответ|respuesta|réponse|antwort|إجابة|उत्तर)\b|答案|回答)"
-    r"\s*(?:is|are|would be|must be|should be|是|为|es|est|ist|:|：|=|—|-)+\s*(?P<rest>[^\n]+)",  # noqa: RUF001
-    re.IGNORECASE,
-)
 _NAMING = re.compile(
     r"^(?:definitely|probably|clearly|option|choice|letter|answer)\s+", re.IGNORECASE
+)
+_DENIED_AFTER = re.compile(
+    r"[)\]*.\s]*\s(?:(?:is|was|are)(?:\s+\w+ly)?\s+(?:not|wrong|false|incorrect|ruled\s+out)\b"
+    r"|\w+n['’]t\b|cannot\b|can\s+not\b|must\s+not\b)|\s*(?:不是|不对|是错|ではな|이?\s*아니)",  # noqa: RUF001
+    re.IGNORECASE,
 )
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{([^{}]*)\}")
 
@@ -46,6 +46,8 @@ def _verify(prompt: Prompt, text: str) -> Outcome:
     if len(chosen) > 1:
         why = f"several answers: {', '.join(sorted(chosen))}"
         return decided(False, "several_answers", why, extracted=extracted)
+    if _is_denied(answer, options, *chosen):
+        return decided(False, "no_answer", "the option is denied", extracted=extracted)
     why = "equal" if chosen == {right} else f"expected {right}, got {next(iter(chosen))}"
     return decided(chosen == {right}, "wrong", why, extracted=extracted)
 
@@ -105,11 +107,9 @@ def _marked(text: str) -> tuple[str, str]:
     answer, form = locate_answer(text)
     if form != "whole text":
         return answer[:MAX_ANSWER_CHARS], form
-    if said := list(_SAID.finditer(text)):
-        return said[-1]["rest"].strip()[:MAX_ANSWER_CHARS], "answer phrase"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = list(last_lines(answer))
     if len(lines) > 1:
-        answer, form = lines[-1], "last line"
+        answer, form = lines[0], "last line"
     return answer[-MAX_ANSWER_CHARS:], form
 
 
@@ -144,6 +144,18 @@ def named_options(answer: str, options: Mapping[str, str]) -> set[str]:
         if _is_label(found, stated):
             named.add(found[1].upper())
     return named
+
+
+def _is_denied(answer: str, options: Mapping[str, str], label: str) -> bool:
+    """Return whether the answer says that the one option that it names is wrong."""
+    texts = _without_texts(answer, options, set())
+    names = [label, *filter(None, [options.get(label)])]
+    for name in map(re.escape, names):
+        for found in re.finditer(rf"(?<![^\W_]){name}(?![^\W_])", answer, re.IGNORECASE):
+            before = texts[: found.start()] if len(texts) == len(answer) else ""
+            if DENIAL.search(before) or _DENIED_AFTER.match(answer, found.end()):
+                return True
+    return False
 
 
 def _is_label(found: re.Match[str], text: str) -> bool:

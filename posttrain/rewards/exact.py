@@ -7,11 +7,10 @@ from posttrain.rewards.answers import (
     as_number,
     brief,
     expected_got,
-    final_answer,
-    locate_answer,
     normalise,
     western_digits,
 )
+from posttrain.rewards.places import final_answer, locate_answer
 from posttrain.rewards.verifier import Verifier, decided
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from posttrain.records import Outcome, Prompt
 from posttrain.rewards.answers import brief
+from posttrain.rewards.places import without_reasoning
 from posttrain.rewards.verifier import Package, Verifier, undecided
 from posttrain.rewards.workers import WorkerFailure, WorkerKind, ask
 
@@ -41,7 +42,8 @@ def _verify(prompt: Prompt, text: str) -> Outcome:
     task = _read(prompt.reference)
     if isinstance(task, str):
         return undecided("bad_reference", task)
-    request = {**task, "do": "check", "prompt": prompt.messages[-1]["content"], "text": text}
+    asked, text = prompt.messages[-1]["content"], without_reasoning(text)
+    request = {**task, "do": "check", "prompt": asked, "text": text}
     try:
         found = ask(WORKER, request, seconds=WALL_LIMIT)
     except WorkerFailure as failure:

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from posttrain.records import Outcome, Prompt
-from posttrain.rewards.answers import expected_got, final_answer, tidy
+from posttrain.rewards.answers import expected_got, tidy
+from posttrain.rewards.places import final_answer, without_reasoning
 from posttrain.rewards.verifier import Package, Verifier, undecided
 from posttrain.rewards.workers import WorkerFailure, WorkerKind, ask
 
@@ -36,12 +37,13 @@ WORKER = WorkerKind(
 
 def _verify(prompt: Prompt, text: str) -> Outcome:
     """Pass where the family gives the full score to the text, or to the final answer in it."""
+    text = without_reasoning(text)
     request = {
         "do": "score",
         "family": prompt.meta["family"],
         "config": prompt.meta.get("config", {}),
         "entry": prompt.meta["entry"],
-        "answers": list(dict.fromkeys([text.strip(), tidy(final_answer(text))])),
+        "answers": list(dict.fromkeys([text, tidy(final_answer(text))])),
     }
     try:
         found = ask(WORKER, request, seconds=WALL_LIMIT)
@@ -50,7 +52,7 @@ def _verify(prompt: Prompt, text: str) -> Outcome:
     score = min(1.0, max(0.0, float(found)))
     passed = score >= _PASS
     if passed:
-        why = "equal" if text.strip() == prompt.reference else "accepted by the family"
+        why = "equal" if text == prompt.reference else "accepted by the family"
     elif prompt.reference:
         why = expected_got(prompt.reference, text)
     else:

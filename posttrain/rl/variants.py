@@ -19,7 +19,8 @@ from posttrain.data import question_hashes
 from posttrain.recipe.schema import Variants
 from posttrain.records import Message, Prompt, RolloutGroup, content_hash
 from posttrain.rewards import check_reference, find_verifier
-from posttrain.rewards.answers import final_answer, tidy
+from posttrain.rewards.answers import tidy
+from posttrain.rewards.places import final_answer
 from posttrain.rl.sampling import Sampling, draw_completions
 
 _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
