@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.verifiers.maths import disagreements, labelled_pairs
 from posttrain.records import Prompt
-from posttrain.rewards import check_reference, verify, workers
-from posttrain.rewards import mathequal
+from posttrain.rewards import check_reference, mathequal, verify, workers
 from posttrain.rewards.math import WALL_LIMIT, WORKER, read_answer
 from posttrain.rewards.mathparts import read_math
 from posttrain.rewards.mathtext import plain_math

@@ -1,8 +1,5 @@
 """Verifier `math`: the kinds of forms in which answers come, and in which they only seem right."""
 
-# Other scripts' signs are what is tested.
-# ruff: noqa: RUF001
-
 from __future__ import annotations
 
 import pytest
@@ -32,7 +29,8 @@ CASES = [
     ("display on lines of its own", "9", "So we get\n\\[\n9\n\\]", True),
     ("display on lines of its own", "9", "So we get\n$$\nx = 9\n$$", True),
     ("display on lines of its own", "9", "The answer is:\n\\[\n9\n\\]", True),
-    ("display on lines of its own", "9", "\\begin{align*}\nx &= 3 + 6 \\\\\n&= 9\n\\end{align*}", True),
+    ("display on lines of its own", "9",
+     "\\begin{align*}\nx &= 3 + 6 \\\\\n&= 9\n\\end{align*}", True),
     ("display on lines of its own", "9", "So\n\\[\n8\n\\]\nis what we get.", False),
     ("rows of a matrix", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
      r"\boxed{\begin{pmatrix} 2 \\ 1 \end{pmatrix}}", False),
@@ -67,11 +65,15 @@ CASES = [
     ("ratios", "$S_{1}:S=7:32$", r"\boxed{7}", False),
     ("ratios", "$S_{1}:S=7:32$", r"\boxed{7:32}", True),
     ("ratios", "1:2", r"\boxed{2:4}", True),
+    ("ratios", "3:5", r"\boxed{6:10}", True),
+    ("ratios", "3:4", r"\boxed{\frac{3}{4}}", False),
     ("other bases", "52_8", r"\boxed{52_9}", False),
     ("other bases", "52_8", r"\boxed{52}", False),
     ("other bases", "52_8", r"\boxed{52_{8}}", True),
-    ("reasoning does not count", "42", "<think>maybe \\boxed{7}</think>\n\nThe answer is $42$.", True),
-    ("reasoning does not count", "7", "<think>maybe \\boxed{7}</think>\n\nThe answer is $42$.", False),
+    ("reasoning does not count", "42",
+     "<think>maybe \\boxed{7}</think>\n\nThe answer is $42$.", True),
+    ("reasoning does not count", "7",
+     "<think>maybe \\boxed{7}</think>\n\nThe answer is $42$.", False),
     ("reasoning does not count", "42", "<think>I think \\boxed{42} but wait, let me", False),
     ("reasoning does not count", "42", "maybe \\boxed{7}</think>\n42", True),
     ("reasoning does not count", "42", "[THINK]\\boxed{7}[/THINK]\\boxed{42}", True),
@@ -151,7 +153,8 @@ def test_a_denied_option_is_not_chosen(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["The answer is B, which is not the largest city.", "I am not sure, but B.", "It is B. Not sure.",
+    ["The answer is B, which is not the largest city.", "I am not sure, but B.",
+     "It is B. Not sure.",
      "B, because it cannot move", "The answer is B because no one can deny it."],
 )  # fmt: skip
 def test_an_option_that_is_not_denied_is_chosen(text: str) -> None:

@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.verifiers.maths import Pair
+from benchmarks.verifiers.maths import Pair, measure_agreement
+from benchmarks.verifiers.tasks import make_task
+from posttrain.bench.measure import Result
+from posttrain.rewards import check_reference
 
 _FILES = ("test_all", "test_boxed", "test_numina_cases", "test_open_thoughts", "test_yujianll")
 _SETS = {
@@ -27,6 +30,7 @@ _SETS = {
     "svamp": "Answer",
     "aime24": "answer",
 }
+_MOST_OF_A_SET = 400
 _FORMS = {
     "box": "So it is \\boxed{{{}}}.",
     "display": "So we get\n\\[\n{}\n\\]",
@@ -67,6 +71,8 @@ def answers_of_evaluation_sets(folder: Path) -> Iterator[Pair]:
         path = folder / "Qwen2.5-Math" / "evaluation" / "data" / name / "test.jsonl"
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         references = [text for row in rows if (text := _reference(row[key]))]
+        rng.shuffle(references)
+        references = [text for text in references[:_MOST_OF_A_SET] if _fits(text)]
         for reference in references:
             form, frame = rng.choice(list(_FORMS.items()))
             answer = reference.strip().strip("$")
@@ -86,6 +92,11 @@ def _reference(value: Any) -> str:
         value = value[0] if len(value) == 1 else ""
     text = str(value)
     return text if "$" not in text.strip().strip("$") else ""
+
+
+def _fits(reference: str) -> bool:
+    """Return whether the verifier takes a reference; what is refused is refused in words, too."""
+    return check_reference(make_task("math", reference)) is None
 
 
 def _folded(text: str) -> str:
@@ -113,8 +124,42 @@ def solutions_of_models(folder: Path) -> Iterator[Pair]:
                 )
 
 
-CORPORA: Mapping[str, Callable[[Path], Iterator[Pair]]] = {
-    "math-verify's tests": expectations_of_math_verify,
-    "references of evaluation sets": answers_of_evaluation_sets,
-    "solutions of models": solutions_of_models,
+CORPORA: Mapping[str, tuple[str, Callable[[Path], Iterator[Pair]]]] = {
+    "verify-expected": ("what math-verify's tests expect", expectations_of_math_verify),
+    "verify-references": ("references of evaluation sets", answers_of_evaluation_sets),
+    "verify-solutions": ("labelled solutions of models", solutions_of_models),
 }
+# The end of a reference and of its answer, and why we hold the verifier right.
+_REASONS = (
+    ("$9$", "\n $", "we read formulas over several lines"),
+    ("$9$", "\n \\)", "we read formulas over several lines"),
+    ("$(1,3)$", "${1,3}$", "brackets count: a set is no tuple"),
+    ("4}$", "${35 cm,4}$", "the boxes are joined by plus signs"),
+    ("W(n) = -1", "W(x)=1orW(x)=-1", "the reference's box never closes"),
+    ("{\\mathrm{e}}$", "{\\mathrm{e}}$", "minus is not plus: theirs is wrong"),
+    ("{4:30 p.m.}", "", "they are the same time: the label is wrong"),
+    ("10{,}000", "", "they are the same number: the label is wrong"),
+)
+
+
+def measure_corpora(folder: Path) -> Iterator[Result]:
+    """Measure agreement with each corpus; disagreements come with a reason where we know it."""
+    for name, (title, pairs) in CORPORA.items():
+        yield measure_agreement(
+            list(pairs(folder)),
+            name=name,
+            title=f"The maths verifier against {title}",
+            reasons=_reason,
+        )
+
+
+def _reason(pair: Pair) -> str:
+    """Return why we hold the verifier right; empty where we do not."""
+    return next(
+        (
+            why
+            for reference, answer, why in _REASONS
+            if pair.reference.endswith(reference) and pair.answer.rstrip().endswith(answer)
+        ),
+        "",
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from benchmarks.verifiers.maths import Pair
+from benchmarks.verifiers.maths import Pair, measure_agreement
+from posttrain.bench.measure import Result
 
 Written = tuple[Sequence[str], Sequence[str]]
 """Ways to write one value, and ways to write values that differ from it."""
@@ -15,8 +16,10 @@ FRAMES = (
     "Now\n\n$$\n{}\n$$\n", "The answer is ${}$.", "The final answer is ${}$. I hope it is correct.",
     "2 + 2 = 4\n#### {}", "**Answer:** ${}$", "Answer:\n\n\\[ {} \\]", "<answer>{}</answer>",
     "<think>It is \\boxed{{7}}.</think>\n\n\\({}\\)", "Let me see. <think>or 8</think>\n{}",
-    "\\begin{{equation}}\n{}\n\\end{{equation}}", "3 + 4 = 7\nA: {}", "答案是 ${}$。", "所以结果为 ${}$。",
-    "Hence\n\\begin{{align*}}\n\\boxed{{{}}}.\n\\end{{align*}}", "**{}**", "Ответ: ${}$", "$\\fbox{{{}}}$",
+    "\\begin{{equation}}\n{}\n\\end{{equation}}", "3 + 4 = 7\nA: {}",
+    "答案是 ${}$。", "所以结果为 ${}$。",
+    "Hence\n\\begin{{align*}}\n\\boxed{{{}}}.\n\\end{{align*}}", "**{}**",
+    "Ответ: ${}$", "$\\fbox{{{}}}$",
 )  # fmt: skip
 
 
@@ -207,3 +210,12 @@ def generated_pairs(seed: int, size: int) -> Iterator[Pair]:
             answer = rng.choice(FRAMES).format(rng.choice(list(answers)))
             reference = rng.choice(list(ways))
             yield Pair(reference=reference, answer=answer, equal=equal, form=kind)
+
+
+def measure_forms(num_pairs: int = 20_000) -> Result:
+    """Measure agreement on generated values: equal ones that fail, and others that pass."""
+    return measure_agreement(
+        list(generated_pairs(0, num_pairs)),
+        name="verify-forms",
+        title="The maths verifier on values in other words, and on others that look like them",
+    )

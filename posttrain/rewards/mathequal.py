@@ -138,30 +138,32 @@ def equal_values(reference: str, answer: str) -> bool:
     if any(names) and values != (reference, answer):
         return equal(*values)
     one, other = values
-    for read in (as_clock, as_ratio, as_based):
-        forms = read(one), read(other)
-        if any(forms):
-            return _equal_forms(*forms)
+    clock, other_clock = as_clock(one), as_clock(other)
+    if clock and other_clock:
+        return _equal_clocks(*clock, *other_clock)
+    ratio, other_ratio = as_ratio(one), as_ratio(other)
+    if ratio or other_ratio:
+        return _equal_ratios(ratio or [], other_ratio or [])
+    based, other_based = as_based(one), as_based(other)
+    if based or other_based:
+        return based == other_based
     return _equal_quantities(one, other)
 
 
-def _equal_forms(one: Any, other: Any) -> bool:
-    """Compare times of day, ratios, or numbers with a base, of which one side may be none."""
-    if one is None or other is None:
+def _equal_clocks(expected: int, half: str, got: int, other_half: str) -> bool:
+    """Compare times of day; a reference without AM and PM takes either half of the day."""
+    if other_half and not half:
+        return expected % 43200 == got % 43200
+    return expected == got and (half == other_half or got >= 13 * 3600)
+
+
+def _equal_ratios(expected: list[str], got: list[str]) -> bool:
+    """Compare ratios side by side, or each to its first side."""
+    if len(expected) != len(got):
         return False
-    if isinstance(one, list):
-        return len(one) == len(other) and (
-            all(map(equal, one, other))
-            or all(
-                equal_expressions(f"({one[0]}) \\cdot ({b})", f"({other[0]}) \\cdot ({a})")
-                for a, b in zip(one[1:], other[1:], strict=True)
-            )
-        )
-    (value, mark), (given, other_mark) = one, other
-    if isinstance(mark, str) and not mark:  # the reference does not say morning or evening
-        return value % 43200 == given % 43200 if other_mark else value == given
-    return value == given and (
-        mark == other_mark or (isinstance(mark, str) and not other_mark and value >= 46800)
+    return all(map(equal, expected, got)) or all(
+        equal_expressions(f"({expected[0]}) \\cdot ({b})", f"({got[0]}) \\cdot ({a})")
+        for a, b in zip(expected[1:], got[1:], strict=True)
     )
 
 

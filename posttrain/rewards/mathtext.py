@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 from posttrain.rewards.units import is_variables, unit_name
 
@@ -33,38 +34,36 @@ _SPACING = re.compile(
     r"style|(?:no)?limits|mathstrut)(?![A-Za-z]))"
     r"|\\(?:[,;:> ]|q?quad|thinspace|enspace|hspace\*?\{[^{}]*\})|~|\s+"
 )
-_REWRITES = tuple(
-    (re.compile(pattern), put)
-    for pattern, put in (
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:text[a-z]{2,6}|mbox|mathrm|mathit|mathbf|operatorname\*?)\s*\{", r"\\text{"),
-        (r"\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
-        (r"\\text\s*\{\s*,?\s*(and|or)\s*,?\s*\}", r" \1 "),
-        (r"\\(?:lor|vee)(?![A-Za-z])", " or "),
-        (r"\\degree(?![A-Za-z])|\^\s*\{?\s*\\circ\s*\}?", r"^\\circ "),
-        (r"\\[lr]brace(?![A-Za-z])", lambda m: "\\{" if m[0] == "\\lbrace" else "\\}"),
-        (r"\\[lr]angle(?![A-Za-z])", lambda m: "(" if m[0] == "\\langle" else ")"),
-        (r"\\?\$|\\\(|\\\)|\\\[|\\\]", ""),
-        (r"√\s*(?:\(" + _INNER + r"\)|(\d+(?:\.\d+)?|[A-Za-z]))", r"\\sqrt{\1\2}"),
-        (r"(?<![\\A-Za-z])sqrt\s*\(" + _INNER + r"\)", r"\\sqrt{\1}"),
-        (r"\*\*", "^"),
-        (r"\^\s*\(" + _INNER + r"\)", r"^{\1}"),
-        (r"\^\s*(-?\d{2,}(?!\d*!)|-\d)", r"^{\1}"),
-        (rf"(?<![\\A-Za-z{{])({_FUNCTIONS})(?=\s*[\w({{\\^])(?![A-Za-z])", r"\\\1 "),
-        (r"(?<![\\A-Za-z{])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
-        (r"(?<![\\A-Za-z{])[Pp]i(?![A-Za-z])", r"\\pi "),
-        (r"(?<![\w.])(-?\d+(?:\.\d+)?)[eE]\+?(-?\d{1,4})(?!\w)", r"\1 \\times 10^{\2}"),
-        (r"\\\{\s*\\\}|\\varnothing(?![A-Za-z])", r"\\emptyset "),
-        (r"([\d})])\s*\*?\s*i(?![A-Za-z])", r"\1 i"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        # 1{,}234  1 234 567  1'234 and, outside lists, 1,234; 1.234.567 and 1.234,5; then 1,5
-        (r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|[ '’])\d{3})+(?!\d)", lambda m: re.sub(r"\D", "", m[0])),
-        (r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,])",
-         lambda m: m[0].replace(".", "").replace(",", ".")),
-        (r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,])", lambda m: m[0].replace(".", "")),
-        (r"(?<=\d)\{,\}(?=\d)", "."),
-    )
+_TABLE: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\(?:text[a-z]{2,6}|mbox|mathrm|mathit|mathbf|operatorname\*?)\s*\{", r"\\text{"),
+    (r"\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 "),
+    (r"\\text\s*\{\s*,?\s*(and|or)\s*,?\s*\}", r" \1 "),
+    (r"\\(?:lor|vee)(?![A-Za-z])", " or "),
+    (r"\\degree(?![A-Za-z])|\^\s*\{?\s*\\circ\s*\}?", r"^\\circ "),
+    (r"\\[lr]brace(?![A-Za-z])", lambda m: "\\{" if m[0] == "\\lbrace" else "\\}"),
+    (r"\\[lr]angle(?![A-Za-z])", lambda m: "(" if m[0] == "\\langle" else ")"),
+    (r"\\?\$|\\\(|\\\)|\\\[|\\\]", ""),
+    (r"√\s*(?:\(" + _INNER + r"\)|(\d+(?:\.\d+)?|[A-Za-z]))", r"\\sqrt{\1\2}"),
+    (r"(?<![\\A-Za-z])sqrt\s*\(" + _INNER + r"\)", r"\\sqrt{\1}"),
+    (r"\*\*", "^"),
+    (r"\^\s*\(" + _INNER + r"\)", r"^{\1}"),
+    (r"\^\s*(-?\d{2,}(?!\d*!)|-\d)", r"^{\1}"),
+    (rf"(?<![\\A-Za-z{{])({_FUNCTIONS})(?=\s*[\w({{\\^])(?![A-Za-z])", r"\\\1 "),
+    (r"(?<![\\A-Za-z{])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
+    (r"(?<![\\A-Za-z{])[Pp]i(?![A-Za-z])", r"\\pi "),
+    (r"(?<![\w.])(-?\d+(?:\.\d+)?)[eE]\+?(-?\d{1,4})(?!\w)", r"\1 \\times 10^{\2}"),
+    (r"\\\{\s*\\\}|\\varnothing(?![A-Za-z])", r"\\emptyset "),
+    (r"([\d})])\s*\*?\s*i(?![A-Za-z])", r"\1 i"),
+    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+    # 1{,}234  1 234 567  1'234 and, outside lists, 1,234; 1.234.567 and 1.234,5; then 1,5
+    (r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|[ '’])\d{3})+(?!\d)", lambda m: re.sub(r"\D", "", m[0])),
+    (r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,])",
+     lambda m: m[0].replace(".", "").replace(",", ".")),
+    (r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,])", lambda m: m[0].replace(".", "")),
+    (r"(?<=\d)\{,\}(?=\d)", "."),
 )  # fmt: skip
+_REWRITES = tuple((re.compile(pattern), put) for pattern, put in _TABLE)
 _COMMA_GROUPS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
 _MIXED = re.compile(
@@ -199,9 +198,9 @@ def formula_in(text: str, *, leading: bool = False) -> str:
         return text if re.search(r"\w|\\", text) else ""
     if leading:
         text = _PROSE.sub("", text, count=1) or text
-    sentences = _SENTENCE_END.split(text)
-    found = map(_formula_of_sentence, sentences if leading else reversed(sentences))
-    return next(filter(None, found), "")
+    sentences: list[str] = _SENTENCE_END.split(text)
+    ordered = sentences if leading else sentences[::-1]
+    return next((found for one in ordered if (found := _formula_of_sentence(one))), "")
 
 
 def _inside(span: re.Match[str]) -> str:
