@@ -1,5 +1,5 @@
 # Every target makes the environment it needs; nothing has to be prepared but Python 3.11+.
-#   make demo        install, then the quickstart recipe: 22 minutes on 2 CPU cores
+#   make demo        install, then the quickstart recipe: 12 minutes on 2 CPU cores
 #   make test        every test but those that need a GPU, in two processes at once unless WORKERS=n
 #   make test-fast   the quick ones
 #   make check       ruff and pyright; make format: mend what ruff can
