@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -120,6 +121,8 @@ def divert_output(log: Path) -> None:
     global _terminal
     sys.stdout.flush()
     sys.stderr.flush()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # or a crash would lose what it holds
     if _terminal is None:
         _terminal = os.fdopen(os.dup(2), "w")
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -152,8 +152,9 @@ class Prompt:
         meta: Mapping[str, Any] | None = None,
     ) -> Prompt:
         """Build a prompt with the id that its content gives it."""
+        columns = [meta["columns"]] if meta and meta.get("columns") else []
         return cls(
-            prompt_id=content_hash(messages, reference, verifier),
+            prompt_id=content_hash(messages, reference, verifier, *columns),
             messages=messages,
             reference=reference,
             verifier=verifier,

@@ -86,6 +86,18 @@ def test_the_modules_beside_a_file_belong_to_it(tmp_path: Path) -> None:
     assert find_function("mine.py:score", tmp_path).files == [own, one, three, deep]
 
 
+def test_submodules_packages_and_relative_imports_belong_to_it_too(tmp_path: Path) -> None:
+    write(tmp_path, "from helpers import maths\ndef score(completion): ...")
+    write(tmp_path, "", "helpers/unused.py")
+    package = write(tmp_path, "from .more import x", "helpers/__init__.py")
+    maths = write(tmp_path, "from . import deep", "helpers/maths.py")
+    more = write(tmp_path, "", "helpers/more.py")
+    deep = write(tmp_path, "", "helpers/deep.py")
+    own, *rest = find_function("mine.py:score", tmp_path).files
+    assert own == tmp_path / "mine.py"
+    assert sorted(rest) == sorted([package, maths, more, deep])
+
+
 def test_a_re_export_leads_to_the_file_that_defines_it() -> None:
     (file,) = find_function("trl.rewards:accuracy_reward", Path()).files
     assert file.name == "accuracy_rewards.py"

@@ -23,10 +23,10 @@ from markupsafe import Markup
 from posttrain.errors import SetupError
 from posttrain.records import Prompt
 from posttrain.report import write_report
-from posttrain.report.blocks import Figure, Table, number, percent
+from posttrain.report.blocks import Figure, Prose, Table, number, percent
 from posttrain.report.charts import curves, score_histogram, stacked_steps, thin
 from posttrain.report.inert import inert, is_unseen, plain
-from posttrain.report.judging import judge_section
+from posttrain.report.judging import judge_section, summary_blocks
 from posttrain.report.read import read_run
 from posttrain.report.svg import COLOURS
 from posttrain.report.training import expert_blocks
@@ -192,7 +192,7 @@ def judged_words(run_dir: Path) -> tuple[str, list[list[str]]]:
     [
         ({"mean": 0.5, "low": 0.3, "high": 0.6}, True, "fails more often on samples with higher"),
         ({"mean": 0.02, "low": -0.2, "high": 0.24}, False, "not distinguishable from zero"),
-        ({"mean": -0.6, "low": -0.7, "high": -0.5}, False, "drops the wrong ones"),
+        ({"mean": -0.6, "low": -0.7, "high": -0.5}, False, "would drop the wrong ones"),
         ({"mean": 1.0, "low": -1.0, "high": 1.0}, None, "too few samples"),
         ({"mean": None, "low": None, "high": None}, None, "are all equal"),
     ],
@@ -224,6 +224,11 @@ def test_the_correlation_within_capabilities_decides_about_the_judge(
     assert rows[0][2:] == ["0.80", "0.70 to 0.90"]
     if within["mean"] is not None and earned:
         assert "0.50 (95 % interval 0.30 to 0.60)" in caption
+
+
+def test_the_report_says_that_nothing_was_pruned_and_why() -> None:
+    (said,) = summary_blocks({"verdict": "The judge fails its check.", "refusal": "None dropped."})
+    assert said == Prose("The judge fails its check. None dropped.")
 
 
 def test_a_mixture_of_experts_shows_load_and_gradients(html: str) -> None:

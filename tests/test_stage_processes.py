@@ -156,7 +156,7 @@ def test_what_libraries_print_stays_in_a_file(
     assert "a word to the user\n" in err
     assert "toys: 1/1" in err
     assert "noise" not in err
-    printed = (folder / "run" / "work" / "model" / launch.OUTPUT).read_text()
+    printed = launch.output_log(folder / "run" / "work" / "model").read_text()
     assert sorted(printed.splitlines()) == [
         "noise from below",
         "noise on standard error",

@@ -291,6 +291,15 @@ def test_a_stage_depends_on_the_functions_that_it_runs(
     assert ("rl" in differing) == (changed != {"pairs"})
 
 
+def test_rows_that_differ_in_a_column_alone_are_two_prompts() -> None:
+    def prompt_id(**meta: Any) -> str:
+        asked = {"messages": [], "reference": "", "verifier": "x", "capability": "c"}
+        return Prompt.make(**asked, meta=meta).prompt_id
+
+    assert prompt_id(columns={"most": 3}) != prompt_id(columns={"most": 4})
+    assert prompt_id(columns={}) == prompt_id(entry=1) == prompt_id()
+
+
 # ---- pairs
 
 

@@ -19,11 +19,9 @@ from posttrain.engines.rollouts import roll_out_in_batches
 from posttrain.lengths import tokens_if_too_long
 from posttrain.metrics import Interval, pass_rates, spearman_interval
 from posttrain.prune import PruneResult
-from posttrain.recipe.schema import JudgeCheck
+from posttrain.recipe.schema import MIN_MEASURED, JudgeCheck
 from posttrain.records import Prompt, RolloutGroup, Sample, Verdict
 
-MIN_MEASURED = 10
-"""Fewest measured samples of one capability that can decide about a judge."""
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 

@@ -2,8 +2,8 @@
 
 On CUDA, a training stage is started by `accelerate launch`. Without, accelerate starts a single
 process whatever the number asked for: several processes are therefore started by torchrun, with the
-FSDP settings that accelerate would have passed on, and a single one is forked from a process that
-has done the imports (warm.py).
+FSDP settings that accelerate would have passed on. On Linux without CUDA, a stage that loads models
+is forked from a process that has done the imports (warm.py).
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ RESULT = "result.json"
 ERROR = "error.json"
 CALL = "call.json"
 PROGRESS = "progress.json"
-OUTPUT = "output.log"
-"""File for what libraries print during a stage."""
 PARENT_VARIABLE = "POSTTRAIN_RUN_PID"
 
 QUIET = {
@@ -221,7 +219,7 @@ def _start(
     several = stage.is_training and launch.num_processes > 1
     if several and not has_cuda():
         environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cpus() // launch.num_processes)))
-    if warm is not None and not several:
+    if warm is not None and stage.loads_models and not several:
         with suppress(ConnectionError):  # it has died: a fresh process does as well, later
             return warm.fork(context.run_dir, stage.name, environment), warm.wait, warm.reap
     command = launch_line(stage, context.run_dir, launch.num_processes, strategy=launch.strategy)
@@ -248,7 +246,7 @@ def _failure(stage: Stage[Any], work: Path, code: int) -> PosttrainError:
         )
     return StageCrash(
         f"the {stage.name} stage ended with code {code} and left no message; what it printed is in "
-        f"{work / OUTPUT}",
+        f"{output_log(work)}",
         hint="run the same command again; if it happens twice, it is a bug of posttrain",
     )
 
@@ -321,6 +319,11 @@ def _set_environment(values: Mapping[str, str]) -> Generator[None, None, None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def output_log(work: Path) -> Path:
+    """Return the file for what libraries print during a stage; it outlives the work folder."""
+    return work.with_name(f"{work.name}.log")
 
 
 def read_progress(work: Path) -> Mapping[str, Any] | None:

@@ -12,6 +12,7 @@ from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec
 from posttrain.recipe.problems import dotted
 from posttrain.recipe.schema import needs, user_functions
+from posttrain.records import Prompt
 from posttrain.rewards import close_workers, find_verifier, use_functions
 from posttrain.sandbox import choose
 
@@ -80,12 +81,21 @@ def check_functions(loaded: LoadedRecipe) -> None:
     try:
         for path, function in functions:
             try:
-                find_verifier(function.name)
+                verifier = find_verifier(function.name)
             except RecipeError as error:
                 raise RecipeError(f"{dotted(path)}: {error.message}", hint=error.hint) from error
+            if path[0] == "dpo" and (why := verifier.check(_without_columns(function.name))):
+                raise RecipeError(
+                    f"{dotted(path)}: {why}",
+                    hint="a detector is given completion, prompt and reference only",
+                )
     finally:
         if functions:
             close_workers()
+
+
+def _without_columns(verifier: str) -> Prompt:
+    return Prompt.make(messages=[], reference="", verifier=verifier, capability="")
 
 
 def disk_needed_bytes(loaded: LoadedRecipe) -> int:

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,12 +28,13 @@ import psutil
 from posttrain import errors, sandbox
 from posttrain.errors import Interrupted, Locked, PosttrainError
 from posttrain.pipeline.failure import bug_message, explain, write_crash
-from posttrain.pipeline.launch import CALL, ERROR, OUTPUT, PARENT_VARIABLE, RESULT
+from posttrain.pipeline.launch import CALL, ERROR, PARENT_VARIABLE, RESULT, output_log
 from posttrain.pipeline.stage import Counts, StageContext
 from posttrain.pipeline.stages import STAGES
 from posttrain.pipeline.warm import exit_code
 from posttrain.progress import divert_output, is_main_process
 from posttrain.recipe.schema import Recipe
+from posttrain.rewards import close_workers
 from posttrain.tables import read_json, write_json
 
 STAGE_LOCK = "stage.lock"
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> int:
     _end_with(os.environ.get(PARENT_VARIABLE))
     try:
         with _only_one(run_dir):
-            divert_output(work / OUTPUT)
+            divert_output(output_log(work))
             function, context = _read_call(run_dir, stage)
             sandbox.use(context.recipe.sandbox)
             row = next(row for row in STAGES if row.name == stage)
@@ -88,7 +90,7 @@ def _report(error: BaseException, run_dir: Path, stage: str, work: Path) -> int:
     if known is not None:
         kind, message, hint, code = _kind(known), known.message, known.hint, known.exit_code
     else:
-        crash = write_crash(run_dir, stage, error, output=work / OUTPUT)
+        crash = write_crash(run_dir, stage, error, output=output_log(work))
         message, hint = bug_message(f"the {stage} stage", error, crash)
         kind, code = "StageCrash", 1
     value = {"type": kind, "message": message, "hint": hint}
@@ -118,7 +120,7 @@ def _only_one(run_dir: Path) -> Generator[None, None, None]:
                 if time.monotonic() > deadline:
                     raise Locked(
                         f"a stage process of an earlier run still works in {run_dir}",
-                        hint="end it (ps aux | grep stage_process), then the same command again",
+                        hint="end it (ps aux | grep posttrain), then the same command again",
                     ) from None
                 time.sleep(0.1)
         yield
@@ -155,6 +157,7 @@ def _peak_rss_bytes() -> int:
 
 def serve(control: socket.socket, log: Path, preloaded: Sequence[str]) -> None:
     """Import `preloaded`; then fork a stage at each request, until the run is gone."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to every process; the run ends this one
     divert_output(log)
     for name in preloaded:
         with suppress(Exception):  # raised again by the stage that needs the module
@@ -185,8 +188,13 @@ def _end_as_a_stage(asked: Mapping[str, Any]) -> NoReturn:
         code = main([asked["run_dir"], asked["stage"]])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
-        # No interpreter exit, whose handlers belong to the parent process.
+        # No interpreter exit: most of its handlers are those of the parent process's imports.
+        with suppress(Exception):
+            close_workers()
+            sandbox.close_sandbox()
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

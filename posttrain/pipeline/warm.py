@@ -48,11 +48,6 @@ class WarmProcess:
                 process_group=0,
             )
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process is running."""
-        return self._process.poll() is None
-
     def fork(self, run_dir: Path, stage: str, environment: Mapping[str, str]) -> int:
         """Start a stage in a process group of its own; return its pid, which is the group's.
 
@@ -99,7 +94,12 @@ class WarmProcess:
 
 
 def exit_code(pid: int) -> int:
-    """Wait for a child without reaping it; return its exit code, negative for a signal."""
+    """Wait for a child without reaping it; return its exit code, negative for a signal.
+
+    Without os.waitid, which macOS has from Python 3.13 on, the child is reaped.
+    """
+    if not hasattr(os, "waitid"):
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert ended is not None
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status

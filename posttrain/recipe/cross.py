@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from posttrain.recipe.batches import check_generation_batch, nearest_multiples
 from posttrain.recipe.problems import KeyPath, Mistake, dotted, nearest, show
 from posttrain.recipe.rows import CHOOSABLE, DataSource
-from posttrain.recipe.schema import Recipe, needs, training_stages, user_functions
+from posttrain.recipe.schema import MIN_MEASURED, Recipe, needs, training_stages, user_functions
 from posttrain.rewards import VERIFIERS, UserFunction
 
 VLLM_ONLY = ("tensor_parallel_size", "quantization", "checkpoint", "sync", "enable_sleep_mode")
@@ -79,8 +79,9 @@ def _judge_check(recipe: Recipe) -> Iterator[Mistake]:
         return
     so = "so the judge cannot be checked, and nothing would be pruned"
     anyway = "or set sft.prune.require_check: false to prune unchecked"
-    if sft.pilot.num_samples == 0:
-        yield Mistake(path=("sft", "pilot", "num_samples"), message=f"0, {so}: raise it, {anyway}")
+    if sft.pilot.num_samples < MIN_MEASURED:
+        message = f"{sft.pilot.num_samples}, {so}: raise it to {MIN_MEASURED} or more, {anyway}"
+        yield Mistake(path=("sft", "pilot", "num_samples"), message=message)
     elif not any(source.verifiers for source in sft.data):
         message = f"no source has a verifier, {so}: give one a verifier, {anyway}"
         yield Mistake(path=("sft", "data"), message=message)

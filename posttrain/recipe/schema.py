@@ -47,6 +47,10 @@ class Launch(Spec):
     """ddp keeps the whole model on every device, fsdp (FSDP2) shards each layer over all."""
 
 
+MIN_MEASURED = 10
+"""Fewest measured samples of one capability that can decide about a judge."""
+
+
 class JudgeCheck(Spec):
     """Samples whose difficulty is measured with the base model, to check the judge against."""
 

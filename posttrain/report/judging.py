@@ -181,7 +181,7 @@ def _meaning(run: Run) -> str:
     if high < 0:
         return (
             f"{told}: the model fails less often on samples with higher scores, so pruning by this "
-            "judge drops the wrong ones."
+            "judge would drop the wrong ones."
         )
     return (
         f"{told}, which is not distinguishable from zero: nothing shows that pruning by this "
@@ -211,7 +211,8 @@ def summary_blocks(summary: Mapping[str, Any]) -> list[Block]:
         )
         blocks.append(table)
     if summary.get("verdict"):
-        blocks.append(Prose(str(summary["verdict"])))
+        refusal = f" {summary['refusal']}" if summary.get("refusal") else ""
+        blocks.append(Prose(f"{summary['verdict']}{refusal}"))
     if reasons := summary.get("unscored_reasons"):
         told = "; ".join(f"{reason} ({number(count)})" for reason, count in reasons.items())
         blocks.append(Prose(f"Reasons for unscored samples: {told}."))

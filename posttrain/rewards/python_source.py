@@ -9,9 +9,10 @@ import hashlib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,8 @@ def _module_file(module: str, folder: Path) -> Path:
     places: Sequence[str] | None = None
     origin: str | None = None
     for depth in range(1, module.count(".") + 2):
-        found = PathFinder.find_spec(".".join(module.split(".")[:depth]), places)
+        part = ".".join(module.split(".")[:depth])
+        found = _find_package(part) if places is None else PathFinder.find_spec(part, places)
         last = depth == module.count(".") + 1
         if found is None or (last and found.origin is None):
             beside = folder.joinpath(*module.split(".")).with_suffix(".py")
@@ -225,23 +227,42 @@ def _module_file(module: str, folder: Path) -> Path:
     return Path(origin)
 
 
+def _find_package(name: str) -> ModuleSpec | None:
+    """Find a module as the worker would, which has no working directory on its path."""
+    here = {"", str(Path.cwd())}
+    for finder in sys.meta_path:
+        on = [place for place in sys.path if place not in here] if finder is PathFinder else None
+        if (found := finder.find_spec(name, on)) is not None:
+            return found
+    return None
+
+
 def _add_imported(file: Path, files: list[Path]) -> None:
     """Add a file and the modules beside it that it imports, and theirs."""
     if file in files:
         return
     files.append(file)
+    root = files[0].parent
     for node in ast.walk(_tree(file)):
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            modules = [node.module]
-        else:
-            continue
-        for module in modules:
-            path = files[0].parent.joinpath(*module.split("."))
-            for source in (path.with_suffix(".py"), path / "__init__.py"):
+        for path in _imported_paths(node, file, root):
+            packages = [parent / "__init__.py" for parent in path.parents if root in parent.parents]
+            for source in (path.with_suffix(".py"), path / "__init__.py", *packages):
                 if source.is_file():
                     _add_imported(source.resolve(), files)
+
+
+def _imported_paths(node: ast.AST, file: Path, root: Path) -> Iterator[Path]:
+    """Yield what an import may mean, as paths without suffix."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield root.joinpath(*alias.name.split("."))
+    elif isinstance(node, ast.ImportFrom):
+        base = file.parents[node.level - 1] if node.level else root
+        base = base.joinpath(*(node.module or "").split("."))
+        yield base
+        for alias in node.names:
+            if alias.name != "*":
+                yield base / alias.name
 
 
 def _names(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:

@@ -33,7 +33,7 @@ def run(context: StageContext, section: Prune) -> Counts:
     samples = data.samples(context)
     verdicts = VERDICTS.read(context.inputs["judge"])
     check = check_judge(samples, verdicts, read_groups(context.inputs["judge"] / PILOT))
-    refused = section.require_check and not check.earned
+    refused = section.require_check and section.drop_easiest > 0 and not check.earned
     result = prune(samples, verdicts, KEEP_ALL if refused else section)
     KEPT.write(context.out_dir, result.kept)
     DROPPED.write(context.out_dir, result.dropped)

@@ -43,7 +43,7 @@ def depends_on(loaded: LoadedRecipe, _section: Sft) -> Mapping[str, Any]:
 def estimate(recipe: Recipe, section: Sft, rows: Mapping[str, int | None]) -> Estimate:
     """Estimate tokens: rows x epochs x max_length, or max_steps x batch x max_length."""
     kept = rows["sft"]
-    if kept is not None and judge.section_of(recipe) is not None:
+    if kept is not None and judge.section_of(recipe) and not section.prune.require_check:
         kept -= int(kept * section.prune.drop_easiest)
     block = section.trainer
     max_length = block.max_length or recipe.engine.max_model_len
