@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -121,8 +121,7 @@ def divert_output(log: Path) -> None:
     global _terminal
     sys.stdout.flush()
     sys.stderr.flush()
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # or a crash would lose what it holds
+    cast(TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)  # a crash loses a line at most
     if _terminal is None:
         _terminal = os.fdopen(os.dup(2), "w")
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
