@@ -80,6 +80,8 @@ CASES = [
     ("last lines with labels", "18", "2*9=18\nA: 18", True),
     ("last lines of other scripts", "9", "99-90=9\n她还剩9页没有看。", True),
     ("last lines of other scripts", "9", "99-90=9\nしたがって、残りは9ページです。", True),
+    ("prices", "100", r"So it costs \$100.", True),
+    ("prices", "18", "He makes 9*2 = $18 every day.", True),
     ("bold", "18", "**Answer:** She has **18** apples.", True),
     ("bold", "18", "So she has **18** apples after 3 days.", True),
     ("long sets", r"\{1,2,3,4,5,6,7,8,9\}", r"\boxed{\{9,8,7,6,5,4,3,2,1\}}", True),

@@ -159,7 +159,7 @@ _WORD = re.compile(
     re.IGNORECASE,
 )
 _TOKEN = re.compile(
-    r"[$€£¥]?[-+±−(\[{|√]*(?:[$€£¥]?\.?\d[^\s\u2e80-\uffff]*|π|[a-zA-Z](?:[²³^_(]\S*)?|\\[A-Za-z]+\S*"
+    r"\\?[$€£¥]?[-+±−(\[{|√]*(?:[$€£¥]?\.?\d[^\s\u2e80-\uffff]*|π|[a-zA-Z](?:[²³^_(]\S*)?|\\[A-Za-z]+\S*"
     rf"|(?:sqrt|{_FUNCTIONS})\S*)|[-+*/=<>≤≥×÷^·±−≈%]+"
 )
 _PROSE = re.compile(
