@@ -81,6 +81,7 @@ CASES = [
     ("last lines of other scripts", "9", "99-90=9\n她还剩9页没有看。", True),
     ("last lines of other scripts", "9", "99-90=9\nしたがって、残りは9ページです。", True),
     ("prices", "100", r"So it costs \$100.", True),
+    ("words that begin like functions", "5", "She logged and since costs 5.", True),
     ("prices", "18", "He makes 9*2 = $18 every day.", True),
     ("bold", "18", "**Answer:** She has **18** apples.", True),
     ("bold", "18", "So she has **18** apples after 3 days.", True),

@@ -160,7 +160,7 @@ _WORD = re.compile(
 )
 _TOKEN = re.compile(
     r"\\?[$€£¥]?[-+±−(\[{|√]*(?:[$€£¥]?\.?\d[^\s\u2e80-\uffff]*|π|[a-zA-Z](?:[²³^_(]\S*)?|\\[A-Za-z]+\S*"
-    rf"|(?:sqrt|{_FUNCTIONS})\S*)|[-+*/=<>≤≥×÷^·±−≈%]+"
+    rf"|(?:sqrt|{_FUNCTIONS})(?![A-Za-z])\S*)|[-+*/=<>≤≥×÷^·±−≈%]+"
 )
 _PROSE = re.compile(
     r"\s*[,;.]?\s+(?:because|since|not|which|where|when|so|as|for|after|i\.e\.|that)\b.*", re.DOTALL
