@@ -123,7 +123,7 @@ def _by_capability(rows: list[Sample] | list[Prompt]) -> dict[str, int]:
 
 STAGE = Stage(
     name="data",
-    version=2,
+    version=3,
     section=lambda recipe: recipe,
     run=run,
     depends_on=depends_on,

@@ -146,7 +146,7 @@ def _row(
 ) -> Stage[Eval]:
     return Stage(
         name=f"{EVALUATION}{point}",
-        version=1,
+        version=2,
         section=lambda recipe: (
             section(recipe) if recipe.eval.suites and point in recipe.eval.after else None
         ),

@@ -190,7 +190,7 @@ def _as_prompt(sample: Sample) -> Prompt:
 
 STAGE = Stage(
     name="judge",
-    version=1,
+    version=2,
     section=section_of,
     run=run,
     reads=("model", "data"),

@@ -102,7 +102,7 @@ def estimate(recipe: Recipe, section: Rl, rows: Mapping[str, int | None]) -> Est
 
 STAGE = Stage(
     name="rl",
-    version=1,
+    version=2,
     section=lambda recipe: recipe.rl,
     run=run,
     reads=("model", "data", "judge", "sft"),
