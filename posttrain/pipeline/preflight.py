@@ -11,7 +11,7 @@ from posttrain.progress import note
 from posttrain.recipe import LoadedRecipe
 from posttrain.recipe.models import EngineSpec
 from posttrain.recipe.problems import dotted
-from posttrain.recipe.schema import needs, user_functions
+from posttrain.recipe.schema import DETECTORS, needs, user_functions
 from posttrain.records import Prompt
 from posttrain.rewards import close_workers, find_verifier, use_functions
 from posttrain.sandbox import choose
@@ -84,7 +84,7 @@ def check_functions(loaded: LoadedRecipe) -> None:
                 verifier = find_verifier(function.name)
             except RecipeError as error:
                 raise RecipeError(f"{dotted(path)}: {error.message}", hint=error.hint) from error
-            if path[0] == "dpo" and (why := verifier.check(_without_columns(function.name))):
+            if path[:-1] == DETECTORS and (why := verifier.check(_without_columns(function.name))):
                 raise RecipeError(
                     f"{dotted(path)}: {why}",
                     hint="a detector is given completion, prompt and reference only",

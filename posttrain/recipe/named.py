@@ -10,7 +10,7 @@ from posttrain.recipe import files
 from posttrain.recipe.check import children, expected_instead
 from posttrain.recipe.document import Document, as_list, as_map, read_file
 from posttrain.recipe.problems import KeyPath, Mistake, Problem, RecipeProblems, dotted
-from posttrain.recipe.schema import Recipe
+from posttrain.recipe.schema import DETECTORS, Recipe
 from posttrain.rewards.python_source import BadFunction, Source, find_function
 
 
@@ -37,9 +37,10 @@ class NamedFiles:
         for path, source in data_sources(data):
             self._data((*path, "path"), source.get("path"))
             self._function((*path, "verifier"), source.get("verifier"))
-        pairs = as_map(as_map(data.get("dpo")).get("pairs"))
-        for number, case in enumerate(as_list(pairs.get("corner_cases"))):
-            self._function(("dpo", "pairs", "corner_cases", number), case, has_columns=False)
+        section, block, key = DETECTORS
+        pairs = as_map(as_map(data.get(section)).get(block))
+        for number, case in enumerate(as_list(pairs.get(key))):
+            self._function((*DETECTORS, number), case, has_columns=False)
         answer_judge = as_map(data.get("answer_judge"))
         self._model(("answer_judge", "model"), answer_judge.get("model"))
         self._data(("answer_judge", "calibration"), answer_judge.get("calibration"))

@@ -299,6 +299,10 @@ def every_source(recipe: Recipe) -> Iterator[tuple[KeyPath, DataSource]]:
             yield (*path, number), source
 
 
+DETECTORS = ("dpo", "pairs", "corner_cases")
+"""Key of the list that may name the user's own detectors."""
+
+
 def user_functions(recipe: Recipe) -> Iterator[tuple[KeyPath, UserFunction]]:
     """Yield the user's own functions with their keys: verifiers, then detectors."""
     for path, source in every_source(recipe):
@@ -306,7 +310,7 @@ def user_functions(recipe: Recipe) -> Iterator[tuple[KeyPath, UserFunction]]:
             yield (*path, "verifier"), source.verifier
     for number, case in enumerate(recipe.dpo.pairs.corner_cases if recipe.dpo else ()):
         if isinstance(case, UserFunction):
-            yield ("dpo", "pairs", "corner_cases", number), case
+            yield (*DETECTORS, number), case
 
 
 def needs(recipe: Recipe, section: Literal["sandbox", "answer_judge"]) -> bool:
