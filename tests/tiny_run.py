@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -52,6 +53,8 @@ class RunServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # PEFT writes sets in the order of their hashes, and two processes make one tiny run.
+            env={**os.environ, "PYTHONHASHSEED": "0"},
         )
 
     def ask(self, **wanted: Any) -> dict[str, Any]:
