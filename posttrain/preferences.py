@@ -107,7 +107,7 @@ def _own_cases(
 ) -> dict[int, str]:
     """Return the first of the user's own detectors that holds, by `id` of the failed rollout.
 
-    A detector that cannot decide does not hold; how often that was is told.
+    A detector that cannot decide finds nothing; a note gives the number of such answers.
     """
     found: dict[int, str] = {}
     for detector in (case for case in spec.corner_cases if isinstance(case, UserFunction)):

@@ -384,7 +384,7 @@ def side_by_side(monkeypatch: Any, places: Sequence[Any], work: Callable[[Any], 
 
 @dataclass(frozen=True)
 class Said:
-    """What a command printed, and its exit code."""
+    """Output and exit code of a command."""
 
     code: int
     out: str

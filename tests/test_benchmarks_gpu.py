@@ -138,7 +138,7 @@ def test_the_command_writes_the_table(tmp_path: Path) -> None:
     ],
 )
 def test_a_child_of_a_process_that_only_imported_works(name: str) -> None:
-    """What differs on the CPU, where no call reaches for CUDA."""
+    """Setting of the benchmark on the CPU, with no call into CUDA."""
     assert start.cases(TINY)[name]().text == "CUDA not initialised in the parent; the child works"
 
 

@@ -76,9 +76,9 @@ class Stage(Generic[Section]):
     """Expected work, given the rows of `sft` and `rl`."""
     is_seeded: bool = True
     loads_models: bool = False
-    """Whether it imports torch, TRL or vLLM; it is then forked from a process that has."""
+    """True for stages that import torch, TRL or vLLM; they are forked from warm.py's process."""
     is_training: bool = False
-    """Whether it trains a policy; it then runs in launch.num_processes processes."""
+    """True for stages that train a policy: they run in launch.num_processes processes."""
     seed_name: str | None = None
     """Name that the seed is derived from; left out, the stage's own."""
 

@@ -140,7 +140,7 @@ def _mixed(found: re.Match[str]) -> str:
     return f"{sign}({whole}+\\frac{{{above}}}{{{below}}})"
 
 
-# ---- where the formula stands in a line
+# ---- find the formula in a line
 
 _SPAN = re.compile(
     r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<!\\)\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)"
